@@ -1,0 +1,53 @@
+# One virtual environment, two stamps: .venv/.core is what a user installs, .venv/.dev adds the tools.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := $(firstword $(wildcard docs/samples/*.png))
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help quickstart install test quality bench build clean
+
+help:  ## list these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## +/\1|/' | while IFS='|' read -r name text; do \
+		printf '  make %-11s %s\n' "$$name" "$$text"; done
+
+quickstart: $(VENV)/.core  ## install the package and read the emotion of a sample picture
+	@test -n "$(SAMPLE)" || { echo "no sample picture in docs/samples; try: $(BIN)/emo-r3 predict your.png" >&2; exit 1; }
+	$(BIN)/emo-r3 predict $(SAMPLE)
+
+install: $(VENV)/.dev  ## install the package with the development tools into .venv
+
+test: $(VENV)/.dev  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+quality: $(VENV)/.dev  ## lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## print the speed ratios
+	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+build: $(VENV)/.dev  ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find emo_r3 tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first interpreter that is new enough and can make environments (Debian ships ensurepip apart: python3-venv).
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+		if $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "$$python -m venv $(VENV)"; exec $$python -m venv $(VENV); fi; done; \
+	echo "No Python >= 3.11 with venv found. Install one (Debian: apt install python3-venv) or: make PYTHON=/path/to/python3.11" >&2; exit 1
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,43 @@
+"""Every test runs offline, without the person's Hub cache and token, and with a small number of threads."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import tempfile
+from typing import Any
+
+import pytest
+
+# Before any test module imports a Hugging Face library: they read these once, at import.
+_HOME = tempfile.TemporaryDirectory(prefix="emo-r3-tests-")
+os.environ.update(HF_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+for _name in [name for name in os.environ if name.startswith(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_"))]:
+    del os.environ[_name]
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+_connect = socket.socket.connect
+
+
+def _connect_to_loopback_only(self: socket.socket, address: Any) -> None:
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        host = str(address[0])
+        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+            raise OSError(f"tests run offline: no connection to {host}")
+    _connect(self, address)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection but to this machine."""
+    monkeypatch.setattr(socket.socket, "connect", _connect_to_loopback_only)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where there is no CUDA device."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
