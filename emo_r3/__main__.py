@@ -1,0 +1,3 @@
+from emo_r3.cli import main
+
+raise SystemExit(main())

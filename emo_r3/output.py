@@ -1,0 +1,212 @@
+"""Writing what `emo-r3 predict` found: four formats, and the result file that an interrupted run goes on from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from .errors import EmoR3Error
+
+Row = dict[str, Any]
+FORMATS = ("text", "json", "jsonl", "csv")
+STEP_TITLES = {"step1": "triggers", "step2": "reflection", "step3": "conclusion", "think": "thinking"}
+BAR_WIDTH = 24
+
+
+def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence[str], width: int = 100) -> None:
+    """Write each row as it comes, so that a long run can be watched and a short one is the same code.
+
+    Args:
+        rows (`Iterable[dict]`): what [`EmotionResult.to_dict`] gives, and maybe `settings`.
+        stream (`TextIO`): open for text.
+        style (`str`): one of `FORMATS`; `json` is one array.
+        labels (`Sequence[str]`): the label list, which names the columns of a CSV file.
+        width (`int`, *optional*, defaults to 100): columns of the text format.
+    """
+    if style == "csv":
+        _write_csv(rows, stream, labels)
+        return
+    count = 0
+    for count, row in enumerate(rows, start=1):  # noqa: B007
+        if style == "jsonl":
+            stream.write(json_text(row) + "\n")
+        elif style == "json":
+            stream.write(("[\n" if count == 1 else ",\n") + json_text(row))
+        else:
+            stream.write(("" if count == 1 else "\n") + text_block(row, width, can_show(stream)))
+        stream.flush()
+    if style == "json":
+        stream.write("\n]\n" if count else "[]\n")
+
+
+def json_text(row: Mapping[str, Any]) -> str:
+    """One line of JSON, readable where it can be: a file name that is not valid UTF-8 is escaped instead."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(row, allow_nan=False)
+    return text
+
+
+def can_show(stream: TextIO) -> Callable[[str], bool]:
+    """A function that tells whether the stream's encoding has these characters."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def check(text: str) -> bool:
+        try:
+            text.encode(encoding)
+        except (UnicodeEncodeError, LookupError):
+            return False
+        return True
+
+    return check
+
+
+def text_block(row: Mapping[str, Any], width: int = 100, shows: Callable[[str], bool] = lambda text: True) -> str:
+    """One picture's result for a reader: the steps, the label, a bar for each label, valence and arousal."""
+    lines = [str(row["image"])]
+    if row.get("error"):
+        return "\n".join([*lines, *_wrapped("error", str(row["error"]), width)]) + "\n"
+    for name, text in (row.get("steps") or {}).items():
+        lines += _wrapped(STEP_TITLES.get(name, name), str(text), width)
+    lines += _wrapped("label", row.get("label") or "(none)", width)
+    probabilities = row.get("probabilities") or {}
+    if probabilities:
+        column = max(len(label) for label in probabilities)
+        lines.append("")
+        for label, share in sorted(probabilities.items(), key=lambda item: -item[1]):
+            lines.append(f"  {label:>{column}}  {share:4.2f}  {bar(share, shows('█▏'))}".rstrip())
+        lines.append("")
+    lines += _affect_lines(row)
+    for name in ("problems", "notes"):
+        if row.get(name):
+            lines += _wrapped(name, "; ".join(map(str, row[name])), width)
+    return "\n".join(lines) + "\n"
+
+
+def bar(share: float, unicode: bool = True, width: int = BAR_WIDTH) -> str:
+    """A bar of `share * width` columns, in eighths of a block or in whole `#`."""
+    if not unicode:
+        return "#" * round(share * width)
+    full, part = divmod(round(share * width * 8), 8)
+    return "█" * full + " ▏▎▍▌▋▊▉"[part].strip()
+
+
+def _wrapped(title: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), max(width, 40), initial_indent=f"  {title:<12}", subsequent_indent=" " * 14)
+
+
+def _affect_lines(row: Mapping[str, Any]) -> list[str]:
+    parts = []
+    if row.get("valence") is not None:
+        parts.append(f"valence {row['valence']:.1f}  arousal {row['arousal']:.1f}  (1 to 9)")
+    return [f"  {part}" for part in parts]
+
+
+def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> None:
+    fields = ["image", "label", "confidence", "valence", "arousal", "consistency", "coherence"]
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*fields, *(f"p_{label}" for label in labels), *STEP_TITLES, "problems", "notes", "error"])
+    for row in rows:
+        probabilities, steps = row.get("probabilities") or {}, row.get("steps") or {}
+        writer.writerow(
+            [
+                *(row.get(field) for field in fields),
+                *(probabilities.get(label) for label in labels),
+                *(steps.get(step) for step in STEP_TITLES),
+                *("; ".join(map(str, row.get(name) or ())) for name in ("problems", "notes")),
+                row.get("error"),
+            ]
+        )
+        stream.flush()
+
+
+class ResultFile:
+    """The rows of one run on disk, a line each, which the next run with the same settings goes on from.
+
+    With `--format jsonl` it is the output itself; another format is rendered from `<output>.partial.jsonl` when all
+    rows are there, under a temporary name that is then renamed, so a reader never sees half a file.
+
+    Args:
+        path (`Path`): the output that was asked for.
+        style (`str`): one of `FORMATS`.
+        settings (`dict`): all that decides a row's content. It travels on each row; rows made with other settings
+            are never mixed.
+
+    Raises:
+        EmoR3Error: the file holds something else, or rows made with other settings.
+    """
+
+    def __init__(self, path: Path, style: str, settings: Mapping[str, Any]) -> None:
+        self.path, self.style, self.settings = path, style, dict(settings)
+        self.rows_path = path if style == "jsonl" else path.with_name(path.name + ".partial.jsonl")
+        self.rows = self._read()
+
+    def _read(self) -> dict[str, Row]:
+        """The finished rows by image. A half-written last line goes, and so do failed rows: they are tried again."""
+        if not self.rows_path.exists():
+            return {}
+        *lines, tail = self.rows_path.read_text(encoding="utf-8", errors="replace").split("\n")
+        if tail and not (tail.startswith('{"image"') or '{"image"'.startswith(tail)):
+            raise self._foreign(len(lines) + 1)
+        rows = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                image, settings = row["image"], row["settings"]
+            except (ValueError, KeyError, TypeError):
+                raise self._foreign(number) from None
+            self._check(settings)
+            if not row.get("error"):
+                rows[image] = row
+        if tail or len(rows) < len(lines):
+            _replace(self.rows_path, lambda stream: write_rows(rows.values(), stream, "jsonl", ()))
+        return rows
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        for name in sorted({*self.settings, *settings}):
+            was, now = settings.get(name), self.settings.get(name)
+            if was != now:
+                raise EmoR3Error(
+                    f"{self.rows_path} holds rows made with {name} = {was!r}, and now it is {now!r}: "
+                    "give another --output, or delete the file to start over"
+                )
+
+    def _foreign(self, line: int) -> EmoR3Error:
+        return EmoR3Error(f"{self.rows_path} line {line} is not a row of emo-r3 predict: give another --output")
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add each row as it comes; what is written stays, whatever happens next."""
+
+        def with_settings() -> Iterable[Row]:
+            for row in rows:
+                self.rows[row["image"]] = {**row, "settings": self.settings}
+                yield self.rows[row["image"]]
+
+        self.rows_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.rows_path.open("a", encoding="utf-8") as stream:
+            write_rows(with_settings(), stream, "jsonl", ())
+
+    def finish(self, images: Sequence[str], labels: Sequence[str]) -> None:
+        """Render the other formats, in the order of `images`."""
+        if self.style != "jsonl":
+            rows = [self.rows[image] for image in images]
+            _replace(self.path, lambda stream: write_rows(rows, stream, self.style, labels))
+            self.rows_path.unlink()
+
+
+def _replace(path: Path, write: Callable[[TextIO], None]) -> None:
+    """Write a file under a temporary name beside it, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            write(stream)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

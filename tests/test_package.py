@@ -1,0 +1,110 @@
+"""The package as a whole: what an import costs, and what the wheel holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import emo_r3
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "PIL", "numpy", "huggingface_hub", "tqdm")
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, **options)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import emo_r3",
+        "import emo_r3; dir(emo_r3)",
+        "import emo_r3.cli as cli; cli.make_parser(['predict', 'x']).format_help()",
+        "from emo_r3 import LABEL_SETS, EmoR3Error, normalize_label, parse_completion",
+    ],
+)
+def test_light_imports(code: str) -> None:
+    found = run("-c", f"{code}\nimport sys\nprint([name for name in {HEAVY} if name in sys.modules])").stdout
+    assert found.strip() == "[]"
+
+
+def test_every_export_is_there() -> None:
+    for name in emo_r3.__all__:
+        assert getattr(emo_r3, name) is not None
+    assert set(emo_r3.__all__) <= set(dir(emo_r3))
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        emo_r3.nothing_of_the_kind  # noqa: B018
+
+
+def test_version_is_the_distribution_s() -> None:
+    assert metadata.version("emo-r3") == emo_r3.__version__
+    assert run("-m", "emo_r3", "--version").stdout == f"emo-r3 {emo_r3.__version__}\n"
+
+
+def test_every_constraint_satisfies_the_ranges() -> None:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    for text in metadata.requires("emo-r3") or ():
+        requirement = Requirement(text)
+        if requirement.name != "emo-r3":
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+
+
+def test_quickstart_needs_no_torchvision() -> None:
+    names = {Path(ROOT, name).read_text(encoding="utf-8") for name in ("constraints.txt", "pyproject.toml")}
+    assert not any("torchvision" in text for text in names)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_data(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if name.startswith("emo_r3/")}
+    sources = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("emo_r3/**/*") if path.is_file()}
+    assert names == {name for name in sources if "__pycache__" not in name}
+    checkpoint = {name.rpartition("/")[2] for name in names if "/checkpoint/" in name}
+    assert {"model.safetensors", "config.json", "emo_r3.json", "tokenizer.json", "README.md"} <= checkpoint
+    assert {"emo_r3/py.typed", "emo_r3/prompts.toml"} <= names
+    assert wheel.stat().st_size < 14e6
+
+
+@pytest.mark.slow
+def test_wheel_predicts_alone_and_offline(wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # The dependencies of this environment, but not the checkout that it points to: a path in a .pth file is not a
+    # site folder, so the .pth files there are not read.
+    (site / "dependencies.pth").write_text(str(Path(metadata.distribution("torch").locate_file(""))) + "\n")
+    from PIL import Image
+
+    Image.new("RGB", (96, 96), "navy").save(tmp_path / "night.png")
+    code = "import runpy, socket, sys; socket.socket.connect = None; sys.argv = ['emo-r3', *sys.argv[1:]]; "
+    code += "import emo_r3; print(emo_r3.__file__, file=sys.stderr); runpy.run_module('emo_r3', run_name='__main__')"
+    done = subprocess.run(
+        [tmp_path / "env/bin/python", "-c", code, "predict", "night.png", "--format", "json"],
+        capture_output=True, text=True, check=True, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert str(site) in done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["label"] in row["probabilities"]
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-3)

@@ -1,0 +1,60 @@
+"""The README keeps its word: its Python runs, its links lead somewhere, its tree is the tree, its options exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from emo_r3.cli import make_parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_commands_parse() -> None:
+    commands = [line.partition("#")[0].split() for block in blocks("sh") for line in block.splitlines()]
+    ours = [words[1:] for words in commands if words and words[0] == "emo-r3"]
+    assert ours
+    for words in ours:
+        make_parser(words).parse_args(words)
+    targets = {words[1] for words in commands if words and words[0] == "make"}
+    assert targets <= set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_options_in_the_text_exist() -> None:
+    usage = make_parser().parse_args(["predict", "x"])
+    names = {name.replace("_", "-") for name in vars(usage)}
+    assert set(re.findall(r"`--([a-z-]+)", README)) <= names
+
+
+def test_links_lead_somewhere() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert len(targets) > 3
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_tree_lists_every_file_of_the_package() -> None:
+    (tree,) = blocks("text")
+    listed: set[str] = set()
+    folders: list[str] = []
+    for line in tree.splitlines():
+        indent, name, meaning = re.fullmatch(r"( *)(\S+) +(\S.*)", line).groups()  # type: ignore[union-attr]
+        assert meaning
+        folders[len(indent) // 2 :] = [name]
+        assert (ROOT / "".join(folders)).exists(), "".join(folders)
+        listed.add("".join(folders))
+    package = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("emo_r3/**/*") if path.is_file()}
+    missing = {name for name in package if "__pycache__" not in name and "/checkpoint/" not in name} - listed
+    assert missing == set()
