@@ -1,0 +1,76 @@
+"""Explainable emotion recognition: a picture goes in, structured emotional reasoning comes out."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .errors import CheckpointError, EmoR3Error, ImageError, LabelError, PromptError
+    from .labels import AFFECT, LABEL_SETS, Affect, LabelSet, expected_affect, normalize_label, resolve_labels
+    from .parsing import PROBLEMS, ParsedCompletion, parse_completion, render_completion
+    from .pipeline import EmoR3Pipeline
+    from .prompts import Prompts, load_prompts
+    from .results import EmotionResult
+
+# Loaded on first use: `import emo_r3` must not wait for torch and transformers.
+_MODULE_OF = {
+    "AFFECT": "labels",
+    "LABEL_SETS": "labels",
+    "PROBLEMS": "parsing",
+    "Affect": "labels",
+    "CheckpointError": "errors",
+    "EmoR3Error": "errors",
+    "EmoR3Pipeline": "pipeline",
+    "EmotionResult": "results",
+    "ImageError": "errors",
+    "LabelError": "errors",
+    "LabelSet": "labels",
+    "ParsedCompletion": "parsing",
+    "PromptError": "errors",
+    "Prompts": "prompts",
+    "expected_affect": "labels",
+    "load_prompts": "prompts",
+    "normalize_label": "labels",
+    "parse_completion": "parsing",
+    "render_completion": "parsing",
+    "resolve_labels": "labels",
+}
+
+__all__ = [
+    "AFFECT",
+    "LABEL_SETS",
+    "PROBLEMS",
+    "Affect",
+    "CheckpointError",
+    "EmoR3Error",
+    "EmoR3Pipeline",
+    "EmotionResult",
+    "ImageError",
+    "LabelError",
+    "LabelSet",
+    "ParsedCompletion",
+    "PromptError",
+    "Prompts",
+    "__version__",
+    "expected_affect",
+    "load_prompts",
+    "normalize_label",
+    "parse_completion",
+    "render_completion",
+    "resolve_labels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
