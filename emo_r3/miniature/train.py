@@ -1,0 +1,204 @@
+"""Trains the miniature from nothing, on two CPU cores: `emo-r3 miniature train`.
+
+Two stages. First the vision tower learns to see: each of the 4 x 4 image tokens must tell which things lie under it, by
+its similarity to the language model's own embeddings of the words for them. Then everything is trained on questions and
+answers. Yes / No about a text is learned through a second, dense signal: at each word that names a thing, a throw-away
+read-out of a middle layer must tell whether the thing is in the picture, so that the answer only has to collect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+
+from ..labels import LABEL_SETS
+from ..parsing import render_completion
+from ..prompts import Prompts, load_prompts
+from . import world
+from .drawing import SIZE, render_with_boxes
+from .model import GRID, IMAGE, MERGE, PATCH, TURN, TURN_END, VISION_END, VISION_START, make_config, make_image_processor, make_tokenizer, save_processor
+
+READ_OUT_LAYER = 3
+"""Index of the layer after which a word must know whether its thing is in the picture."""
+
+
+class Learner(nn.Module):
+    """The model with its throw-away read-outs.
+
+    Args:
+        model: the miniature.
+        tokenizer: its tokenizer; each word in `CONCEPTS` is one token of it.
+    """
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.model = model
+        words = [[word_id(tokenizer, word) for word in CONCEPTS[name]] for name in CONCEPT_NAMES]
+        self.register_buffer("first_word", torch.tensor([ids[0] for ids in words]))
+        self.register_buffer("last_word", torch.tensor([ids[-1] for ids in words]))
+        self.tag_scale = nn.Parameter(torch.tensor(2.5))
+        self.tag_bias = nn.Parameter(torch.full((len(CONCEPTS),), -3.0))
+        self.read_out = nn.Linear(model.config.text_config.hidden_size, 1)
+        self.seen: dict[str, Tensor] = {}
+        model.model.visual.register_forward_hook(lambda _, __, out: self.seen.update(image=out.pooler_output))
+        layer = model.model.language_model.layers[READ_OUT_LAYER]
+        layer.register_forward_hook(lambda _, __, out: self.seen.update(middle=out[0] if isinstance(out, tuple) else out))
+
+    def tag_loss(self, image: Tensor, tags: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Binary cross-entropy of cell against concept, through the tied word embeddings."""
+        embedding = self.model.get_input_embeddings().weight
+        words = F.normalize(embedding[self.first_word] + embedding[self.last_word], dim=-1)
+        cells = F.normalize(image.float().view(*tags.shape[:2], -1), dim=-1)
+        logits = cells @ words.T * self.tag_scale.exp() + self.tag_bias
+        loss = F.binary_cross_entropy_with_logits(logits, tags.float(), pos_weight=torch.tensor(2.0))
+        triggers = len(world.TRIGGERS)
+        found, there = (logits > 0).any(1)[:, :triggers], tags.any(1)[:, :triggers]
+        hits = (found & there).sum().item()
+        recall, precision = hits / max(1, there.sum().item()), hits / max(1, found.sum().item())
+        return loss, {"tag": loss.item(), "tag_recall": recall, "tag_precision": precision}
+
+    def forward(self, batch: dict[str, Any], tag_weight: float) -> tuple[Tensor, dict[str, float]]:
+        grid = torch.tensor([[1, GRID * MERGE, GRID * MERGE]]).expand(len(batch.get("tags", ())), 3)
+        if "input_ids" not in batch:
+            image = self.model.model.visual(batch["pixel_values"], grid_thw=grid).pooler_output
+            loss, metrics = self.tag_loss(image, batch["tags"])
+            return 10 * loss, metrics
+        images = {"pixel_values": batch["pixel_values"], "image_grid_thw": grid} if "tags" in batch else {}
+        hidden = self.model.model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **images
+        ).last_hidden_state
+        targets = batch["targets"][:, 1:]
+        chosen = targets != -100
+        logits = self.model.lm_head(hidden[:, :-1][chosen]).float()
+        loss = F.cross_entropy(logits, targets[chosen])
+        metrics = {batch["task"]: loss.item()}
+        if batch["task"] in ("consistency", "coherence"):
+            starts = chosen & (chosen.cumsum(1) == 1)
+            right = (logits.argmax(-1) == targets[chosen])[starts[chosen]]
+            metrics[f"{batch['task']}_right"] = right.float().mean().item()
+        total = loss
+        if images:
+            tag_loss, tag_metrics = self.tag_loss(self.seen["image"], batch["tags"])
+            total, metrics = total + 10 * tag_weight * tag_loss, metrics | tag_metrics
+        if "truth" in batch:
+            known = batch["truth"] >= 0
+            read = self.read_out(self.seen["middle"].float()[known])[:, 0]
+            truth = batch["truth"][known].float()
+            read_loss = F.binary_cross_entropy_with_logits(read, truth)
+            total = total + read_loss
+            metrics |= {"word": read_loss.item(), "word_right": ((read > 0) == (truth > 0.5)).float().mean().item()}
+        return total, metrics
+
+
+@contextmanager
+def fast_vision() -> Iterator[None]:
+    """The same vision tower, computed faster while all pictures of a batch have one size.
+
+    The stock attention loops over pictures, and both the 3-D convolution over whole patches (a matrix product) and the
+    fused attention have slow backward passes on a CPU.
+    """
+    attention, embedding = modeling_qwen2_5_vl.Qwen2_5_VLVisionAttention, modeling_qwen2_5_vl.Qwen2_5_VisionPatchEmbed
+    stock = attention.forward, embedding.forward
+
+    def attend(self: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **_: Any) -> Tensor:
+        length = int(cu_seqlens[1])
+        q, k, v = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1).unbind(1)
+        q, k = modeling_qwen2_5_vl.apply_rotary_pos_emb_vision(q, k, *position_embeddings)
+        q, k, v = (t.reshape(-1, length, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        weights = F.softmax(q @ k.transpose(2, 3) * self.scaling, dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(len(hidden_states), -1))
+
+    def embed(self: Any, hidden_states: Tensor) -> Tensor:
+        return F.linear(hidden_states, self.proj.weight.flatten(1))
+
+    attention.forward, embedding.forward = attend, embed
+    try:
+        yield
+    finally:
+        attention.forward, embedding.forward = stock
+
+
+def init_patch_embedding(model: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -> None:
+    """Starts the patch embedding at the whitened principal components of the world's patches: edges and colours are
+    there from the first step, where a random projection of 864 numbers shows little but the mean colour."""
+    patches = to_patches(pixels)[:, :]
+    patches = patches.view(len(patches), 3, 2, PATCH * PATCH)[:, :, 0].reshape(len(patches), -1)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    weight = model.model.visual.patch_embed.proj.weight
+    count = weight.shape[0]
+    top, scale = vectors[:, -count:].T, (values[-count:] + 0.01).rsqrt()
+    kernel = (top * scale[:, None]).view(count, 3, 1, PATCH, PATCH).expand_as(weight) / 2
+    with torch.no_grad():
+        weight.copy_(kernel * 0.5)
+
+
+# Share of the batches of each task, and pictures per batch and process.
+MIX = {"set": 0.36, "consistency": 0.36, "coherence": 0.1, "think": 0.06, "direct": 0.06, "see": 0.06}
+ROWS = {"see": 48, "set": 24, "think": 24, "direct": 32, "consistency": 32, "coherence": 32}
+
+
+def make_optimizers(learner: Learner, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformer, AdamW for everything else."""
+    matrices, others = [], []
+    for name, weight in learner.named_parameters():
+        inside = weight.ndim == 2 and "embed" not in name and "read_out" not in name
+        (matrices if inside else others).append(weight)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over 100 steps, constant to the middle, then a cosine to a fiftieth."""
+    warm, late = min(1.0, (step + 1) / 100), max(0.0, step / steps - 0.5) / 0.5
+    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
+
+
+def train_stage(
+    learner: nn.Module, questions: Questions, steps: int, peak: float, mix: dict[str, float], name: str, log: Any, rank: int
+) -> None:
+    """Runs `steps` updates over batches drawn from `mix`; every process draws the same tasks and its own pictures."""
+    optimizers = make_optimizers(learner.module, peak)  # type: ignore[arg-type]
+    tasks = np.random.default_rng(7)
+    sums: dict[str, list[float]] = defaultdict(list)
+    began = time.monotonic()
+    for step in range(steps):
+        lr = learning_rate(step, steps, peak)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        task = str(tasks.choice(list(mix), p=np.array(list(mix.values())) / sum(mix.values())))
+        batch = questions.batch(task, ROWS[task])
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, metrics = learner(batch, 0.5 if step < steps / 2 else 0.2)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        questions.pictures.refresh(16)
+        for key, value in metrics.items():
+            sums[key].append(value)
+        if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == steps):
+            row = {"stage": name, "step": step + 1, "minutes": round((time.monotonic() - began) / 60, 2)}
+            row |= {key: round(float(np.mean(values)), 4) for key, values in sums.items()}
+            print(json.dumps(row), file=log, flush=True)
+            sums.clear()
