@@ -76,7 +76,7 @@ class LabelSet:
     Args:
         name (`str`): name of the list; `"custom"` for a caller's own.
         labels (`tuple[str, ...]`): two or more labels, different after normalisation, in the order of the prompt.
-        polarity (`dict[str, str]`, *optional*): `"positive"` or `"negative"` by label; a label without a key has no sign.
+        polarity (`dict[str, str]`, *optional*): `"positive"` or `"negative"` by label; one without a key has no sign.
 
     Raises:
         LabelError: the labels can't be used; the message says which and why.
@@ -87,7 +87,7 @@ class LabelSet:
     polarity: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        labels = tuple(_check(label) for label in self.labels)
+        labels = tuple(clean_label(label) for label in self.labels)
         if not 2 <= len(labels) <= MAX_LABELS:
             raise LabelError(f"{len(labels)} label(s) given; a label list has 2 to {MAX_LABELS}")
         seen: dict[str, str] = {}
@@ -97,7 +97,9 @@ class LabelSet:
             seen[key] = label
         for label, sign in self.polarity.items():
             if label not in labels or sign not in ("positive", "negative"):
-                raise LabelError(f"polarity {label!r}: {sign!r}; use a label of the list, and 'positive' or 'negative'")
+                raise LabelError(
+                    f"polarity {label!r}: {sign!r}; use a label of the list, and 'positive' or 'negative'"
+                )
         object.__setattr__(self, "labels", labels)
 
 
@@ -138,19 +140,20 @@ def _signs(positive: str, negative: str) -> dict[str, str]:
     return dict.fromkeys(positive.split(), "positive") | dict.fromkeys(negative.split(), "negative")
 
 
-def _check(label: str) -> str:
+def clean_label(label: str) -> str:
     """The label in NFKC with single spaces; raises `LabelError` for one that the prompt or the box can't carry."""
     if not isinstance(label, str):
         raise LabelError(f"label {label!r} is not text; give each label as a string")
-    text = unicodedata.normalize("NFKC", label).strip()
+    text = label.strip()
     if not text:
         raise LabelError(f"label {label!r} is empty; give it a name or leave it out")
-    if len(text) > MAX_LABEL_LENGTH:
+    # Before normalisation too, as that takes long for some long texts.
+    if len(text) > MAX_LABEL_LENGTH or len(text := unicodedata.normalize("NFKC", text).strip()) > MAX_LABEL_LENGTH:
         raise LabelError(f"label {text[:20]!r}... has {len(text)} characters; use at most {MAX_LABEL_LENGTH}")
     for sign in text:
         if sign in _FORBIDDEN or (unicodedata.category(sign) in _UNPRINTED and sign not in _JOINERS):
             raise LabelError(
-                f"label {text!r} holds {sign!r}; a label has no {' '.join(_FORBIDDEN)}, line break or control character"
+                f"label {text!r} holds {sign!r}; a label has no {' '.join(_FORBIDDEN)} or control character"
             )
     return " ".join(text.split())
 
@@ -179,7 +182,7 @@ LABEL_SETS: dict[str, LabelSet] = {
         LabelSet(
             "webemo",
             ("love", "joy", "confusion", "anger", "fear", "sadness", "surprise"),
-            {parent: sign for parent, sign in _WEBEMO.values()},
+            dict(_WEBEMO.values()),
         ),
         LabelSet("webemo-25", tuple(_WEBEMO), {category: sign for category, (_, sign) in _WEBEMO.items()}),
         LabelSet("webemo-2", ("negative", "positive"), _signs("positive", "negative")),
@@ -220,9 +223,7 @@ def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
 
 
 def match_label(text: str, labels: LabelSet | Sequence[str] | str) -> str | None:
-    """The label of the list that `text` spells, in the list's own spelling, or `None`: `normalize_label` that never raises
-    over the text.
-    """
+    """The label of the list that `text` spells, as `normalize_label` finds it, or `None`."""
     listed = resolve_labels(labels).labels
     # A longer text can't be a label; folding a huge one would take long.
     if len(text) > 4 * MAX_LABEL_LENGTH:
@@ -257,7 +258,9 @@ def normalize_label(text: str, labels: LabelSet | Sequence[str] | str) -> str:
     by_key = {_key(label): label for label in resolved.labels}
     near = difflib.get_close_matches(_key(text[:MAX_LABEL_LENGTH]), by_key, n=3, cutoff=0)
     shown = repr(text) if len(text) <= MAX_LABEL_LENGTH else f"{text[:20]!r}... ({len(text)} characters)"
-    raise LabelError(f"{shown} is not a label of {resolved.name}; the nearest are {', '.join(by_key[k] for k in near)}")
+    raise LabelError(
+        f"{shown} is not a label of {resolved.name}; the nearest are {', '.join(by_key[k] for k in near)}"
+    )
 
 
 def expected_affect(probabilities: Mapping[str, float]) -> Affect | None:
@@ -268,8 +271,8 @@ def expected_affect(probabilities: Mapping[str, float]) -> Affect | None:
             and the rest reweighted.
 
     Returns:
-        `Affect` or `None`: the means on the scale from 1 to 9, and the standard deviations of the mixture of the labels'
-        ratings (spread within labels and between them); `None` where no label with a weight has norms.
+        `Affect` or `None`: the means on the scale from 1 to 9, and the standard deviations of the mixture of the
+        labels' ratings (spread within labels and between them); `None` where no label with a weight has norms.
 
     Raises:
         LabelError: a weight is negative or not finite.

@@ -26,7 +26,7 @@ _FIELD = re.compile(r"\{(text|labels)\}")
 
 @dataclass(frozen=True)
 class Prompts:
-    r"""The prompt templates of one version. `{labels}` and `{text}` are the only fields; other braces stay as they are.
+    r"""The prompt templates of one version. Their only fields are `{labels}` and `{text}`; other braces stay.
 
     Args:
         version (`str`): name of this wording; it travels with checkpoints and results.
@@ -55,7 +55,9 @@ class Prompts:
             found = set(_FIELD.findall(getattr(self, name)))
             for field in needed:
                 if field not in found:
-                    raise PromptError(f"prompt `{name}` lacks the field {{{field}}}; add it where the {field} should go")
+                    raise PromptError(
+                        f"prompt `{name}` lacks the field {{{field}}}; add it where the {field} should go"
+                    )
             for field in sorted(found.difference(needed)):
                 raise PromptError(f"prompt `{name}` has the field {{{field}}}, which nothing fills there; remove it")
 
@@ -70,7 +72,9 @@ class Prompts:
         unknown = [str(name) for name in entries if name not in expected]
         missing = [name for name in expected if name not in entries]
         if unknown or missing:
-            faults = [f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names]
+            faults = [
+                f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names
+            ]
             raise PromptError(f"prompt entries: {'; '.join(faults)}; the entries are exactly {', '.join(expected)}")
         return cls(**{name: text.strip() if isinstance(text, str) else text for name, text in entries.items()})
 

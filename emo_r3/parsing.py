@@ -1,0 +1,313 @@
+r"""From the text of a completion to its steps, its label and what is wrong with it, and back.
+
+The form is `<step1>..</step1> <step2>..</step2> <step3>..</step3> \boxed{label}` for the method `"set"` (section 3.2),
+`<think>..</think> \boxed{label}` for `"think"` and `\boxed{label}` for `"direct"`, with any white space in between.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import EmoR3Error, LabelError
+from .labels import LabelSet, clean_label, match_label
+from .prompts import Method
+
+SECTIONS: dict[str, tuple[str, ...]] = {"set": ("step1", "step2", "step3"), "think": ("think",), "direct": ()}
+"""The tagged sections of each method, in order; the box follows them."""
+
+BOX = "\\boxed{"
+
+PROBLEMS: dict[str, str] = {
+    "missing_section": "a section of the method is absent",
+    "unexpected_section": "there is a section that the method does not have",
+    "repeated_section": "a section is there more than once",
+    "wrong_order": "the sections are not in their order",
+    "nested_section": "a section has a tag inside",
+    "unclosed_section": "a section has no closing tag",
+    "unopened_section": "a closing tag has no section to close",
+    "empty_section": "a section holds no word",
+    "missing_box": "there is no box",
+    "repeated_box": "there is more than one box",
+    "misplaced_box": "a box stands before or inside a section",
+    "unclosed_box": "a box has no closing brace",
+    "nested_braces": "a box has braces inside",
+    "empty_box": "the box holds no word",
+    "unknown_label": "the text in the box is not a label of the list, or could be none of any list",
+    "text_outside": "there is text outside the sections and the box",
+}
+"""All that can be wrong with a completion: what each code in `ParsedCompletion.problems` means."""
+
+_MARK = re.compile(r"<(?P<closing>/?)(?P<name>step[123]|think)>|\\boxed\{|[{}]")
+_MARKS = (BOX, *(f"<{slash}{name}>" for names in SECTIONS.values() for name in names for slash in ("", "/")))
+
+
+@dataclass(frozen=True)
+class ParsedCompletion:
+    """What a completion says, and what is wrong with it.
+
+    Args:
+        steps (`dict[str, str]`): stripped text of each section that could be read, by tag name: `step1`, `step2` and
+            `step3`, or `think`. Of a repeated section, the last complete one; of an unclosed one, what there is.
+        label (`str` or `None`): the label in the last complete box, as the list spells it; the stripped text of that
+            box where it is not in the list or no list was given; `None` without a complete box that holds something.
+        problems (`tuple[str, ...]`): what is wrong, as keys of `PROBLEMS` in the order of that table.
+    """
+
+    steps: dict[str, str]
+    label: str | None
+    problems: tuple[str, ...]
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether nothing at all is wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class VisibleSection:
+    """A part of a growing text: its tag name or `"box"`, its stripped text so far, and whether it is being written."""
+
+    name: str
+    text: str
+    is_open: bool
+
+
+@dataclass
+class _Part:
+    """A section or a box, from after its opening mark to before whatever ended it."""
+
+    name: str
+    start: int
+    end: int | None = None
+    closed: bool = False
+
+
+class _Reading:
+    """One pass over a text: the parts in the order in which they open, and the problems that show on the way.
+
+    At most one section and one box are open at a time. A tag ends whatever is open. A box doesn't end the section that
+    it stands in, but is where an unclosed section is cut. Each character is looked at a fixed number of times.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.parts: list[_Part] = []
+        self.problems: set[str] = set()
+        self.section: _Part | None = None
+        self.box: _Part | None = None
+        self.has_box = False
+        self._read()
+
+    def _read(self) -> None:
+        interrupted: list[str] = []
+        closings: set[str] = set()
+        depth = read_to = 0
+        for mark in _MARK.finditer(self.text):
+            if mark[0] in ("{", "}"):
+                if self.box is not None:
+                    depth += 1 if mark[0] == "{" else -1
+                    if depth > 1:
+                        self.problems.add("nested_braces")
+                    elif depth == 0:
+                        self.box.end, self.box.closed, self.box = mark.start(), True, None
+                        read_to = mark.end()
+                continue
+            if self.box is not None:
+                self.box.end, self.box = mark.start(), None
+                read_to = mark.start()
+            self._check_outside(read_to, mark.start())
+            read_to = mark.end()
+            name = mark["name"]
+            if name is None:
+                depth = 1
+                self._open_box(mark)
+            elif mark["closing"] and self.section is not None and self.section.name == name:
+                closings.add(name)
+                self.section.end, self.section.closed, self.section = mark.start(), True, None
+            else:
+                if self.section is not None:
+                    interrupted.append(self.section.name)
+                    self.section.end = mark.start() if self.section.end is None else self.section.end
+                    self.section = None
+                if mark["closing"]:
+                    closings.add(name)
+                    self.problems.add("unopened_section")
+                else:
+                    self._open_section(name, mark.end())
+        if self.box is None:
+            self._check_outside(read_to, len(self.text))
+        if self.section is not None:
+            self.problems.add("unclosed_section")
+        # With a closing tag of its own somewhere, a section was interrupted; without one, it has no end.
+        self.problems.update("nested_section" if name in closings else "unclosed_section" for name in interrupted)
+
+    def _open_box(self, mark: re.Match[str]) -> None:
+        if self.section is not None:
+            self.problems.add("misplaced_box")
+            self.section.end = mark.start() if self.section.end is None else self.section.end
+        self.box = _Part("box", mark.end())
+        self.has_box = True
+        self.parts.append(self.box)
+
+    def _open_section(self, name: str, start: int) -> None:
+        if self.has_box:
+            self.problems.add("misplaced_box")
+        self.section = _Part(name, start)
+        self.parts.append(self.section)
+
+    def _check_outside(self, start: int, end: int) -> None:
+        if self.section is None and self.text[start:end].strip():
+            self.problems.add("text_outside")
+
+    def content(self, part: _Part) -> str:
+        """Stripped text of a part; if it runs to the end of the text, without the beginning of a mark there."""
+        if part.end is not None:
+            return self.text[part.start : part.end].strip()
+        text = self.text[part.start :]
+        for size in range(min(len(text), max(map(len, _MARKS)) - 1), 0, -1):
+            if any(mark.startswith(text[-size:]) for mark in _MARKS):
+                return text[:-size].strip()
+        return text.strip()
+
+
+def parse_completion(
+    text: str, labels: LabelSet | Sequence[str] | str | None = None, method: Method = "set"
+) -> ParsedCompletion:
+    r"""Reads a completion. Takes any text, in time linear in its length, and always says what is wrong with it.
+
+    Nothing is wrong if it has exactly one of each tag of the method, in order, with a word (a letter or a digit) in
+    each section, then one box with a label at the very end, and only white space between. The steps and the label are
+    read as far as they can be even if something is wrong.
+
+    Args:
+        text (`str`): the completion, without the prompt and without special tokens.
+        labels (`LabelSet`, `list[str]` or `str`, *optional*): labels that the box may hold, as `resolve_labels` takes
+            them; by default whatever could be a label.
+        method (`str`, *optional*, defaults to `"set"`): `"set"`, `"think"` or `"direct"`.
+
+    Raises:
+        EmoR3Error: the method is unknown.
+        LabelError: the label list can't be used.
+
+    Example:
+        >>> parse_completion("<think>A dog sleeps.</think> \\boxed{Joy}", "emotion6", method="think")
+        ParsedCompletion(steps={'think': 'A dog sleeps.'}, label='joy', problems=())
+        >>> parse_completion("\\boxed{glee} I think", "emotion6", method="direct").problems
+        ('unknown_label', 'text_outside')
+    """
+    if method not in SECTIONS:
+        raise EmoR3Error(f"method {method!r} is unknown; choose one of {', '.join(SECTIONS)}")
+    reading = _Reading(text)
+    steps, section_problems = _read_sections(reading, SECTIONS[method])
+    label, box_problems = _read_box(reading, labels)
+    found = reading.problems | section_problems | box_problems
+    return ParsedCompletion(steps, label, tuple(code for code in PROBLEMS if code in found))
+
+
+def _read_sections(reading: _Reading, wanted: tuple[str, ...]) -> tuple[dict[str, str], set[str]]:
+    problems = set()
+    names = [part.name for part in reading.parts if part.name != "box"]
+    known = [name for name in dict.fromkeys(names) if name in wanted]
+    if len(known) < len(wanted):
+        problems.add("missing_section")
+    if len(known) < len(set(names)):
+        problems.add("unexpected_section")
+    if len(set(names)) < len(names):
+        problems.add("repeated_section")
+    if known != sorted(known, key=wanted.index):
+        problems.add("wrong_order")
+    steps: dict[str, str] = {}
+    complete: set[str] = set()
+    for part in reading.parts:
+        if part.name not in wanted:
+            continue
+        content = reading.content(part)
+        if not _has_word(content):
+            problems.add("empty_section")
+        elif part.closed or part.name not in complete:
+            steps[part.name] = content
+            if part.closed:
+                complete.add(part.name)
+    return {name: steps[name] for name in wanted if name in steps}, problems
+
+
+def _read_box(reading: _Reading, labels: LabelSet | Sequence[str] | str | None) -> tuple[str | None, set[str]]:
+    problems = set()
+    boxes = [part for part in reading.parts if part.name == "box"]
+    complete = [part for part in boxes if part.closed]
+    if not boxes:
+        problems.add("missing_box")
+    if len(boxes) > 1:
+        problems.add("repeated_box")
+    if len(complete) < len(boxes):
+        problems.add("unclosed_box")
+    if not complete:
+        return None, problems
+    content = reading.content(complete[-1])
+    if labels is not None and (label := match_label(content, labels)) is not None:
+        return label, problems
+    if not _has_word(content):
+        problems.add("empty_box")
+    elif labels is not None or not _could_be_label(content):
+        problems.add("unknown_label")
+    return content or None, problems
+
+
+def _has_word(text: str) -> bool:
+    # The dots of the form that the prompts show are no word, so a mere copy of it is never well-formed.
+    return any(character.isalnum() for character in text)
+
+
+def _could_be_label(text: str) -> bool:
+    try:
+        clean_label(text)
+    except LabelError:
+        return False
+    return True
+
+
+def visible_sections(text: str) -> tuple[VisibleSection, ...]:
+    r"""Reads a growing text for a display: its sections and boxes so far, in the order in which they open.
+
+    The beginning of a tag at the very end is left out until it is known to be none. Text outside is not shown. Only the
+    last part can be open.
+
+    Args:
+        text (`str`): the completion so far, of any method.
+
+    Example:
+        >>> visible_sections("<step1>A dog</step1> <step2>It is ca</ste")[-1]
+        VisibleSection(name='step2', text='It is ca', is_open=True)
+    """
+    reading = _Reading(text)
+    return tuple(VisibleSection(part.name, reading.content(part), part.end is None) for part in reading.parts)
+
+
+def render_completion(step1: str, step2: str, step3: str, label: str) -> str:
+    r"""Writes a completion of Structured Emotional Thinking (section 3.2), which `parse_completion` reads back.
+
+    Args:
+        step1, step2, step3 (`str`): text of the sections; outer white space is dropped.
+        label (`str`): the label in the box.
+
+    Raises:
+        EmoR3Error: the texts don't make a well-formed completion, e.g. a step is empty or holds a tag.
+
+    Example:
+        >>> print(render_completion("A dog sleeps.", "It soothes.", "Positive, calm.", "contentment"))
+        <step1>A dog sleeps.</step1>
+        <step2>It soothes.</step2>
+        <step3>Positive, calm.</step3>
+        \boxed{contentment}
+    """
+    lines = [
+        f"<{name}>{step.strip()}</{name}>" for name, step in zip(SECTIONS["set"], (step1, step2, step3), strict=True)
+    ]
+    text = "\n".join([*lines, f"{BOX}{label.strip()}}}"])
+    if problems := parse_completion(text).problems:
+        raise EmoR3Error(
+            f"no completion can be made of this: {'; '.join(PROBLEMS[code] for code in problems)}: {text[:200]!r}"
+        )
+    return text
