@@ -155,7 +155,13 @@ def _stars(pen: Pen, horizon: float) -> None:
     for x, y in pen.rng.uniform((15, 10), (_CANVAS - 15, horizon * 0.7), (3, 2)):
         pen.draw.line((x - 8, y, x + 8, y), fill=(255, 255, 235), width=2)
         pen.draw.line((x, y - 8, x, y + 8), fill=(255, 255, 235), width=2)
-    hills = [(0, horizon + 8), (_CANVAS * 0.4, horizon - 10), (_CANVAS, horizon + 12), (_CANVAS, _CANVAS), (0, _CANVAS)]
+    hills = [
+        (0, horizon + 8),
+        (_CANVAS * 0.4, horizon - 10),
+        (_CANVAS, horizon + 12),
+        (_CANVAS, _CANVAS),
+        (0, _CANVAS),
+    ]
     pen.shape(hills, (25, 30, 45))
 
 
@@ -220,7 +226,9 @@ def _textures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     side = 2 * SIZE
     grain = rng.standard_normal((side, side, 1), dtype=np.float32)
-    coarse = Image.fromarray(rng.integers(0, 256, (24, 24)).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 24)).astype(np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
     blotches = np.asarray(coarse, np.float32)[..., None] / 255 - 0.5
     return grain, blotches, 5 * rng.standard_normal((side, side, 1), dtype=np.float32)
 

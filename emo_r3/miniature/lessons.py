@@ -78,7 +78,9 @@ def tag_cells(scene: world.Scene, boxes: dict[str, Box]) -> np.ndarray:
 
 def to_patches(pixels: Tensor) -> Tensor:
     """What the image processor makes of (n, 96, 96, 3) bytes, for a whole batch at once: (n * 64, 864)."""
-    values = ((pixels.float() / 255 - torch.tensor(OPENAI_CLIP_MEAN)) / torch.tensor(OPENAI_CLIP_STD)).permute(0, 3, 1, 2)
+    values = ((pixels.float() / 255 - torch.tensor(OPENAI_CLIP_MEAN)) / torch.tensor(OPENAI_CLIP_STD)).permute(
+        0, 3, 1, 2
+    )
     n, side = len(values), SIZE // PATCH
     values = values.reshape(n, 3, GRID, MERGE, PATCH, GRID, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
     return values.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1).reshape(n * side * side, -1)
@@ -102,7 +104,9 @@ class Questions:
         rng: source of every choice.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompts: Prompts, pictures: Pictures, rng: np.random.Generator) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, prompts: Prompts, pictures: Pictures, rng: np.random.Generator
+    ) -> None:
         self.tokenizer, self.prompts, self.pictures, self.rng = tokenizer, prompts, pictures, rng
         self.encode = lru_cache(50_000)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         self.concept = torch.full((len(tokenizer),), -1)
@@ -155,7 +159,7 @@ class Questions:
         return self.prompts.question("direct", labels), f"\\boxed{{{label}}}"
 
     def consistency(self, scene: world.Scene) -> tuple[str, str]:
-        """Half the texts are true, though some leave a thing out; the others swap one trigger or are of another scene."""
+        """Half the texts are true, some incomplete; the others swap a trigger or tell of another scene."""
         contents = list(scene.contents)
         if self.rng.random() < 0.5:
             if len(contents) > 1 and self.rng.random() < 0.25:

@@ -32,7 +32,10 @@ CHAT_TEMPLATE = (
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_WORDS = r"""<\/?(?:step[123]|think)>|\\boxed\{|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_WORDS = (
+    r"<\/?(?:step[123]|think)>|\\boxed\{|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def _corpus(prompts: Prompts, rng: np.random.Generator, size: int) -> Iterable[str]:
@@ -96,34 +99,34 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(list(SPECIAL)), strict=True))
     hidden = 192
     return Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            intermediate_size=512,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            max_position_embeddings=1024,
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": 512,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
             # The sections must sum to half the head dimension, 32 / 2.
-            rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
-            tie_word_embeddings=True,
-            rms_norm_eps=1e-6,
-            bos_token_id=ids[END_OF_TEXT],
-            eos_token_id=ids[TURN_END],
-            pad_token_id=ids[END_OF_TEXT],
-        ),
-        vision_config=dict(
-            depth=4,
-            hidden_size=192,
-            intermediate_size=384,
-            num_heads=6,
-            patch_size=PATCH,
-            spatial_merge_size=MERGE,
-            temporal_patch_size=2,
-            window_size=SIZE,
-            out_hidden_size=hidden,
-            fullatt_block_indexes=[0, 1, 2, 3],
-        ),
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            "tie_word_embeddings": True,
+            "rms_norm_eps": 1e-6,
+            "bos_token_id": ids[END_OF_TEXT],
+            "eos_token_id": ids[TURN_END],
+            "pad_token_id": ids[END_OF_TEXT],
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 192,
+            "intermediate_size": 384,
+            "num_heads": 6,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "window_size": SIZE,
+            "out_hidden_size": hidden,
+            "fullatt_block_indexes": [0, 1, 2, 3],
+        },
         image_token_id=ids[IMAGE],
         video_token_id=ids[VIDEO],
         vision_start_token_id=ids[VISION_START],
@@ -133,9 +136,12 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    """Qwen2.5-VL's processor around a Pillow-only image processor that brings any square picture to `SIZE` x `SIZE`."""
+    """Qwen2.5-VL's processor around a Pillow-only image processor that makes any square `SIZE` x `SIZE`."""
     pixels = SIZE * SIZE
     image_processor = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": pixels, "longest_edge": pixels}, patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2
+        size={"shortest_edge": pixels, "longest_edge": pixels},
+        patch_size=PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=2,
     )
     return image_only(Qwen2_5_VLProcessor)(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)

@@ -38,7 +38,9 @@ class Pen:
         self.shift = self.rng.integers(-22, 23, 3)
 
     def pixels(self, points: Sequence[Point]) -> list[Point]:
-        turned = ((x * self.flip * self.cos - y * self.sin, x * self.flip * self.sin + y * self.cos) for x, y in points)
+        turned = (
+            (x * self.flip * self.cos - y * self.sin, x * self.flip * self.sin + y * self.cos) for x, y in points
+        )
         return [(self.x + self.size * x, self.y + self.size * y) for x, y in turned]
 
     def color(self, color: Color) -> Color:
@@ -76,7 +78,9 @@ class Pen:
     def line(self, points: Sequence[Point], color: Color, width: float = 0.06) -> None:
         self.draw.line(self.pixels(points), self.stroke(color), self.width(width), joint="curve")
 
-    def arc(self, x: float, y: float, rx: float, ry: float, start: float, end: float, color: Color, width: float = 0.1) -> None:
+    def arc(
+        self, x: float, y: float, rx: float, ry: float, start: float, end: float, color: Color, width: float = 0.1
+    ) -> None:
         self.draw.arc(self.box(x, y, rx, ry), start, end, self.stroke(color), self.width(width))
 
 

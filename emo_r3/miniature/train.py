@@ -1,9 +1,9 @@
 """Trains the miniature from nothing, on two CPU cores: `emo-r3 miniature train`.
 
-Two stages. First the vision tower learns to see: each of the 4 x 4 image tokens must tell which things lie under it, by
-its similarity to the language model's own embeddings of the words for them. Then everything is trained on questions and
-answers. Yes / No about a text is learned through a second, dense signal: at each word that names a thing, a throw-away
-read-out of a middle layer must tell whether the thing is in the picture, so that the answer only has to collect.
+Two stages. First the vision tower learns to see: each of the 4 x 4 image tokens must tell which things lie under it,
+by its similarity to the language model's own embeddings of the words for them. Then everything is trained on questions
+and answers. Yes / No about a text is learned through a second, dense signal: at each word that names a thing, a
+throw-away read-out of a middle layer must tell whether the thing is in the picture, so that the answer only collects.
 """
 
 from __future__ import annotations
@@ -12,29 +12,39 @@ import argparse
 import json
 import math
 import os
+import platform
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
+from ..checkpoint import CheckpointInfo, save_checkpoint
+from ..errors import EmoR3Error
 from ..labels import LABEL_SETS
-from ..parsing import render_completion
-from ..prompts import Prompts, load_prompts
+from ..prompts import load_prompts
 from . import world
-from .drawing import SIZE, render_with_boxes
-from .model import GRID, IMAGE, MERGE, PATCH, TURN, TURN_END, VISION_END, VISION_START, make_config, make_image_processor, make_tokenizer, save_processor
+from .lessons import CONCEPT_NAMES, CONCEPTS, Pictures, Questions, to_patches, word_id
+from .model import GRID, MERGE, PATCH, make_config, make_processor, make_tokenizer
 
+PROCESSES = 2
+"""Two single-threaded processes that average their gradients: faster on two cores than two threads of one process."""
+SEE_STEPS, MIX_STEPS, PEAK = 1200, 4000, 1.5e-3
+POOL = 8000
 READ_OUT_LAYER = 3
 """Index of the layer after which a word must know whether its thing is in the picture."""
 
@@ -59,7 +69,7 @@ class Learner(nn.Module):
         self.seen: dict[str, Tensor] = {}
         model.model.visual.register_forward_hook(lambda _, __, out: self.seen.update(image=out.pooler_output))
         layer = model.model.language_model.layers[READ_OUT_LAYER]
-        layer.register_forward_hook(lambda _, __, out: self.seen.update(middle=out[0] if isinstance(out, tuple) else out))
+        layer.register_forward_hook(lambda _, __, out: self.seen.update(middle=out))
 
     def tag_loss(self, image: Tensor, tags: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Binary cross-entropy of cell against concept, through the tied word embeddings."""
@@ -117,7 +127,9 @@ def fast_vision() -> Iterator[None]:
     attention, embedding = modeling_qwen2_5_vl.Qwen2_5_VLVisionAttention, modeling_qwen2_5_vl.Qwen2_5_VisionPatchEmbed
     stock = attention.forward, embedding.forward
 
-    def attend(self: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **_: Any) -> Tensor:
+    def attend(
+        self: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **_: Any
+    ) -> Tensor:
         length = int(cu_seqlens[1])
         q, k, v = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1).unbind(1)
         q, k = modeling_qwen2_5_vl.apply_rotary_pos_emb_vision(q, k, *position_embeddings)
@@ -138,15 +150,12 @@ def fast_vision() -> Iterator[None]:
 def init_patch_embedding(model: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -> None:
     """Starts the patch embedding at the whitened principal components of the world's patches: edges and colours are
     there from the first step, where a random projection of 864 numbers shows little but the mean colour."""
-    patches = to_patches(pixels)[:, :]
-    patches = patches.view(len(patches), 3, 2, PATCH * PATCH)[:, :, 0].reshape(len(patches), -1)
+    patches = to_patches(pixels).view(-1, 3, 2, PATCH * PATCH)[:, :, 0].flatten(1)
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
     weight = model.model.visual.patch_embed.proj.weight
-    count = weight.shape[0]
-    top, scale = vectors[:, -count:].T, (values[-count:] + 0.01).rsqrt()
-    kernel = (top * scale[:, None]).view(count, 3, 1, PATCH, PATCH).expand_as(weight) / 2
+    top = (vectors * (values.clamp(min=0) + 0.01).rsqrt())[:, -len(weight) :].T
     with torch.no_grad():
-        weight.copy_(kernel * 0.5)
+        weight.copy_(top.reshape(len(weight), 3, 1, PATCH, PATCH) / 4)  # a quarter: a picture is two equal frames
 
 
 # Share of the batches of each task, and pictures per batch and process.
@@ -154,8 +163,8 @@ MIX = {"set": 0.36, "consistency": 0.36, "coherence": 0.1, "think": 0.06, "direc
 ROWS = {"see": 48, "set": 24, "think": 24, "direct": 32, "consistency": 32, "coherence": 32}
 
 
-def make_optimizers(learner: Learner, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the transformer, AdamW for everything else."""
+def make_optimizers(learner: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformers, AdamW for everything else."""
     matrices, others = [], []
     for name, weight in learner.named_parameters():
         inside = weight.ndim == 2 and "embed" not in name and "read_out" not in name
@@ -166,29 +175,30 @@ def make_optimizers(learner: Learner, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over 100 steps, constant to the middle, then a cosine to a fiftieth."""
-    warm, late = min(1.0, (step + 1) / 100), max(0.0, step / steps - 0.5) / 0.5
-    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
+def learning_rate(step: int, steps: int) -> float:
+    """Warm-up over 100 steps, constant to the middle, then a cosine down to a fiftieth of `PEAK`."""
+    warm, late = min(1.0, (step + 1) / 100), max(0.0, 2 * step / steps - 1)
+    return PEAK * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
 
 
 def train_stage(
-    learner: nn.Module, questions: Questions, steps: int, peak: float, mix: dict[str, float], name: str, log: Any, rank: int
-) -> None:
-    """Runs `steps` updates over batches drawn from `mix`; every process draws the same tasks and its own pictures."""
-    optimizers = make_optimizers(learner.module, peak)  # type: ignore[arg-type]
-    tasks = np.random.default_rng(7)
+    name: str, learner: nn.Module, questions: Questions, steps: int, mix: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Runs `steps` updates over batches of the tasks in `mix`: the same in every process, of its own pictures.
+
+    Returns:
+        A row of mean losses and hit rates per hundred steps, as printed by the first process.
+    """
+    optimizers = make_optimizers(learner, PEAK)
+    tasks = np.random.default_rng(7).choice(list(mix), steps, p=np.array(list(mix.values())) / sum(mix.values()))
     sums: dict[str, list[float]] = defaultdict(list)
-    began = time.monotonic()
-    for step in range(steps):
-        lr = learning_rate(step, steps, peak)
+    rows, began = [], time.monotonic()
+    for step, task in enumerate(tasks.tolist()):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
-        task = str(tasks.choice(list(mix), p=np.array(list(mix.values())) / sum(mix.values())))
-        batch = questions.batch(task, ROWS[task])
+                group["lr"] = learning_rate(step, steps)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, metrics = learner(batch, 0.5 if step < steps / 2 else 0.2)
+            loss, metrics = learner(questions.batch(task, ROWS[task]), 0.5 if step < steps / 2 else 0.2)
         loss.backward()
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         for optimizer in optimizers:
@@ -197,8 +207,72 @@ def train_stage(
         questions.pictures.refresh(16)
         for key, value in metrics.items():
             sums[key].append(value)
-        if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == steps):
+        if (step + 1) % 100 == 0 or step + 1 == steps:
             row = {"stage": name, "step": step + 1, "minutes": round((time.monotonic() - began) / 60, 2)}
-            row |= {key: round(float(np.mean(values)), 4) for key, values in sums.items()}
-            print(json.dumps(row), file=log, flush=True)
+            rows.append(row | {key: round(float(np.mean(values)), 4) for key, values in sums.items()})
             sums.clear()
+            if dist.get_rank() == 0:
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def work(rank: int, folder: str, seed: int, see_steps: int, mix_steps: int, rendezvous: str) -> None:
+    """One of the processes: trains, and the first of them writes the checkpoint."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES, timeout=timedelta(minutes=10)
+    )
+    prompts = load_prompts()
+    tokenizer = make_tokenizer(prompts, seed)
+    torch.manual_seed(seed)
+    # The plain attention: on a CPU the fused one has a slow backward pass.
+    model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(tokenizer), attn_implementation="eager")
+    rng = np.random.default_rng([seed, rank])
+    pictures = Pictures(POOL, rng)
+    init_patch_embedding(model, pictures.pixels[:1000])
+    learner = DistributedDataParallel(Learner(model, tokenizer), find_unused_parameters=True)
+    questions = Questions(tokenizer, prompts, pictures, rng)
+    with fast_vision():
+        rows = train_stage("see", learner, questions, see_steps, {"see": 1.0}) if see_steps else []
+        rows += train_stage("mix", learner, questions, mix_steps, MIX) if mix_steps else []
+    if rank == 0:
+        facts = {
+            "seed": seed,
+            "processes": PROCESSES,
+            "steps": {"see": see_steps, "mix": mix_steps},
+            "minutes": round(sum(row["minutes"] for row in rows if row["step"] in (see_steps, mix_steps)), 1),
+            "pictures": PROCESSES * (POOL + 16 * (see_steps + mix_steps)),
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "bias_dial": world.BIAS_DIAL,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "numpy": np.__version__,
+            },
+            "log": rows,
+        }
+        model.config._attn_implementation = "sdpa"
+        model.to(torch.bfloat16)
+        info = CheckpointInfo(label_set=LABEL_SETS["emoset"], prompts=prompts, square=True)
+        save_checkpoint(Path(folder), model, make_processor(tokenizer), info)
+        (Path(folder) / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist or be empty")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--see-steps", type=int, default=SEE_STEPS, help="updates of the first stage")
+    parser.add_argument("--mix-steps", type=int, default=MIX_STEPS, help="updates of the second stage")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the miniature again from a seed, on two CPU cores."""
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise EmoR3Error(f"{args.output} exists and is not an empty folder: name another one")
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = (str(args.output), args.seed, args.see_steps, args.mix_steps, f"{scratch}/rendezvous")
+        torch.multiprocessing.spawn(work, arguments, nprocs=PROCESSES)
+    return 0

@@ -7,16 +7,14 @@ facts into pixels, so that every statement about a picture can be checked agains
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from ..labels import LABEL_SETS, LabelSet
 from ..parsing import render_completion
 
-Kind = Literal["object", "scene", "overlay"]
 EMOTIONS = LABEL_SETS["emoset"].labels
 """The eight emotions in which the world is written; other label lists are mapped from them by `AFFINITY`."""
 
@@ -33,7 +31,7 @@ class Trigger:
         emotions: weights over `EMOTIONS`, summing to 1.
     """
 
-    kind: Kind
+    kind: str
     phrases: tuple[str, ...]
     words: tuple[str, ...]
     valence: float
@@ -41,46 +39,54 @@ class Trigger:
     emotions: Mapping[str, float]
 
 
-def _trigger(kind: Kind, phrases: str, words: str, valence: float, arousal: float, **emotions: float) -> Trigger:
-    return Trigger(kind, tuple(phrases.split(" / ")), tuple(words.split()), valence, arousal, emotions)
+# name | kind | ways to say it | telling words | valence | arousal | emotions
+_TABLE = """
+smile | object | a smiling face / a cheerful face |smiling cheerful | .8 | .3 | contentment .45, amusement .45, excitement .1
+laugh | object | a laughing face | laughing | .9 | .7 | amusement .85, excitement .15
+cry | object | a crying face / a weeping face | crying weeping | -.8 | .1 | sadness .92, fear .08
+rage | object | an angry face / a furious face | angry furious | -.7 | .8 | anger .9, disgust .1
+fright | object | a frightened face / a scared face | frightened scared | -.7 | .8 | fear .9, sadness .1
+clown | object | a clown | clown | .3 | .5 | amusement .65, fear .35
+balloons | object | colorful balloons / floating balloons | balloons | .7 | .6 | excitement .35, amusement .45, contentment .2
+cake | object | a birthday cake | cake | .8 | .5 | amusement .35, excitement .35, contentment .3
+flowers | object | blooming flowers / fresh flowers | flowers | .7 | -.3 | contentment .85, awe .15
+rose | object | a wilted rose / a withered rose | rose | -.5 | -.5 | sadness .9, contentment .1
+grave | object | a gravestone / a tombstone | gravestone tombstone | -.8 | -.3 | sadness .88, fear .12
+wolf | object | a growling wolf | wolf | -.5 | .8 | fear .8, anger .2
+snake | object | a snake | snake | -.6 | .7 | fear .7, disgust .3
+spider | object | a spider | spider | -.6 | .6 | fear .55, disgust .45
+food | object | rotten food / moldy food | food | -.8 | .2 | disgust 1
+garbage | object | a pile of garbage / a pile of trash | garbage trash | -.6 | .1 | disgust .85, anger .15
+toilet | object | a dirty toilet | toilet | -.7 | .2 | disgust .9, amusement .1
+coaster | object | a roller coaster | coaster | .6 | .9 | excitement .85, fear .15
+car | object | a racing car | car | .5 | .9 | excitement .9, awe .1
+window | object | a broken window / a shattered window | window | -.6 | .6 | anger .6, fear .25, sadness .15
+fist | object | a clenched fist / a raised fist | fist | -.5 | .8 | anger .92, excitement .08
+cat | object | a playful cat | cat | .7 | .2 | amusement .7, contentment .3
+dog | object | a sleeping dog / a resting dog | dog | .6 | -.7 | contentment .9, amusement .1
+fire | object | a burning fire / leaping flames | fire flames | -.5 | .8 | fear .4, anger .5, excitement .1
+sea | scene | a calm sea | sea | .6 | -.6 | contentment .65, awe .35
+mountains | scene | a sunset over mountains | mountains | .7 | .1 | awe .85, contentment .15
+stars | scene | a starry sky | starry | .6 | .1 | awe .92, contentment .08
+storm | scene | a lightning storm | storm | -.4 | .8 | fear .6, awe .4
+rainbow | scene | a rainbow | rainbow | .8 | .2 | awe .55, contentment .45
+rain | overlay | falling rain / heavy rain | rain | -.4 | -.3 | sadness .85, contentment .15
+confetti | overlay | confetti | confetti | .8 | .8 | excitement .6, amusement .4
+fireworks | overlay | fireworks | fireworks | .8 | .8 | excitement .6, awe .4
+"""
 
 
-# fmt: off
-TRIGGERS: dict[str, Trigger] = {
-    "smile": _trigger("object", "a smiling face / a cheerful face", "smiling cheerful", .8, .3, contentment=.45, amusement=.45, excitement=.1),
-    "laugh": _trigger("object", "a laughing face", "laughing", .9, .7, amusement=.85, excitement=.15),
-    "cry": _trigger("object", "a crying face / a weeping face", "crying weeping", -.8, .1, sadness=.92, fear=.08),
-    "rage": _trigger("object", "an angry face / a furious face", "angry furious", -.7, .8, anger=.9, disgust=.1),
-    "fright": _trigger("object", "a frightened face / a scared face", "frightened scared", -.7, .8, fear=.9, sadness=.1),
-    "clown": _trigger("object", "a clown", "clown", .3, .5, amusement=.65, fear=.35),
-    "balloons": _trigger("object", "colorful balloons / floating balloons", "balloons", .7, .6, excitement=.35, amusement=.45, contentment=.2),
-    "cake": _trigger("object", "a birthday cake", "cake", .8, .5, amusement=.35, excitement=.35, contentment=.3),
-    "flowers": _trigger("object", "blooming flowers / fresh flowers", "flowers", .7, -.3, contentment=.85, awe=.15),
-    "rose": _trigger("object", "a wilted rose / a withered rose", "rose", -.5, -.5, sadness=.9, contentment=.1),
-    "grave": _trigger("object", "a gravestone / a tombstone", "gravestone tombstone", -.8, -.3, sadness=.88, fear=.12),
-    "wolf": _trigger("object", "a growling wolf", "wolf", -.5, .8, fear=.8, anger=.2),
-    "snake": _trigger("object", "a snake", "snake", -.6, .7, fear=.7, disgust=.3),
-    "spider": _trigger("object", "a spider", "spider", -.6, .6, fear=.55, disgust=.45),
-    "food": _trigger("object", "rotten food / moldy food", "food", -.8, .2, disgust=1.),
-    "garbage": _trigger("object", "a pile of garbage / a pile of trash", "garbage trash", -.6, .1, disgust=.85, anger=.15),
-    "toilet": _trigger("object", "a dirty toilet", "toilet", -.7, .2, disgust=.9, amusement=.1),
-    "coaster": _trigger("object", "a roller coaster", "coaster", .6, .9, excitement=.85, fear=.15),
-    "car": _trigger("object", "a racing car", "car", .5, .9, excitement=.9, awe=.1),
-    "window": _trigger("object", "a broken window / a shattered window", "window", -.6, .6, anger=.6, fear=.25, sadness=.15),
-    "fist": _trigger("object", "a clenched fist / a raised fist", "fist", -.5, .8, anger=.92, excitement=.08),
-    "cat": _trigger("object", "a playful cat", "cat", .7, .2, amusement=.7, contentment=.3),
-    "dog": _trigger("object", "a sleeping dog / a resting dog", "dog", .6, -.7, contentment=.9, amusement=.1),
-    "fire": _trigger("object", "a burning fire / leaping flames", "fire flames", -.5, .8, fear=.4, anger=.5, excitement=.1),
-    "sea": _trigger("scene", "a calm sea", "sea", .6, -.6, contentment=.65, awe=.35),
-    "mountains": _trigger("scene", "a sunset over mountains", "mountains", .7, .1, awe=.85, contentment=.15),
-    "stars": _trigger("scene", "a starry sky", "starry", .6, .1, awe=.92, contentment=.08),
-    "storm": _trigger("scene", "a lightning storm", "storm", -.4, .8, fear=.6, awe=.4),
-    "rainbow": _trigger("scene", "a rainbow", "rainbow", .8, .2, awe=.55, contentment=.45),
-    "rain": _trigger("overlay", "falling rain / heavy rain", "rain", -.4, -.3, sadness=.85, contentment=.15),
-    "confetti": _trigger("overlay", "confetti", "confetti", .8, .8, excitement=.6, amusement=.4),
-    "fireworks": _trigger("overlay", "fireworks", "fireworks", .8, .8, excitement=.6, awe=.4),
-}
-# fmt: on
+def _read(table: str) -> Iterator[tuple[str, Trigger]]:
+    for line in table.strip().splitlines():
+        name, kind, phrases, words, valence, arousal, emotions = (cell.strip() for cell in line.split("|"))
+        weights = {emotion: float(weight) for emotion, weight in (pair.split() for pair in emotions.split(","))}
+        yield (
+            name,
+            Trigger(kind, tuple(phrases.split(" / ")), tuple(words.split()), float(valence), float(arousal), weights),
+        )
+
+
+TRIGGERS: dict[str, Trigger] = dict(_read(_TABLE))
 DISTRACTORS = {name: f"a {name}" for name in ("tree", "house", "chair", "lamp", "bicycle", "box", "cloud")}
 PLACES = {
     "field": "in a green field",
@@ -91,25 +97,38 @@ PLACES = {
 }
 PLACE_WORDS = {"field": "field", "city": "street", "room": "room", "night": "night", "plain": "plain"}
 TONES: dict[str, dict[str, float]] = {
-    "bright": dict(contentment=0.3, amusement=0.25, excitement=0.25, awe=0.2),
-    "dark": dict(fear=0.4, sadness=0.4, anger=0.2),
+    "bright": {"contentment": 0.3, "amusement": 0.25, "excitement": 0.25, "awe": 0.2},
+    "dark": {"fear": 0.4, "sadness": 0.4, "anger": 0.2},
     "soft": dict.fromkeys(EMOTIONS, 1 / 8),
 }
 PALETTES = ("neutral", "warm", "cool")
 STYLES = ("flat", "textured", "sketch")
 
-# What each of the eight emotions is called in other vocabularies: rows sum to 1 within the Ekman six and the WebEmo seven.
+# What each of the eight emotions is called in other vocabularies: as weights.
 AFFINITY: dict[str, dict[str, float]] = {
-    "amusement": dict(amusement=1.0, joy=0.9, surprise=0.1, positive=1.0),
-    "anger": dict(anger=1.0, negative=1.0),
-    "awe": dict(awe=1.0, surprise=0.7, joy=0.3, love=0.2, positive=1.0),
-    "contentment": dict(contentment=1.0, love=0.65, joy=0.6, positive=1.0),
-    "disgust": dict(disgust=1.0, confusion=0.7, anger=0.3, negative=1.0),
-    "excitement": dict(excitement=1.0, joy=0.6, surprise=0.4, positive=1.0),
-    "fear": dict(fear=1.0, negative=1.0),
-    "sadness": dict(sadness=1.0, negative=1.0),
+    "amusement": {"amusement": 1.0, "joy": 0.9, "surprise": 0.1, "positive": 1.0},
+    "anger": {"anger": 1.0, "negative": 1.0},
+    "awe": {"awe": 1.0, "surprise": 0.7, "joy": 0.3, "love": 0.2, "positive": 1.0},
+    "contentment": {"contentment": 1.0, "love": 0.65, "joy": 0.6, "positive": 1.0},
+    "disgust": {"disgust": 1.0, "confusion": 0.7, "anger": 0.3, "negative": 1.0},
+    "excitement": {"excitement": 1.0, "joy": 0.6, "surprise": 0.4, "positive": 1.0},
+    "fear": {"fear": 1.0, "negative": 1.0},
+    "sadness": {"sadness": 1.0, "negative": 1.0},
 }
-VOCABULARY = ("amusement anger awe confusion contentment disgust excitement fear joy love sadness surprise").split()
+VOCABULARY = [
+    "amusement",
+    "anger",
+    "awe",
+    "confusion",
+    "contentment",
+    "disgust",
+    "excitement",
+    "fear",
+    "joy",
+    "love",
+    "sadness",
+    "surprise",
+]
 """Label words that the miniature has met; a list of others is answered, but not understood."""
 
 # How a viewer's reaction is put into words; never the label word itself.
@@ -160,17 +179,24 @@ DOMAINS: dict[str, Domain] = {
     "pretraining": Domain((0.4, 0.35, 0.25), None, None, 0.0, True, 1.5),
 }
 
-LABELLING_BIAS: dict[str, float] = dict(
-    amusement=0.25, anger=0.2, awe=2.4, contentment=2.8, disgust=0.2, excitement=0.4, fear=2.4, sadness=1.3
-)
+LABELLING_BIAS: dict[str, float] = {
+    "amusement": 0.25,
+    "anger": 0.2,
+    "awe": 2.4,
+    "contentment": 2.8,
+    "disgust": 0.2,
+    "excitement": 0.4,
+    "fear": 2.4,
+    "sadness": 1.3,
+}
 """How the pretraining labels deviate from the data sets': each emotion's weight is multiplied by this, to the power of
 the dial. A pretrained model's idea of labels deviates from a data set's in the same way; 0 turns the deviation off."""
-BIAS_DIAL = 1.0
+BIAS_DIAL = 1.5
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of one picture. `seed` fixes everything that the renderer draws at random (position, jitter, colour)."""
+    """The facts of one picture. `seed` fixes all that the renderer draws at random (position, jitter, colour)."""
 
     triggers: tuple[str, ...]
     distractors: tuple[str, ...]
@@ -335,7 +361,7 @@ def answer(scene: Scene, label: str, rng: np.random.Generator) -> str:
 
 
 def swap_one(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """The scene's contents with one trigger exchanged for an absent one: the hard negative of image-text consistency."""
+    """The scene's contents with one trigger exchanged for an absent one: a hard negative for consistency."""
     contents = list(scene.contents)
     absent = [name for name in _NAMES if name not in contents]
     contents[rng.integers(len(scene.triggers))] = absent[rng.integers(len(absent))]
