@@ -1,0 +1,319 @@
+"""A checkpoint: weights and processor loaded safely, and `emo_r3.json`, which says how the model wants to be asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+
+from .errors import CheckpointError, EmoR3Error
+from .labels import LABEL_SETS, LabelSet, resolve_labels
+from .prompts import Method, Prompts, load_prompts
+
+MINIATURE = Path(__file__).parent / "miniature" / "checkpoint"
+INFO_FILE = "emo_r3.json"
+FORMAT_VERSION = 1
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+_REMOTE_CODE = ("auto_map", "custom_pipelines")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `emo_r3.json` beside the weights says: how the model was trained, and so how to ask it.
+
+    Args:
+        method (`str`, *optional*, defaults to `"set"`): form of its answers: `"set"`, `"think"` or `"direct"`.
+        label_set (`LabelSet`, *optional*): labels it chooses from by default; EmoSet's eight unless given.
+        prompts (`Prompts`, *optional*): the prompts it was trained with; the package's unless given.
+        min_pixels, max_pixels (`int`, *optional*): pixel budget of an image (Qwen-VL processors).
+        square (`bool`, *optional*, defaults to `False`): pad pictures to a square first.
+        base_model (`str`, *optional*): repository or folder of the model it was made from.
+        recipe_hash (`str`, *optional*): hash of the recipe that made it.
+        format_version (`int`, *optional*): of the file.
+    """
+
+    method: Method = "set"
+    label_set: LabelSet = LABEL_SETS["emoset"]
+    prompts: Prompts = field(default_factory=load_prompts)
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    square: bool = False
+    base_model: str | None = None
+    recipe_hash: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """All facts, ready for JSON: the label set as its name and labels, the prompts in full."""
+        facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        return facts | {
+            "label_set": self.label_set.name,
+            "labels": list(self.label_set.labels),
+            "prompts": self.prompts.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> CheckpointInfo:
+        """Makes the record of what `to_dict` returned.
+
+        Raises:
+            CheckpointError: an entry is unknown or can't be used, or the file is of a newer format.
+        """
+        facts = dict(facts)
+        version = facts.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"format_version is {version!r} and this emo_r3 reads {FORMAT_VERSION}: upgrade emo_r3 or repair the file"
+            )
+        name, labels = facts.pop("label_set", "emoset"), facts.pop("labels", None)
+        unknown = sorted(set(facts) - {item.name for item in fields(cls)})
+        if unknown:
+            raise CheckpointError(f"unknown entries: {', '.join(unknown)}")
+        if facts.get("method", "set") not in get_args(Method):
+            raise CheckpointError(f"method is {facts['method']!r}; it must be one of {', '.join(get_args(Method))}")
+        if labels is None or (name in LABEL_SETS and list(labels) == list(LABEL_SETS[name].labels)):
+            facts["label_set"] = resolve_labels(name)
+        else:
+            facts["label_set"] = LabelSet(name, tuple(labels))
+        if "prompts" in facts:
+            facts["prompts"] = Prompts.from_dict(facts["prompts"])
+        return cls(**facts)
+
+    @classmethod
+    def read(cls, folder: Path) -> CheckpointInfo:
+        """Reads `emo_r3.json` of a folder; the package's defaults where there is none.
+
+        Raises:
+            CheckpointError: the file can't be used; the message names it.
+        """
+        path = folder / INFO_FILE
+        if not path.exists():
+            return cls()
+        try:
+            return cls.from_dict(_read_json(path))
+        except (EmoR3Error, TypeError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_model_and_processor(
+    repo_or_path: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    token: str | bool | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
+    """Loads a checkpoint from a folder or the Hub: safetensors only, and never code that it brings along.
+
+    Args:
+        repo_or_path (`str` or `Path`, *optional*): folder or Hub repository; the miniature unless given.
+        revision (`str`, *optional*): branch, tag or commit of a repository.
+        dtype (`str` or `torch.dtype`, *optional*): of the weights; float32 on a CPU and as saved elsewhere unless given.
+        device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
+        token (`str` or `bool`, *optional*): for a private repository.
+
+    Raises:
+        CheckpointError: nothing there, pickled weights, code in the repository, or a model that transformers can't load.
+    """
+    folder = _folder(MINIATURE if repo_or_path is None else repo_or_path, revision, token)
+    info = CheckpointInfo.read(folder)
+    if device_map is None and torch.accelerator.is_available():
+        device_map = "auto"
+    if dtype is None:
+        dtype = torch.float32 if device_map in (None, "cpu") else "auto"
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False
+        )
+        processor = _load_processor(folder)
+    except EmoR3Error:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{repo_or_path or folder} can't be loaded as an image-text-to-text model: {error}"
+        ) from error
+    _set_pixel_budget(processor, info)
+    return model.eval(), processor, info
+
+
+def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The processor class without its video part, which needs torchvision even where no video is ever seen."""
+    attributes = processor_class.get_attributes()
+    if "video_processor" not in attributes:
+        return processor_class
+    kept = [name for name in attributes if name != "video_processor"]
+    # The name stays, as it is what `save_pretrained` writes down.
+    return type(
+        processor_class.__name__,
+        (processor_class,),
+        {"get_attributes": classmethod(lambda cls: list(kept)), "__module__": processor_class.__module__},
+    )
+
+
+def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, info: CheckpointInfo) -> None:
+    """Writes a checkpoint under a temporary name and renames it, so that a half-written one is never seen.
+
+    Raises:
+        CheckpointError: the folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists: name a new folder, or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        _add_video_entry(temporary, processor)
+        (temporary / INFO_FILE).write_text(
+            json.dumps(info.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> Path:
+    """The local folder of a checkpoint, checked before any weight is read (or, from the Hub, even fetched)."""
+    path = Path(repo_or_path).expanduser()
+    if path.is_dir():
+        _check_code(path)
+        _check_weights(path)
+        return path
+    name = os.fspath(repo_or_path)
+    if path.exists() or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
+        if path == MINIATURE:
+            raise CheckpointError(f"the miniature is not at {path}: reinstall emo_r3, or name a model")
+        raise CheckpointError(
+            f"there is no model folder {name}: check the path, or name a Hub repository (owner/name)"
+        )
+    try:
+        small = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=_SMALL_FILES))
+        _check_code(small)
+        folder = Path(
+            snapshot_download(name, revision=revision, token=token, allow_patterns=["*.safetensors", *_SMALL_FILES])
+        )
+    except HFValidationError:
+        raise CheckpointError(f"{name!r} is neither a folder nor a Hub repository (owner/name)") from None
+    except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{name} is no local folder and can't be fetched from the Hub: {reason}") from error
+    _check_weights(folder)
+    return folder
+
+
+def _check_code(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "holds an adapter alone: merge it into its base model first" if adapter else "has no config.json"
+        raise CheckpointError(f"{folder} is not a model folder: it {what}")
+    for path in sorted(folder.glob("*config.json")):
+        for key in _keys(_read_json(path)):
+            if key in _REMOTE_CODE:
+                raise CheckpointError(
+                    f"{folder} brings its own code ({key} in {path.name}), which emo_r3 never runs: "
+                    "use a model that transformers has built in"
+                )
+
+
+def _check_weights(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        pickled = [
+            path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        ]
+        if not pickled:
+            raise CheckpointError(f"{folder} has no weights: it needs *.safetensors files")
+        raise CheckpointError(
+            f"{folder} has pickled weights ({pickled[0]}), and loading a pickle can run code: "
+            "emo_r3 reads safetensors only; convert them with transformers' save_pretrained where you trust them"
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        for name in set(_read_json(index).get("weight_map", {}).values()):
+            if Path(str(name)).name != name or not str(name).endswith(".safetensors"):
+                raise CheckpointError(f"{index} names {name!r}, which is not a safetensors file of its folder")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return value
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _keys(item)
+
+
+def _load_processor(folder: Path) -> ProcessorMixin:
+    """The model's own processor class, named by its files or its configuration, without the video part."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    name = None
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if name is None and (folder / file).exists():
+            name = _read_json(folder / file).get("processor_class")
+    found = (
+        getattr(transformers, name, None) if name else PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)))
+    )
+    if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):
+        raise CheckpointError(f"{folder}: transformers {transformers.__version__} has no processor {name or 'for it'}")
+    processor = image_only(found).from_pretrained(folder)
+    if not processor.chat_template:
+        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
+    if not processor.chat_template:
+        raise CheckpointError(
+            f"{folder} has no chat template: use an instruction-tuned model, or add chat_template.jinja"
+        )
+    return processor
+
+
+def _set_pixel_budget(processor: ProcessorMixin, info: CheckpointInfo) -> None:
+    if info.min_pixels is None and info.max_pixels is None:
+        return
+    image_processor = processor.image_processor
+    if not hasattr(image_processor, "merge_size"):
+        raise CheckpointError(
+            f"min_pixels / max_pixels are for Qwen-VL processors, not {type(image_processor).__name__}"
+        )
+    # Set afterwards: `from_pretrained(size=...)` loses to a min_pixels / max_pixels of the saved configuration.
+    size = {"shortest_edge": info.min_pixels, "longest_edge": info.max_pixels}
+    image_processor.size = type(image_processor.size)(
+        **{edge: image_processor.size[edge] if pixels is None else pixels for edge, pixels in size.items()}
+    )
+
+
+def _add_video_entry(folder: Path, processor: ProcessorMixin) -> None:
+    """The stock class asks for a video configuration where torchvision exists: give the image's, which fits it."""
+    if type(processor).get_attributes() == type(processor).__mro__[1].get_attributes():  # type: ignore[attr-defined]
+        return
+    path = folder / "processor_config.json"
+    config = _read_json(path)
+    image = config.get("image_processor", {})
+    kind = str(image.get("image_processor_type", "")).removesuffix("Pil").replace("ImageProcessor", "VideoProcessor")
+    if hasattr(transformers, kind):
+        sizes = {
+            key: image[key] for key in ("size", "patch_size", "merge_size", "temporal_patch_size") if key in image
+        }
+        config["video_processor"] = sizes | {"video_processor_type": kind}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,119 @@
+"""What the pipeline found in one picture: a typed, JSON-ready record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Coherence:
+    """Which label the model reads out of its own text, without the picture (section 3.3).
+
+    Args:
+        label (`str`): the label at the end of a greedy walk.
+        probability (`float`): its probability.
+        agreement (`float`): probability, by the same reading, of the label in the box.
+    """
+
+    label: str
+    probability: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class EmotionResult:
+    r"""The reading of one picture.
+
+    Args:
+        image (`str`): name of the picture: its path, its URL, or what it was given as.
+        label (`str`, *optional*): the label in the box; `None` where there is none of the list.
+        probabilities (`dict[str, float]`): the model's distribution over the label list at the box; sums to 1.
+        steps (`dict[str, str]`): the tagged parts of the answer by name: `step1` (emotional triggers), `step2` (human
+            reflection) and `step3` (conclusion), or `think`.
+        valence, arousal (`float`, *optional*): expected under the distribution by the norms of `labels.py`, from 1 to 9;
+            `None` where no label has norms.
+        text (`str`): the whole completion.
+        problems (`tuple[str, ...]`): what is wrong with its form, by the codes of `parsing.py`; empty for a good one.
+        notes (`tuple[str, ...]`): what was done to the picture or to the answer, in words.
+        consistency (`float`, *optional*): the model's probability of Yes when asked whether step 1 can describe the
+            picture; `None` if it was not asked or there is no such text.
+        coherence (`Coherence`, *optional*): the model's reading of its own steps without the picture.
+        score (`float`, *optional*): mean of `consistency` and `coherence.agreement`, a missing one counting 0: the reward
+            of eq. 5 as a self-check, with the boxed label in the place of the reference.
+        candidate_scores (`tuple[float, ...]`): scores of all candidates, if there was more than one.
+        method, prompt_version, model (`str`): how the model was asked.
+        error (`str`, *optional*): why there is no result; all else but `image` is then empty.
+    """
+
+    image: str
+    label: str | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, str] = field(default_factory=dict)
+    valence: float | None = None
+    arousal: float | None = None
+    text: str = ""
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    consistency: float | None = None
+    coherence: Coherence | None = None
+    score: float | None = None
+    candidate_scores: tuple[float, ...] = ()
+    method: str = ""
+    prompt_version: str = ""
+    model: str = ""
+    error: str | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability of the label in the box."""
+        return None if self.label is None else self.probabilities.get(self.label)
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the answer has its form, and there is one."""
+        return self.error is None and not self.problems
+
+    @property
+    def step1(self) -> str | None:
+        """Emotional Trigger Identification."""
+        return self.steps.get("step1")
+
+    @property
+    def step2(self) -> str | None:
+        """Human Emotional Reflection."""
+        return self.steps.get("step2")
+
+    @property
+    def step3(self) -> str | None:
+        """Emotional Conclusion."""
+        return self.steps.get("step3")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the confidence as plain values; numbers are finite or `None`."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values |= {name: list(values[name]) for name in ("problems", "notes", "candidate_scores")}
+        values |= {"probabilities": dict(self.probabilities), "steps": dict(self.steps)}
+        if self.coherence is not None:
+            values["coherence"] = {item.name: getattr(self.coherence, item.name) for item in fields(Coherence)}
+        return values | {"confidence": self.confidence}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The record as strict JSON (no NaN)."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=indent)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EmotionResult:
+        """Makes the record of what `to_dict` returned.
+
+        Raises:
+            TypeError: an entry is unknown.
+        """
+        entries = {name: value for name, value in values.items() if name != "confidence"}
+        for name in ("problems", "notes", "candidate_scores"):
+            entries[name] = tuple(entries.get(name, ()))
+        if entries.get("coherence") is not None:
+            entries["coherence"] = Coherence(**entries["coherence"])
+        return cls(**entries)
