@@ -217,7 +217,7 @@ def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
             f"no label set is called {labels[:MAX_LABEL_LENGTH]!r}; use {', '.join(LABEL_SETS)},"
             " or two or more labels with commas between them"
         )
-    if not isinstance(labels, Sequence) or isinstance(labels, (bytes, bytearray)):
+    if not isinstance(labels, Sequence):
         raise LabelError(f"labels are a {type(labels).__name__}; give a list of strings, or the name of a label set")
     return LabelSet("custom", tuple(labels))
 

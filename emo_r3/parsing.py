@@ -271,8 +271,8 @@ def _could_be_label(text: str) -> bool:
 def visible_sections(text: str) -> tuple[VisibleSection, ...]:
     r"""Reads a growing text for a display: its sections and boxes so far, in the order in which they open.
 
-    The beginning of a tag at the very end is left out until it is known to be none. Text outside is not shown. Only the
-    last part can be open.
+    The beginning of a tag at the very end is left out until it is known to be none. Text outside is not shown. Only
+    the last part can be open.
 
     Args:
         text (`str`): the completion so far, of any method.
