@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from . import __version__
 from .errors import EmoR3Error
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
 MINIATURE = {
     "train": "make the miniature again from a seed",
     "evaluate": "measure it on held-out scenes",
@@ -28,8 +27,8 @@ EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 1, 2, 130, 14
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: all done; 1: done, but for some images that are reported as rows with an error; 2: could not start or go on, one line
-    on stderr says why (`EMO_R3_DEBUG=1` shows the traceback); 130: interrupted; 141: the reader of stdout went away.
+    0: all done. 1: done, but for some images that are reported as rows with an error. 2: could not start or go on; a line
+    on stderr says why (`EMO_R3_DEBUG=1` shows the traceback). 130: interrupted. 141: the reader of stdout went away.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -79,7 +78,9 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|URL", help="a folder means all pictures below it")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="PATH|REPO", help="folder or Hub repository (default: the miniature, offline)")
+    model.add_argument(
+        "--model", metavar="PATH|REPO", help="folder or Hub repository (default: the miniature, offline)"
+    )
     model.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository")
     model.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
@@ -88,9 +89,13 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     answer = parser.add_argument_group("answer")
     answer.add_argument("--labels", metavar="NAME|A,B,..", help="emoset, emotion6, webemo, ... or your own list")
     answer.add_argument("--method", choices=("set", "think", "direct"), help="three steps, one thought, or label only")
-    answer.add_argument("--decoding", choices=("constrained", "free"), help="force the structure and a label, or don't")
+    answer.add_argument(
+        "--decoding", choices=("constrained", "free"), help="force the structure and a label, or don't"
+    )
     answer.add_argument("--reflect", action="store_true", help="let the model check its own answer")
-    answer.add_argument("--candidates", type=positive, default=1, metavar="N", help="return the best of N by reflection")
+    answer.add_argument(
+        "--candidates", type=positive, default=1, metavar="N", help="return the best of N by reflection"
+    )
     answer.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer, in tokens")
 
     output = parser.add_argument_group("output")
@@ -110,9 +115,10 @@ def positive(text: str) -> int:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Read the emotion of each picture: the reasoning in three steps, a label, how likely each label is."""
+    from .images import find_images
     from .output import ResultFile, write_rows
 
-    sources = find_sources(args.images)
+    sources = find_images(args.images)
     if args.output:
         check_output(args.output, sources)
     quiet_libraries()
@@ -132,33 +138,13 @@ def run_predict(args: argparse.Namespace) -> int:
             prepare_stdout(args.format)
             write_rows(rows, sys.stdout, args.format, labels, shutil.get_terminal_size((100, 24)).columns)
     except KeyboardInterrupt:
-        hint = f": {len(stored.rows)} of {len(sources)} are kept, the same command goes on from there" if stored else ""
+        hint = (
+            f": {len(stored.rows)} of {len(sources)} are kept, the same command goes on from there" if stored else ""
+        )
         raise KeyboardInterrupt(hint) from None
     if failed:
         print(f"emo-r3: {len(failed)} of {len(todo)} failed, see their rows", file=sys.stderr)
     return EXIT_SOME_FAILED if failed else 0
-
-
-def find_sources(images: Sequence[str]) -> list[str]:
-    """The pictures meant, each once: folders are walked in order of name, hidden files left out.
-
-    Raises:
-        EmoR3Error: a folder holds no picture.
-    """
-    sources: list[str] = []
-    for image in images:
-        if not os.path.isdir(image):
-            sources.append(image)
-            continue
-        before = len(sources)
-        # A folder that can't be read becomes a source of its own, and so a reported row.
-        for folder, names, files in os.walk(image, onerror=lambda error: sources.append(error.filename)):
-            names[:] = sorted(name for name in names if not name.startswith("."))
-            found = (name for name in sorted(files) if not name.startswith("."))
-            sources += [os.path.join(folder, name) for name in found if name.lower().endswith(IMAGE_SUFFIXES)]
-        if len(sources) == before:
-            raise EmoR3Error(f"{image} holds no picture (looked for {', '.join(IMAGE_SUFFIXES)})")
-    return list(dict.fromkeys(sources))
 
 
 def check_output(output: Path, sources: Sequence[str]) -> None:
@@ -178,6 +164,7 @@ def check_output(output: Path, sources: Sequence[str]) -> None:
 def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[str, Any]]:
     """The pipeline, its label list, and the settings that decide what a row says: what rows of one file share."""
     from .labels import resolve_labels
+    from .output import json_text
     from .prompts import load_prompts
 
     # A mistake in these is told before the seconds that a model takes.
@@ -193,6 +180,7 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
     settings = {
         "model": args.model or "miniature",
         "revision": args.revision,
+        "recipe": pipe.info.recipe_hash,
         "dtype": args.dtype,
         "labels": list(labels.labels),
         "method": args.method or pipe.info.method,
@@ -206,7 +194,9 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
     return pipe, labels.labels, settings
 
 
-def predict_rows(pipe: Any, sources: Sequence[str], args: argparse.Namespace, failed: list[str]) -> Iterator[dict[str, Any]]:
+def predict_rows(
+    pipe: Any, sources: Sequence[str], args: argparse.Namespace, failed: list[str]
+) -> Iterator[dict[str, Any]]:
     """A row for each picture, in order, as the batches come; the pictures that failed are noted in `failed`."""
     options = {
         "labels": args.labels,
@@ -214,6 +204,7 @@ def predict_rows(pipe: Any, sources: Sequence[str], args: argparse.Namespace, fa
         "decoding": args.decoding,
         "max_new_tokens": args.max_new_tokens,
         "batch_size": args.batch_size,
+        "allow_private_hosts": args.allow_private_hosts,
     }
     given = {name: value for name, value in options.items() if value is not None}
     results = pipe(iter(sources), reflect=args.reflect, num_candidates=args.candidates, on_error="return", **given)

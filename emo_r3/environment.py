@@ -12,10 +12,18 @@ from typing import Any
 from . import __version__
 from .miniature import CHECKPOINT
 
-PACKAGES = (
-    "torch transformers huggingface-hub accelerate tokenizers safetensors pillow numpy jinja2 "
-    "torchvision datasets trl peft evaluate gradio"
-).split()
+CORE = (
+    "torch",
+    "transformers",
+    "huggingface-hub",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "pillow",
+    "numpy",
+    "jinja2",
+)
+OPTIONAL = ("torchvision", "datasets", "trl", "peft", "evaluate", "gradio")
 
 
 def environment() -> dict[str, str]:
@@ -25,7 +33,7 @@ def environment() -> dict[str, str]:
         "python": f"{platform.python_version()} ({platform.python_implementation()}) at {sys.executable}",
         "platform": f"{platform.platform()}, {os.cpu_count()} CPU cores",
     }
-    for package in PACKAGES:
+    for package in (*CORE, *OPTIONAL):
         facts[package] = _version(package)
     facts["device"] = _device()
     facts.update(_hub())

@@ -32,7 +32,7 @@ def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence
         _write_csv(rows, stream, labels)
         return
     count = 0
-    for count, row in enumerate(rows, start=1):  # noqa: B007
+    for count, row in enumerate(rows, start=1):
         if style == "jsonl":
             stream.write(json_text(row) + "\n")
         elif style == "json":
@@ -70,7 +70,7 @@ def can_show(stream: TextIO) -> Callable[[str], bool]:
 
 def text_block(row: Mapping[str, Any], width: int = 100, shows: Callable[[str], bool] = lambda text: True) -> str:
     """One picture's result for a reader: the steps, the label, a bar for each label, valence and arousal."""
-    lines = [str(row["image"])]
+    lines = [_printable(row["image"])]
     if row.get("error"):
         return "\n".join([*lines, *_wrapped("error", str(row["error"]), width)]) + "\n"
     for name, text in (row.get("steps") or {}).items():
@@ -83,10 +83,10 @@ def text_block(row: Mapping[str, Any], width: int = 100, shows: Callable[[str], 
         for label, share in sorted(probabilities.items(), key=lambda item: -item[1]):
             lines.append(f"  {label:>{column}}  {share:4.2f}  {bar(share, shows('█▏'))}".rstrip())
         lines.append("")
-    lines += _affect_lines(row)
+    lines += _number_lines(row)
     for name in ("problems", "notes"):
         if row.get(name):
-            lines += _wrapped(name, "; ".join(map(str, row[name])), width)
+            lines += _wrapped(name, "; ".join(row[name]), width)
     return "\n".join(lines) + "\n"
 
 
@@ -99,28 +99,42 @@ def bar(share: float, unicode: bool = True, width: int = BAR_WIDTH) -> str:
 
 
 def _wrapped(title: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), max(width, 40), initial_indent=f"  {title:<12}", subsequent_indent=" " * 14)
+    return textwrap.wrap(
+        " ".join(text.split()), max(width, 40), initial_indent=f"  {title:<12}", subsequent_indent=" " * 14
+    )
 
 
-def _affect_lines(row: Mapping[str, Any]) -> list[str]:
-    parts = []
+def _number_lines(row: Mapping[str, Any]) -> list[str]:
+    lines = []
     if row.get("valence") is not None:
-        parts.append(f"valence {row['valence']:.1f}  arousal {row['arousal']:.1f}  (1 to 9)")
-    return [f"  {part}" for part in parts]
+        lines.append(f"  valence {row['valence']:.1f}  arousal {row['arousal']:.1f}  (1 to 9)")
+    if row.get("consistency") is not None:
+        lines.append(f"  the first step fits the picture: {row['consistency']:.2f}")
+    if coherence := row.get("coherence"):
+        lines.append(f"  the steps suggest {coherence['label']}: {coherence['probability']:.2f}")
+    if row.get("candidate_scores"):
+        scores = ", ".join("-" if score is None else f"{score:.2f}" for score in row["candidate_scores"])
+        lines.append(f"  the best of candidates with scores {scores}")
+    return lines
 
 
 def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> None:
-    fields = ["image", "label", "confidence", "valence", "arousal", "consistency", "coherence"]
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*fields, *(f"p_{label}" for label in labels), *STEP_TITLES, "problems", "notes", "error"])
+    plain = ("image", "label", "confidence", "valence", "arousal", "consistency")
+    lists = ("problems", "notes")
+    coherence = [f"coherence_{name}" for name in ("label", "probability")]
+    shares = [f"p_{label}" for label in labels]
+    writer.writerow([*plain, *coherence, "score", *shares, *STEP_TITLES, *lists, "error"])
     for row in rows:
-        probabilities, steps = row.get("probabilities") or {}, row.get("steps") or {}
+        read_back, probabilities, steps = (row.get(name) or {} for name in ("coherence", "probabilities", "steps"))
         writer.writerow(
             [
-                *(row.get(field) for field in fields),
+                *(row.get(name) for name in plain),
+                *(read_back.get(name) for name in ("label", "probability")),
+                row.get("score"),
                 *(probabilities.get(label) for label in labels),
                 *(steps.get(step) for step in STEP_TITLES),
-                *("; ".join(map(str, row.get(name) or ())) for name in ("problems", "notes")),
+                *("; ".join(row.get(name) or ()) for name in lists),
                 row.get("error"),
             ]
         )

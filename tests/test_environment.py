@@ -48,7 +48,7 @@ def test_a_broken_library_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_package_and_a_missing_model_are_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "PACKAGES", ["surely-not-a-package"])
+    monkeypatch.setattr(module, "OPTIONAL", ["surely-not-a-package"])
     monkeypatch.setattr(module, "CHECKPOINT", tmp_path)
     facts = environment()
     assert facts["surely-not-a-package"] == "not installed"
