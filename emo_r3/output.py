@@ -38,7 +38,7 @@ def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence
         elif style == "json":
             stream.write(("[\n" if count == 1 else ",\n") + json_text(row))
         else:
-            stream.write(("" if count == 1 else "\n") + text_block(row, width, can_show(stream)))
+            stream.write(("" if count == 1 else "\n") + text_block(row, width, has_blocks(stream)))
         stream.flush()
     if style == "json":
         stream.write("\n]\n" if count else "[]\n")
@@ -54,21 +54,16 @@ def json_text(row: Mapping[str, Any]) -> str:
     return text
 
 
-def can_show(stream: TextIO) -> Callable[[str], bool]:
-    """A function that tells whether the stream's encoding has these characters."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-
-    def check(text: str) -> bool:
-        try:
-            text.encode(encoding)
-        except (UnicodeEncodeError, LookupError):
-            return False
-        return True
-
-    return check
+def has_blocks(stream: TextIO) -> bool:
+    """Whether the stream's encoding has the block characters of a bar."""
+    try:
+        bar(1 / 3).encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def text_block(row: Mapping[str, Any], width: int = 100, shows: Callable[[str], bool] = lambda text: True) -> str:
+def text_block(row: Mapping[str, Any], width: int = 100, blocks: bool = True) -> str:
     """One picture's result for a reader: the steps, the label, a bar for each label, valence and arousal."""
     lines = [_printable(row["image"])]
     if row.get("error"):
@@ -81,7 +76,7 @@ def text_block(row: Mapping[str, Any], width: int = 100, shows: Callable[[str], 
         column = max(len(label) for label in probabilities)
         lines.append("")
         for label, share in sorted(probabilities.items(), key=lambda item: -item[1]):
-            lines.append(f"  {label:>{column}}  {share:4.2f}  {bar(share, shows('█▏'))}".rstrip())
+            lines.append(f"  {label:>{column}}  {share:4.2f}  {bar(share, blocks)}".rstrip())
         lines.append("")
     lines += _number_lines(row)
     for name in ("problems", "notes"):
@@ -90,18 +85,22 @@ def text_block(row: Mapping[str, Any], width: int = 100, shows: Callable[[str], 
     return "\n".join(lines) + "\n"
 
 
-def bar(share: float, unicode: bool = True, width: int = BAR_WIDTH) -> str:
+def bar(share: float, blocks: bool = True, width: int = BAR_WIDTH) -> str:
     """A bar of `share * width` columns, in eighths of a block or in whole `#`."""
-    if not unicode:
+    if not blocks:
         return "#" * round(share * width)
     full, part = divmod(round(share * width * 8), 8)
     return "█" * full + " ▏▎▍▌▋▊▉"[part].strip()
 
 
 def _wrapped(title: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        " ".join(text.split()), max(width, 40), initial_indent=f"  {title:<12}", subsequent_indent=" " * 14
-    )
+    body = _printable(" ".join(text.split()))
+    return textwrap.wrap(body, max(width, 40), initial_indent=f"  {title:<12}", subsequent_indent=" " * 14)
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor: names and texts come from outside."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _number_lines(row: Mapping[str, Any]) -> list[str]:

@@ -179,13 +179,13 @@ def test_text_leaves_the_terminal_alone(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.startswith("a?[2J?b.png\n  triggers")
 
 
-@pytest.mark.parametrize(("encoding", "bar"), [("ascii", "#" * 18 + "\n"), ("utf-8", "█" * 18 + "\n")])
+@pytest.mark.parametrize(("encoding", "bar"), [("ascii", "#"), ("utf-8", "█")])
 def test_text_in_a_terminal_s_encoding(encoding: str, bar: str, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     assert main(["predict", "naïve.png", "--labels", "fear, joy"]) == 0
     sys.stdout.flush()
-    assert bar in raw.getvalue().decode(encoding)
+    assert bar * 18 + "\n" in raw.getvalue().decode(encoding)
 
 
 @pytest.mark.parametrize("images", [["x.png"], ["x.png", "bad.png", "a\udcff.png"]])
