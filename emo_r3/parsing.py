@@ -49,7 +49,8 @@ class ParsedCompletion:
 
     Args:
         steps (`dict[str, str]`): stripped text of each section that could be read, by tag name: `step1`, `step2` and
-            `step3`, or `think`. Of a repeated section, the last complete one; of an unclosed one, what there is.
+            `step3`, or `think`. Of a repeated section, the last complete one; of an unclosed one, what there is. No
+            text holds a tag or a box.
         label (`str` or `None`): the label in the last complete box, as the list spells it; the stripped text of that
             box where it is not in the list or no list was given; `None` without a complete box that holds something.
         problems (`tuple[str, ...]`): what is wrong, as keys of `PROBLEMS` in the order of that table.
@@ -76,7 +77,7 @@ class VisibleSection:
 
 @dataclass
 class _Part:
-    """A section or a box, from after its opening mark to before whatever ended it."""
+    """A section or a box: where its text starts and ends, and whether its own closing mark follows."""
 
     name: str
     start: int
@@ -87,8 +88,8 @@ class _Part:
 class _Reading:
     """One pass over a text: the parts in the order in which they open, and the problems that show on the way.
 
-    At most one section and one box are open at a time. A tag ends whatever is open. A box doesn't end the section that
-    it stands in, but is where an unclosed section is cut. Each character is looked at a fixed number of times.
+    At most one section and one box are open at a time. A tag ends whatever is open. A box ends only the text of the
+    section that it stands in: no part holds a tag or a box. Each character is looked at a fixed number of times.
     """
 
     def __init__(self, text: str) -> None:
@@ -119,23 +120,24 @@ class _Reading:
                 read_to = mark.start()
             self._check_outside(read_to, mark.start())
             read_to = mark.end()
+            if self.section is not None and self.section.end is None:
+                self.section.end = mark.start()
             name = mark["name"]
             if name is None:
                 depth = 1
-                self._open_box(mark)
-            elif mark["closing"] and self.section is not None and self.section.name == name:
+                self._open_box(mark.end())
+                continue
+            if mark["closing"]:
                 closings.add(name)
-                self.section.end, self.section.closed, self.section = mark.start(), True, None
-            else:
-                if self.section is not None:
-                    interrupted.append(self.section.name)
-                    self.section.end = mark.start() if self.section.end is None else self.section.end
-                    self.section = None
-                if mark["closing"]:
-                    closings.add(name)
-                    self.problems.add("unopened_section")
-                else:
-                    self._open_section(name, mark.end())
+                if self.section is not None and self.section.name == name:
+                    self.section.closed, self.section = True, None
+                    continue
+                self.problems.add("unopened_section")
+            if self.section is not None:
+                interrupted.append(self.section.name)
+                self.section = None
+            if not mark["closing"]:
+                self._open_section(name, mark.end())
         if self.box is None:
             self._check_outside(read_to, len(self.text))
         if self.section is not None:
@@ -143,12 +145,11 @@ class _Reading:
         # With a closing tag of its own somewhere, a section was interrupted; without one, it has no end.
         self.problems.update("nested_section" if name in closings else "unclosed_section" for name in interrupted)
 
-    def _open_box(self, mark: re.Match[str]) -> None:
+    def _open_box(self, start: int) -> None:
         if self.section is not None:
             self.problems.add("misplaced_box")
-            self.section.end = mark.start() if self.section.end is None else self.section.end
-        self.box = _Part("box", mark.end())
         self.has_box = True
+        self.box = _Part("box", start)
         self.parts.append(self.box)
 
     def _open_section(self, name: str, start: int) -> None:
