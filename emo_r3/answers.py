@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .decoding import BOX, ConstrainedDecoding, box_sequences, find_box
+from .decoding import BOX, ConstrainedDecoding, box_sequences, find_box, read
 from .scoring import CachedPrompts, LabelTrie, Tokens, score_labels
 
 
@@ -48,14 +49,14 @@ def forced_answers(
     """
     log_probs = torch.empty(len(written), len(forced.form.labels))
     for trie, rows in _by_trie(forced.tries).items():
-        first = torch.stack([forced.choices[row] for row in rows]).cpu()
+        first = torch.stack([cast(Tensor, forced.choices[row]) for row in rows]).cpu()
         log_probs[rows], _ = score_labels(cached, rows, [cached.tokens[row] for row in rows], trie, first)
     answers = []
     for tokens, shares, cut in zip(written, log_probs, forced.cut, strict=True):
-        text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        text = read(tokenizer, tokens)
         label = forced.form.labels[int(shares.argmax())]
         notes = tuple(f"{section} was cut at its share of max_new_tokens" for section in cut)
-        # The text may end anywhere around the brace, since a token may hold it and more; no label or step has a backslash.
+        # The text may end anywhere around the brace, as a token may hold more than it; only the box has a backslash.
         before = text[: text.rindex("\\")] if "\\" in text else text
         answers.append(Answer(f"{before}{BOX}{label}}}", shares, notes))
     return answers
@@ -68,7 +69,7 @@ def free_answers(
     labels: Sequence[str],
     max_new_tokens: int,
 ) -> list[Answer]:
-    """Answers as the model wrote them, each with the distribution where its last box opens, or at a box put at its end.
+    """Answers as the model wrote them, with the distribution where the last box opens, or at a box put at the end.
 
     Args:
         cached (`CachedPrompts`): the rows, completions included.
@@ -90,8 +91,10 @@ def free_answers(
         log_probs[rows], _ = score_labels(cached, rows, [contexts[row] for row in rows], trie)
     answers = []
     for tokens, shares in zip(written, log_probs, strict=True):
-        text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False).strip()
-        notes = ("no box in the answer: the distribution is at one put at its end",) if BOX not in text else ()
+        text = read(tokenizer, tokens).strip()
+        notes: tuple[str, ...] = (
+            ("no box in the answer: the distribution is at one put at its end",) if BOX not in text else ()
+        )
         if len(tokens) >= max_new_tokens:
             notes += (f"cut at max_new_tokens={max_new_tokens}",)
         answers.append(Answer(text, shares, notes))

@@ -54,7 +54,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def prefetch(make: Callable[[Item], Made], items: Iterable[Item], ahead: int = 1) -> Iterator[Made]:
-    """`map` on one thread that is up to `ahead` items before its reader; the items themselves are read by the caller."""
+    """`map` on one thread that is up to `ahead` items before its reader; the items are read in the caller's thread."""
     pending: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="emo-r3-images") as pool:
         try:

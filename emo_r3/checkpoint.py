@@ -74,7 +74,7 @@ class CheckpointInfo:
         version = facts.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"format_version is {version!r} and this emo_r3 reads {FORMAT_VERSION}: upgrade emo_r3 or repair the file"
+                f"format_version is {version!r}, and this emo_r3 reads {FORMAT_VERSION}: upgrade it or repair the file"
             )
         name, labels = facts.pop("label_set", "emoset"), facts.pop("labels", None)
         unknown = sorted(set(facts) - {item.name for item in fields(cls)})
@@ -119,12 +119,12 @@ def load_model_and_processor(
     Args:
         repo_or_path (`str` or `Path`, *optional*): folder or Hub repository; the miniature unless given.
         revision (`str`, *optional*): branch, tag or commit of a repository.
-        dtype (`str` or `torch.dtype`, *optional*): of the weights; float32 on a CPU and as saved elsewhere unless given.
+        dtype (`str` or `torch.dtype`, *optional*): of the weights; float32 on a CPU, else as saved, unless given.
         device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
         token (`str` or `bool`, *optional*): for a private repository.
 
     Raises:
-        CheckpointError: nothing there, pickled weights, code in the repository, or a model that transformers can't load.
+        CheckpointError: nothing there, pickled weights, code of its own, or a model that transformers can't load.
     """
     folder = _folder(MINIATURE if repo_or_path is None else repo_or_path, revision, token)
     info = CheckpointInfo.read(folder)
@@ -273,9 +273,10 @@ def _load_processor(folder: Path) -> ProcessorMixin:
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         if name is None and (folder / file).exists():
             name = _read_json(folder / file).get("processor_class")
-    found = (
-        getattr(transformers, name, None) if name else PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)))
-    )
+    if name is None:
+        found = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)), None)
+    else:
+        found = getattr(transformers, name, None)
     if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):
         raise CheckpointError(f"{folder}: transformers {transformers.__version__} has no processor {name or 'for it'}")
     processor = image_only(found).from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Decoding: answers forced into their form, special tokens kept out, reproducible sampling, a stop at the closed box."""
+"""Decoding: answers forced into their form, special tokens kept out, reproducible sampling, an end at the box."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -34,8 +35,13 @@ def encode_after(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
+def read(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
+    """The text of tokens, exactly."""
+    return cast(str, tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+
+
 def box_sequences(tokenizer: PreTrainedTokenizerBase, before: str, labels: Sequence[str]) -> list[Tokens]:
-    """The labels as they are written in the box: `before` is what is left of its opening, and the brace closes each."""
+    """The labels as they are written in a box, its brace included; `before` is what is left of the opening."""
     return [encode_after(tokenizer, f"{before}{label}}}") for label in labels]
 
 
@@ -43,12 +49,12 @@ def find_box(tokenizer: PreTrainedTokenizerBase, ids: Tokens) -> tuple[int, str]
     """Where the last box opens in a completion.
 
     Returns:
-        `tuple[int, str]`: how many tokens come before the one that completes the opening, and the text of the opening that
-        those tokens don't hold yet. Without any box: all tokens, and a whole opening on a new line.
+        `tuple[int, str]`: how many tokens come before the one that completes the opening, and the text of the opening
+        that those tokens don't hold yet. Without any box: all tokens, and a whole opening on a new line.
     """
 
     def text_of(count: int) -> str:
-        return tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False)
+        return read(tokenizer, ids[:count])
 
     text = text_of(len(ids))
     start = text.rfind(BOX)
@@ -110,8 +116,8 @@ class _Node:
 class AnswerForm:
     """The form of an answer over one label list, as tokens: literal text that is forced, free text in between.
 
-    Free text holds no `<`, backslash or brace, so it can't imitate a tag or a box; a token that begins the closing tag ends
-    it. Built once per label list and used for any number of batches.
+    Free text holds no `<`, backslash or brace, so it can't imitate a tag or a box; a token that begins the closing tag
+    ends it. Built once per label list and used for any number of batches.
 
     Args:
         vocabulary (`Vocabulary`): the model's.
@@ -182,8 +188,8 @@ class _Row:
 class ConstrainedDecoding(LogitsProcessor):
     """Makes every row of a batch write an answer of the form, up to the opened box.
 
-    There it notes what the model thinks of the labels' first tokens, in `choices`, and ends the row: the label is chosen
-    from the whole distribution, not token by token. One object serves one `generate` call; it must be the first processor.
+    There it notes in `choices` what the model thinks of the labels' first tokens, and ends the row: the label is
+    chosen from the whole distribution, not token by token. One object serves one `generate` call, as its first processor.
 
     Args:
         form (`AnswerForm`): the form.
@@ -212,13 +218,15 @@ class ConstrainedDecoding(LogitsProcessor):
         """Per row, the sections that were ended by the budget."""
         self.started = False
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.started:
             for index, token in enumerate(input_ids[:, -1].tolist()):
                 if self.tries[index] is None:
                     self._advance(index, token)
         self.started = True
-        kinds, lines, tokens = [], [], []
+        kinds: list[int] = []
+        lines: list[int] = []
+        tokens: list[int] = []
         for index, row in enumerate(self.rows):
             if row.node is None:
                 kinds.append(2 + row.section if row.used else 1)
@@ -262,7 +270,7 @@ class FreeDecoding(LogitsProcessor):
         self.suppressed[list(end_tokens)] = False
         self.suppressed = self.suppressed.to(device)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return scores.masked_fill(self.suppressed, -torch.inf)
 
 
@@ -280,7 +288,7 @@ class Sampling(LogitsProcessor):
         self.temperature = temperature
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = torch.empty_like(scores)
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
@@ -294,9 +302,9 @@ class BoxClosed(StoppingCriteria):
         self.tokenizer, self.prompt_length = vocabulary.tokenizer, prompt_length
         self.closes_brace = vocabulary.closes_brace.to(device)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         done = self.closes_brace[input_ids[:, -1]]
         for row in done.nonzero().flatten().tolist():
             tail = input_ids[row, max(self.prompt_length, input_ids.shape[1] - 64) :]
-            done[row] = bool(_CLOSED_BOX.search(self.tokenizer.decode(tail)))
+            done[row] = bool(_CLOSED_BOX.search(read(self.tokenizer, tail.tolist())))
         return done

@@ -16,7 +16,7 @@ from .scoring import CachedPrompts, LabelTrie, Tokens, read_prompts, score_label
 YES = ("Yes", "yes", " Yes", " yes", "YES")
 NO = ("No", "no", " No", " no", "NO")
 
-# What some model, not always this one, reads as an image or a turn: "<|im_end|>", "<image>", "<fake_token_around_image>".
+# What some model, not always this one, reads as an image or a turn: "<|im_end|>", "<image>".
 _MARK = re.compile(
     r"<\|[^<>|]{1,40}\|>|</?(?:image|img|video|audio|global-img|fake_token_around_image|row_\d_col_\d|s)>"
 )

@@ -33,16 +33,16 @@ class EmotionResult:
         probabilities (`dict[str, float]`): the model's distribution over the label list at the box; sums to 1.
         steps (`dict[str, str]`): the tagged parts of the answer by name: `step1` (emotional triggers), `step2` (human
             reflection) and `step3` (conclusion), or `think`.
-        valence, arousal (`float`, *optional*): expected under the distribution by the norms of `labels.py`, from 1 to 9;
-            `None` where no label has norms.
+        valence, arousal (`float`, *optional*): expected under the distribution by the norms of `labels.py`, from 1 to
+            9; `None` where no label has norms.
         text (`str`): the whole completion.
         problems (`tuple[str, ...]`): what is wrong with its form, by the codes of `parsing.py`; empty for a good one.
         notes (`tuple[str, ...]`): what was done to the picture or to the answer, in words.
         consistency (`float`, *optional*): the model's probability of Yes when asked whether step 1 can describe the
             picture; `None` if it was not asked or there is no such text.
         coherence (`Coherence`, *optional*): the model's reading of its own steps without the picture.
-        score (`float`, *optional*): mean of `consistency` and `coherence.agreement`, a missing one counting 0: the reward
-            of eq. 5 as a self-check, with the boxed label in the place of the reference.
+        score (`float`, *optional*): mean of `consistency` and `coherence.agreement`, a missing one counting 0: the
+            reward of eq. 5 as a self-check, with the boxed label in the place of the reference.
         candidate_scores (`tuple[float, ...]`): scores of all candidates, if there was more than one.
         method, prompt_version, model (`str`): how the model was asked.
         error (`str`, *optional*): why there is no result; all else but `image` is then empty.

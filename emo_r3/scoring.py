@@ -1,11 +1,11 @@
-"""Next-token logits after given tokens, read from a cache that a model has already filled: nothing is encoded twice."""
+"""Next-token logits after given tokens, from a cache that a model has filled already: nothing is encoded twice."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ Tokens = list[int]
 class LabelTrie:
     """The labels as token sequences, and where they part from each other.
 
-    A label's probability is the product, over the branches on its path, of the model's probabilities among the branch's
-    children: what the model does when it may only write one of the labels. Tokens without an alternative count 1, so a
-    label is not punished for being long, and the probabilities sum to 1.
+    A label's probability is the product, over the branches on its path, of the model's probabilities among the
+    branch's children: what the model does when it may only write one of the labels. Tokens without an alternative
+    count 1, so a label is not punished for being long, and the probabilities sum to 1.
 
     Args:
         sequences (`list[list[int]]`): one per label; none may begin with another, so end them all with the same token.
@@ -46,11 +46,12 @@ class LabelTrie:
         """Label probabilities from what the model thinks at each branch.
 
         Args:
-            choices (`list[Tensor]`): per branch, logits or log-probabilities of its `tokens`, of shape `(rows, children)`.
+            choices (`list[Tensor]`): per branch, logits or log-probabilities of its `tokens`, of shape `(rows,
+                children)`.
 
         Returns:
-            `tuple[Tensor, list[int]]`: log-probabilities of shape `(rows, labels)`, and for each row the label at which a
-            greedy walk ends (constrained greedy decoding).
+            `tuple[Tensor, list[int]]`: log-probabilities of shape `(rows, labels)`, and for each row the label at
+            which a greedy walk ends (constrained greedy decoding).
         """
         rows = choices[0].shape[0]
         log_probs = torch.zeros(rows, self.size)
@@ -71,7 +72,8 @@ def render_prompt(processor: ProcessorMixin, question: str, *, with_image: bool)
     """One user turn, the image first, in the model's own chat format, up to where the model begins to write."""
     image = [{"type": "image"}] if with_image else []
     turn = {"role": "user", "content": [*image, {"type": "text", "text": question}]}
-    return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    conversation: list[Any] = [turn]
+    return processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
 
 
 def adds_special_tokens(processor: ProcessorMixin, prompt: str) -> bool:
@@ -95,8 +97,8 @@ def splice_image(plain: Tokens, full: Tokens, other: Tokens, image_token: int | 
         image_token (`int`, *optional*): id of the token that stands for the image.
 
     Returns:
-        `tuple[list[int], int]`: the second prompt with the image tokens, or `None` if it begins differently; and how many
-        tokens of `full` there are up to the end of the image.
+        `tuple[list[int], int]`: the second prompt with the image tokens, or `None` if it begins differently; and how
+        many tokens of `full` there are up to the end of the image.
     """
     shorter = min(len(plain), len(full))
     head = next((index for index in range(shorter) if plain[index] != full[index]), shorter)
@@ -110,8 +112,13 @@ def splice_image(plain: Tokens, full: Tokens, other: Tokens, image_token: int | 
     return spliced, head + len(image)
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where inputs go: to the embeddings, wherever the rest of the model is."""
+    return cast(torch.device, model.get_input_embeddings().weight.device)
+
+
 def is_reusable(cache: Any) -> bool:
-    """Whether every layer keeps every token, so that any prefix can be continued (no sliding window, no recurrence)."""
+    """Whether every layer keeps every token, so that any prefix can be continued: no sliding window, no recurrence."""
     return isinstance(cache, Cache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
@@ -145,12 +152,13 @@ def suffix_logits(
     Returns:
         `Tensor`: of shape `(suffixes, vocabulary)`, float32.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     used = mask.any(0).nonzero().flatten()
     first, stop = int(used[0]), int(used[-1]) + 1
     part = copy.copy(cache)
-    part.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in part.layers:
+    layers: list[Any] = [copy.copy(layer) for layer in cache.layers]
+    part.layers = layers
+    for layer in layers:
         index = torch.tensor(rows, device=layer.keys.device)
         layer.keys = layer.keys[:, :, first:stop].index_select(0, index)
         layer.values = layer.values[:, :, first:stop].index_select(0, index)
@@ -183,8 +191,8 @@ class CachedPrompts:
         padding (`list[int]`): per row, padded columns on the left of the cache.
         offsets (`Tensor`): of shape `(batch,)`, see [`position_offsets`].
         image_ends (`list[int]`): per row, number of tokens up to the end of the image; 0 without one.
-        encode (`Callable[[int], dict]`): the processor's tensors for one row's prompt alone, or for another prompt about its
-            image, for when the cache can't help.
+        encode (`Callable[[int], dict]`): the processor's tensors for one row's prompt alone, or for another prompt
+            about its image, for when the cache can't help.
         prompt_lengths (`list[int]`): per row, number of its tokens that are the prompt.
         max_rows (`int`, *optional*, defaults to 64): suffixes in one forward.
     """
@@ -208,8 +216,8 @@ class CachedPrompts:
 
         Args:
             rows (`list[int]`): per sequence, the row whose image it begins with.
-            sequences (`list[list[int]]`): all token ids from the start of the prompt; what they have in common with the
-                row's own tokens is taken from the cache.
+            sequences (`list[list[int]]`): all token ids from the start of the prompt; what they have in common with
+                the row's own tokens is taken from the cache.
 
         Returns:
             `Tensor`: of shape `(sequences, vocabulary)`, float32, on the CPU.
@@ -246,7 +254,7 @@ class CachedPrompts:
 
     @torch.no_grad()
     def _full_logits(self, row: int, tokens: Tokens) -> Tensor:
-        device = self.model.get_input_embeddings().weight.device
+        device = input_device(self.model)
         inputs = dict(self.encode(row))
         prompt = inputs["input_ids"][0].tolist()
         for name, value in inputs.items():
@@ -265,10 +273,10 @@ def read_prompts(model: PreTrainedModel, prompts: Sequence[Tokens], pad_token: i
     """Runs text-only prompts in one batch.
 
     Returns:
-        `tuple[CachedPrompts, Tensor]`: the prompts, ready to be continued, and the logits of the token after each, of shape
-        `(prompts, vocabulary)`, float32, on the CPU.
+        `tuple[CachedPrompts, Tensor]`: the prompts, ready to be continued, and the logits of the token after each, of
+        shape `(prompts, vocabulary)`, float32, on the CPU.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
     ids = torch.tensor([[pad_token] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from .decoding import read
 from .parsing import visible_sections
 from .results import EmotionResult
 
@@ -53,7 +54,7 @@ class Cancelled(StoppingCriteria):
     def __init__(self, event: threading.Event) -> None:
         self.event = event
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
 
 
@@ -91,7 +92,7 @@ def stream_events(
                 yield StreamEvent("result", item.text, item)
                 return
             tokens.append(item)
-            text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+            text = read(tokenizer, tokens)
             # A character of several tokens reads as a replacement character until it is whole.
             for section in visible_sections(text.rstrip("\ufffd"))[-2:]:
                 now = (section.name, section.text)

@@ -52,8 +52,8 @@ _IDEFICS = ("<pad>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_i
 
 _QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper }}: {% for part in message['content'] %}"
@@ -118,41 +118,45 @@ def _sentencepiece_tokenizer(special: tuple[str, ...], **names: Any) -> PreTrain
 def _qwen(name: str, folder: Path) -> None:
     tokenizer = _byte_level_tokenizer(_QWEN, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     ids = dict(zip(_QWEN, tokenizer.convert_tokens_to_ids(list(_QWEN)), strict=True))
-    text = dict(
-        vocab_size=len(tokenizer) + 3,  # padded, as published vocabularies are
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
-        bos_token_id=None,
-        eos_token_id=ids["<|im_end|>"],
-        pad_token_id=ids["<|endoftext|>"],
-    )
-    shared = dict(
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )
-    vision = dict(depth=2, num_heads=2, patch_size=14, spatial_merge_size=2, temporal_patch_size=2)
+    text = {
+        "vocab_size": len(tokenizer) + 3,  # padded, as published vocabularies are
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
+        "bos_token_id": None,
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    shared = {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "tie_word_embeddings": True,
+    }
+    vision = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
     model: PreTrainedModel
     if name == "qwen2_vl":
-        vision |= dict(embed_dim=32, hidden_size=64, mlp_ratio=2)
+        vision |= {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
         model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **shared))
     elif name == "qwen3_vl":
-        text |= dict(head_dim=16)
+        text |= {"head_dim": 16}
         text["rope_parameters"] = text["rope_parameters"] | {"mrope_interleaved": True}  # type: ignore[operator]
-        vision |= dict(hidden_size=32, intermediate_size=48, out_hidden_size=64, num_position_embeddings=64)
-        vision |= dict(deepstack_visual_indexes=[0])
+        vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "num_position_embeddings": 64}
+        vision |= {"deepstack_visual_indexes": [0]}
         model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **shared))
     else:
-        vision |= dict(
-            hidden_size=32, intermediate_size=48, out_hidden_size=64, window_size=56, fullatt_block_indexes=[1]
-        )
+        vision |= {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "out_hidden_size": 64,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        }
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **shared))
     model.generation_config = GenerationConfig(
         eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]],
@@ -168,6 +172,46 @@ def _qwen(name: str, folder: Path) -> None:
     image_processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28})
     processor = image_only(classes[name])(image_processor, tokenizer, chat_template=_QWEN_TEMPLATE)
     _save(model, processor, folder)
+
+
+def save_random_miniature(folder: Path) -> None:
+    """A random Qwen2.5-VL of the miniature's size: for timing, where its checkpoint is not there."""
+    from transformers import Qwen2_5_VLProcessor
+
+    tokenizer = _byte_level_tokenizer(_QWEN, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    ids = dict(zip(_QWEN, tokenizer.convert_tokens_to_ids(list(_QWEN)), strict=True))
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 192,
+            "intermediate_size": 384,
+            "num_heads": 6,
+            "patch_size": 12,
+            "window_size": 96,
+            "out_hidden_size": 192,
+            "fullatt_block_indexes": [0, 1, 2, 3],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"])
+    image_processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 96 * 96, "longest_edge": 96 * 96}, patch_size=12)
+    _save(model, image_only(Qwen2_5_VLProcessor)(image_processor, tokenizer, chat_template=_QWEN_TEMPLATE), folder)
 
 
 def _llava(folder: Path) -> None:
@@ -228,9 +272,14 @@ def _idefics(folder: Path) -> None:
         eos_token_id=2,
         pad_token_id=0,
     )
-    vision = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
-    )
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     config = Idefics3Config(
         vision_config=vision, text_config=text, image_token_id=image_id, scale_factor=2, pad_token_id=0

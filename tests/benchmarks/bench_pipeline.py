@@ -1,0 +1,114 @@
+"""Images per second of the pipeline, against transformers' own pipeline and against bare `generate`, in one run.
+
+    python tests/benchmarks/bench_pipeline.py [--images 64] [--batch-size 32] [--tokens 96] [--rounds 3]
+
+All get the same model, pictures, prompt and budget of new tokens. The contenders take turns, and each counts with its
+fastest round, so that another program on the machine disturbs all alike. On the miniature where its checkpoint is
+there, else on a random model of its architecture, which always writes up to the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import pipeline
+from transformers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from emo_r3 import EmoR3Pipeline
+from emo_r3.checkpoint import MINIATURE
+from emo_r3.scoring import render_prompt
+
+
+def random_model(folder: Path) -> Path:
+    """The miniature's architecture with random weights and the tests' tokenizer."""
+    from tiny_models import save_random_miniature
+
+    save_random_miniature(folder)
+    return folder
+
+
+def pictures(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (96, 96, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def contenders(pipe: EmoR3Pipeline, images: list[Image.Image], size: int, tokens: int) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name: each reads all the images once."""
+    model, processor = pipe.model, pipe.processor
+    question = pipe.info.prompts.question(pipe.info.method, pipe.info.label_set)
+    theirs = pipeline("image-text-to-text", model=model, processor=processor)
+    turns = [
+        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+        for image in images
+    ]
+    prompt = render_prompt(processor, question, with_image=True)
+    ready = [
+        processor(
+            text=[prompt] * len(images[start : start + size]),
+            images=[[image] for image in images[start : start + size]],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        for start in range(0, len(images), size)
+    ]
+    greedy = {"max_new_tokens": tokens, "do_sample": False, "repetition_penalty": 1.0}
+
+    def generate() -> None:
+        for inputs in ready:
+            model.generate(**inputs.to(model.device), **greedy)
+
+    return {
+        "bare generate on ready tensors": generate,
+        "emo_r3": lambda: pipe(images, max_new_tokens=tokens, batch_size=size),
+        "emo_r3, decoding=free": lambda: pipe(images, max_new_tokens=tokens, batch_size=size, decoding="free"),
+        "emo_r3, reflect": lambda: pipe(images, max_new_tokens=tokens, batch_size=size, reflect=True),
+        f"transformers, batch_size={size}": lambda: theirs(text=turns, batch_size=size, generate_kwargs=dict(greedy)),
+        "transformers, its default batch size": lambda: theirs(text=turns, generate_kwargs=dict(greedy)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        path = MINIATURE if MINIATURE.exists() else random_model(Path(folder) / "random")
+        pipe = EmoR3Pipeline.from_pretrained(path)
+    images = pictures(args.images)
+    runs = contenders(pipe, images, args.batch_size, args.tokens)
+    best = dict.fromkeys(runs, float("inf"))
+    with torch.inference_mode():
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run()
+                best[name] = min(best[name], time.perf_counter() - start)
+    what = "the miniature" if path == MINIATURE else "a random model of the miniature's architecture"
+    print(
+        f"{what}, {args.images} images, batch size {args.batch_size}, up to {args.tokens} new tokens,"
+        f" {pipe.model.device}"
+    )
+    for name, seconds in best.items():
+        ratio = seconds / best["emo_r3"]
+        print(f"{name:<38} {args.images / seconds:8.1f} images/s   emo_r3 is {ratio:5.2f} x")
+
+
+if __name__ == "__main__":
+    main()
