@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0: all done. 1: done, but for some images that are reported as rows with an error. 2: could not start or go on; one
-    line on stderr says why (`EMO_R3_DEBUG=1` shows the traceback). 130: interrupted. 141: nobody reads stdout any more.
+    line on stderr says why (`EMO_R3_DEBUG=1` shows the traceback). 130: interrupted. 141: stdout lost its reader.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:

@@ -108,12 +108,14 @@ def _number_lines(row: Mapping[str, Any]) -> list[str]:
     if row.get("valence") is not None:
         lines.append(f"  valence {row['valence']:.1f}  arousal {row['arousal']:.1f}  (1 to 9)")
     if row.get("consistency") is not None:
-        lines.append(f"  the first step fits the picture: {row['consistency']:.2f}")
+        lines.append(f"  consistency {row['consistency']:.2f}  (probability that the text fits the picture)")
     if coherence := row.get("coherence"):
-        lines.append(f"  the steps suggest {coherence['label']}: {coherence['probability']:.2f}")
+        lines.append(
+            f"  coherence {coherence['label']} {coherence['probability']:.2f}  (what the text alone suggests)"
+        )
     if row.get("candidate_scores"):
-        scores = ", ".join("-" if score is None else f"{score:.2f}" for score in row["candidate_scores"])
-        lines.append(f"  the best of candidates with scores {scores}")
+        scores = ", ".join(f"{score:.2f}" for score in row["candidate_scores"])
+        lines.append(f"  score {row['score']:.2f}  (best of {scores})")
     return lines
 
 

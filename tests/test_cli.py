@@ -30,7 +30,12 @@ def straw_result(image: str, labels: tuple[str, ...], reflect: bool) -> EmotionR
     shares = {label: 0.75 if index == 0 else 0.25 / (len(labels) - 1) for index, label in enumerate(labels)}
     facts: dict[str, Any] = {"steps": STEPS, "valence": 6.5, "arousal": 5.25, "notes": ("first frame of 2",)}
     if reflect:
-        facts |= {"consistency": 0.875, "coherence": Coherence("fear", 0.625, 0.625), "score": 0.75}
+        facts |= {
+            "consistency": 0.875,
+            "coherence": Coherence("fear", 0.625, 0.625),
+            "score": 0.75,
+            "candidate_scores": (0.5, 0.75),
+        }
     return EmotionResult(image, labels[0], shares, **facts)
 
 
@@ -169,7 +174,9 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fear  0.75  ██████████████████\n" in first
     assert "joy  0.25  ██████\n" in first
     assert "valence 6.5  arousal 5.2" in first
-    assert "fits the picture: 0.88" in first and "suggest fear: 0.62" in first
+    assert (
+        "consistency 0.88" in first and "coherence fear 0.62" in first and "score 0.75  (best of 0.50, 0.75)" in first
+    )
     assert "not a picture" in second
     assert err == "emo-r3: 1 of 2 failed, see their rows\n"
 
@@ -294,6 +301,24 @@ def test_a_reader_that_goes_away_is_not_a_traceback(folder: Path) -> None:
         command = [sys.executable, "-m", "emo_r3", "env"]
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_real_model_on_a_real_folder(tmp_path: Path) -> None:
+    from PIL import Image
+    from tiny_models import tiny_checkpoint
+
+    Image.new("RGB", (64, 64), "navy").save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_text("<html>")
+    Image.new("L", (64, 80)).save(tmp_path / "c.webp")
+    command = [sys.executable, "-m", "emo_r3", "predict", str(tmp_path), "--model", str(tiny_checkpoint("qwen2_5_vl"))]
+    options = ["--format", "jsonl", "--labels", "calm, uneasy", "--max-new-tokens", "60", "--reflect"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, "emo-r3: 1 of 3 failed, see their rows\n")
+    first, bad, last = map(json.loads, done.stdout.splitlines())
+    assert bad["error"].startswith(f"{tmp_path}/b.jpg")
+    for row in (first, last):
+        assert set(row["steps"]) == set(STEPS) and row["label"] in ("calm", "uneasy")
+        assert row["confidence"] == max(row["probabilities"].values()) and 0 <= row["consistency"] <= 1
 
 
 def test_the_miniature_s_options_are_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:
