@@ -15,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from .errors import CheckpointError, EmoR3Error
@@ -139,10 +140,8 @@ def load_model_and_processor(
         processor = _load_processor(folder)
     except EmoR3Error:
         raise
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{repo_or_path or folder} can't be loaded as an image-text-to-text model: {error}"
-        ) from error
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{repo_or_path or folder} can't be loaded: {_first_line(error)}") from error
     _set_pixel_budget(processor, info)
     return model.eval(), processor, info
 
@@ -208,10 +207,15 @@ def _folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: s
     except HFValidationError:
         raise CheckpointError(f"{name!r} is neither a folder nor a Hub repository (owner/name)") from None
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{name} is no local folder and can't be fetched from the Hub: {reason}") from error
+        raise CheckpointError(
+            f"{name} is no local folder and can't be fetched from the Hub: {_first_line(error)}"
+        ) from error
     _check_weights(folder)
     return folder
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_code(folder: Path) -> None:
@@ -274,7 +278,7 @@ def _load_processor(folder: Path) -> ProcessorMixin:
         if name is None and (folder / file).exists():
             name = _read_json(folder / file).get("processor_class")
     if name is None:
-        found = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)), None)
+        found: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)), None)
     else:
         found = getattr(transformers, name, None)
     if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):

@@ -84,8 +84,10 @@ class Vocabulary:
         known = min(size, len(tokenizer))
         texts = tokenizer.batch_decode([[token] for token in range(known)], clean_up_tokenization_spaces=False)
         self.texts: list[str] = [*texts, *[""] * (size - known)]
-        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        special |= {*tokenizer.all_special_ids, *unwanted}
+        added = {token: entry.content for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+        self.special = sorted({*added.values(), *tokenizer.all_special_tokens}, key=len, reverse=True)
+        """Texts that the tokenizer takes for special tokens, longest first."""
+        special = {*added, *tokenizer.all_special_ids, *unwanted}
         self.suppressed = torch.zeros(size, dtype=torch.bool)
         self.suppressed[[token for token in special if token < size]] = True
         self.suppressed[known:] = True
@@ -189,7 +191,7 @@ class ConstrainedDecoding(LogitsProcessor):
     """Makes every row of a batch write an answer of the form, up to the opened box.
 
     There it notes in `choices` what the model thinks of the labels' first tokens, and ends the row: the label is
-    chosen from the whole distribution, not token by token. One object serves one `generate` call, as its first processor.
+    chosen from the whole distribution, not token by token. One object serves one `generate` call; it goes first.
 
     Args:
         form (`AnswerForm`): the form.

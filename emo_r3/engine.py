@@ -104,10 +104,6 @@ class Engine:
         head = model.get_output_embeddings()
         size = head.weight.shape[0] if head is not None else model.config.get_text_config().vocab_size
         self.vocabulary = Vocabulary(self.tokenizer, size, [token for token in marks if isinstance(token, int)])
-        self._special = [
-            self.vocabulary.texts[token] for token in self.vocabulary.suppressed.nonzero().flatten().tolist()
-        ]
-        self._special = [text for text in self._special if text]
         self._forms: dict[tuple[Method, tuple[str, ...]], AnswerForm] = {}
 
     @property
@@ -280,13 +276,15 @@ class Engine:
         asked_text = [row for row, (_, text) in enumerate(texts) if text]
         about_image = []
         for row in asked_image:
-            question = prompts.consistency_question(quotable(texts[row][0] or "", self._special))
+            question = prompts.consistency_question(quotable(texts[row][0] or "", self.vocabulary.special))
             about_image.append(
                 self._with_image(cached, row, render_prompt(self.processor, question, with_image=True), request)
             )
         about_text = []
         for row in asked_text:
-            question = prompts.coherence_question(quotable(texts[row][1] or "", self._special), request.labels)
+            question = prompts.coherence_question(
+                quotable(texts[row][1] or "", self.vocabulary.special), request.labels
+            )
             prompt = render_prompt(self.processor, question, with_image=False)
             about_text.append(prompt_tokens(self.processor, prompt))
         labels, end = request.labels.labels, self.end_tokens[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import shutil
 import tempfile
 from functools import cache
@@ -104,8 +105,9 @@ def _sentencepiece_tokenizer(special: tuple[str, ...], **names: Any) -> PreTrain
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[*special, *bytes_], show_progress=False)
     tokenizer.train_from_iterator(_corpus(), trainer)
-    state = tokenizer.to_str()
-    tokenizer = Tokenizer.from_str(state.replace('"byte_fallback":false', '"byte_fallback":true'))
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
     tokenizer.pre_tokenizer = None  # type: ignore[assignment]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(

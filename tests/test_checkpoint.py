@@ -1,0 +1,159 @@
+"""What is loaded, what is refused and why, and the facts that travel with a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, tiny_checkpoint
+from transformers import Qwen2_5_VLProcessor
+
+from emo_r3 import checkpoint
+from emo_r3.checkpoint import CheckpointInfo, image_only, load_model_and_processor
+from emo_r3.errors import CheckpointError, EmoR3Error
+from emo_r3.labels import LABEL_SETS, resolve_labels
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_checkpoint("qwen2_5_vl"), tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_loads_without_torchvision(name: str) -> None:
+    model, processor, info = load_model_and_processor(tiny_checkpoint(name))
+    assert not model.training and model.dtype == torch.float32
+    assert processor.image_processor is not None and processor.tokenizer is not None and processor.chat_template
+    assert info == CheckpointInfo() and info.label_set is LABEL_SETS["emoset"] and info.method == "set"
+
+
+def test_dtype_is_followed() -> None:
+    assert load_model_and_processor(tiny_checkpoint("llava"), dtype="bfloat16")[0].dtype == torch.bfloat16
+
+
+def edit(path: Path, **entries: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def foreign_index(folder: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "../../elsewhere.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (pickled, "pickle can run code"),
+        (foreign_index, "not a safetensors file of its folder"),
+        (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+        (lambda f: edit(f / "config.json", auto_map={"AutoConfig": "own.Config"}), "its own code"),
+        (lambda f: edit(f / "processor_config.json", image_processor={"auto_map": {"x": "own.P"}}), "its own code"),
+        (lambda f: edit(f / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", None]}), "its own code"),
+        (lambda f: edit(f / "config.json", custom_pipelines={"x": {"impl": "own.P"}}), "its own code"),
+        (lambda f: (f / "config.json").unlink(), r"no config\.json"),
+        (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "merge it"),
+        (lambda f: (f / "config.json").write_text("{"), "JSON"),
+        (lambda f: edit(f / "config.json", model_type="bert", architectures=None), "can't be loaded"),
+        (lambda f: edit(f / "processor_config.json", processor_class="NoSuchProcessor"), "NoSuchProcessor"),
+        (lambda f: (f / "chat_template.jinja").unlink(), "chat template"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"not safetensors"), "can't be loaded"),
+        (lambda f: (f / "emo_r3.json").write_text('{"format_version": 1, "colour": 1}'), "unknown entries: colour"),
+    ],
+)
+def test_refusals_say_why(folder: Path, damage: Any, reason: str) -> None:
+    damage(folder)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_model_and_processor(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_what_is_refused_is_refused_before_anything_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(checkpoint.AutoModelForImageTextToText, "from_pretrained", never)
+    pickled(folder)
+    with pytest.raises(CheckpointError):
+        load_model_and_processor(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "no model folder"),
+        ("/nowhere/at/all", "no model folder"),
+        ("owner/not-in-the-cache", "can't be fetched"),
+        ("not a repository!", "neither a folder nor"),
+    ],
+)
+def test_names_that_lead_nowhere(name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_model_and_processor(name)
+
+
+def test_a_missing_miniature_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checkpoint, "MINIATURE", tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="miniature"):
+        load_model_and_processor()
+
+
+def test_info_round_trip() -> None:
+    info = CheckpointInfo("think", resolve_labels("joy, gloom"), min_pixels=784, square=True, base_model="owner/base")
+    assert CheckpointInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+    known = CheckpointInfo(label_set=LABEL_SETS["webemo"])
+    assert CheckpointInfo.from_dict(known.to_dict()).label_set is LABEL_SETS["webemo"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "upgrade"),
+        ({"method": "poem"}, "poem"),
+        ({"label_set": "mine", "labels": ["joy"]}, "2 to 256"),
+        ({"prompts": {"version": "1"}}, "missing"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_info_that_cannot_be_used(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(EmoR3Error, match=message):
+        CheckpointInfo.from_dict(CheckpointInfo().to_dict() | change)
+
+
+def test_image_only_saves_what_the_stock_class_asks_for(tmp_path: Path) -> None:
+    model, processor, info = load_model_and_processor(tiny_checkpoint("qwen2_5_vl"))
+    assert type(processor).get_attributes() == ["image_processor", "tokenizer"]
+    assert image_only(type(processor)) is type(processor)
+    assert Qwen2_5_VLProcessor.get_attributes() == ["image_processor", "tokenizer", "video_processor"]
+    checkpoint.save_checkpoint(tmp_path / "saved", model, processor, info)
+    saved = json.loads((tmp_path / "saved" / "processor_config.json").read_text())
+    assert saved["processor_class"] == "Qwen2_5_VLProcessor"
+    assert saved["video_processor"]["video_processor_type"] == "Qwen2VLVideoProcessor"
+    assert saved["video_processor"]["merge_size"] == saved["image_processor"]["merge_size"]
+    assert not list((tmp_path / "saved").glob("*.py"))
+
+
+def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor, info = load_model_and_processor(tiny_checkpoint("llava"))
+    monkeypatch.setattr(type(processor), "save_pretrained", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.save_checkpoint(tmp_path / "saved", model, processor, info)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pixel_budget_needs_a_processor_that_has_one(folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_checkpoint("llava"), tmp_path / "llava"))
+    facts = json.dumps(CheckpointInfo(max_pixels=4 * 28 * 28).to_dict())
+    for path in (folder, other):
+        (path / "emo_r3.json").write_text(facts)
+    assert load_model_and_processor(folder)[1].image_processor.size["longest_edge"] == 4 * 28 * 28
+    with pytest.raises(CheckpointError, match="Qwen-VL"):
+        load_model_and_processor(other)
