@@ -1,0 +1,88 @@
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from emo_r3.errors import EmoR3Error
+from emo_r3.miniature import train
+from emo_r3.miniature.lessons import Pictures, Questions
+from emo_r3.miniature.model import make_config, make_tokenizer
+from emo_r3.pipeline import EmoR3Pipeline
+from emo_r3.prompts import load_prompts
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[train.Learner, Questions]:
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(load_prompts(), seed=0)
+    rng = np.random.default_rng(0)
+    pictures = Pictures(40, rng)
+    model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(tokenizer), attn_implementation="eager")
+    return train.Learner(model, tokenizer), Questions(tokenizer, load_prompts(), pictures, rng)
+
+
+def test_fast_vision_computes_the_same(parts: tuple[train.Learner, Questions]) -> None:
+    learner, questions = parts
+    batch = questions.batch("see", 4)
+    grid = torch.tensor([[1, 8, 8]] * 4)
+    with torch.no_grad():
+        stock = learner.model.model.visual(batch["pixel_values"], grid_thw=grid).pooler_output
+        with train.fast_vision():
+            fast = learner.model.model.visual(batch["pixel_values"], grid_thw=grid).pooler_output
+        again = learner.model.model.visual(batch["pixel_values"], grid_thw=grid).pooler_output
+    assert torch.allclose(torch.as_tensor(stock), torch.as_tensor(fast), atol=1e-5)
+    assert torch.equal(torch.as_tensor(stock), torch.as_tensor(again))
+
+
+@pytest.mark.parametrize("task", list(train.MIX))
+def test_every_task_teaches(task: str, parts: tuple[train.Learner, Questions]) -> None:
+    learner, questions = parts
+    batch = questions.batch(task, 4)
+    losses = []
+    optimizers = train.make_optimizers(learner, 1e-3)
+    for _ in range(6):
+        loss, metrics = learner(batch, 0.5)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert ("tag_recall" in metrics) == (task != "coherence") and ("word_right" in metrics) == (task == "consistency")
+
+
+def test_the_first_patch_embedding_is_white_on_the_world(parts: tuple[train.Learner, Questions]) -> None:
+    learner, questions = parts
+    train.init_patch_embedding(learner.model, questions.pictures.pixels)
+    batch = questions.batch("see", 20)
+    embedded = batch["pixel_values"] @ learner.model.model.visual.patch_embed.proj.weight.flatten(1).T
+    spread = embedded.std(0)
+    assert spread.min() > 0.05 * spread.max()
+
+
+def test_the_learning_rate_warms_up_holds_and_falls() -> None:
+    rates = [train.learning_rate(step, 1000) for step in range(1000)]
+    assert rates[0] < rates[50] < rates[100] == train.PEAK == rates[500]
+    assert rates[500] > rates[750] > rates[999] > 0.015 * train.PEAK
+
+
+def test_a_filled_output_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("precious")
+    with pytest.raises(EmoR3Error, match="not an empty folder"):
+        train.run(argparse.Namespace(output=tmp_path, seed=0, pool=50, see_steps=1, mix_steps=1))
+
+
+@pytest.mark.slow
+def test_training_writes_a_checkpoint_that_the_pipeline_loads(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    assert train.run(argparse.Namespace(output=folder, seed=3, pool=50, see_steps=1, mix_steps=2)) == 0
+    facts = json.loads((folder / "training.json").read_text())
+    assert facts["seed"] == 3 and [row["stage"] for row in facts["log"]] == ["see", "mix"]
+    pipe = EmoR3Pipeline.from_pretrained(folder)
+    assert pipe.info.square and pipe.info.prompts == load_prompts()
+    result = pipe(np.zeros((96, 96, 3), np.uint8), max_new_tokens=80)
+    assert result.well_formed and result.label in pipe.info.label_set.labels
