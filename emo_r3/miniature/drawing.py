@@ -58,13 +58,15 @@ def render_with_boxes(scene: Scene, masked: frozenset[str] = frozenset()) -> tup
     boxes = {}
     for name in (scene.place, *scene.triggers):
         if name in _GROUNDS:
-            _GROUNDS[name](Pen(Image.new("RGB", (1, 1)), scene.style, rng) if name in masked else pen, horizon)
+            with pen.hidden(name in masked):
+                _GROUNDS[name](pen, horizon)
             boxes[name] = WHOLE
     boxes |= _draw_objects(scene, pen, masked)
     pen.place(0, 0, 1)
     for name in scene.triggers:
         if name in _OVERLAYS:
-            _OVERLAYS[name](Pen(Image.new("RGB", (1, 1)), scene.style, rng) if name in masked else pen)
+            with pen.hidden(name in masked):
+                _OVERLAYS[name](pen)
             boxes[name] = WHOLE
     boxes.pop(scene.place, None)
     return _finish(image, scene, rng), boxes
@@ -90,10 +92,7 @@ def _draw_objects(scene: Scene, pen: Pen, masked: frozenset[str]) -> dict[str, B
         y = _CANVAS * (0.15 if name == "cloud" else rng.uniform(0.6, 0.66))
         y = min(y, _CANVAS - 1.05 * size)
         pen.place(x, y, size, mirrored=rng.random() < 0.5, angle=rng.uniform(-0.05, 0.05))
-        if name in masked:
-            hidden = Pen(Image.new("RGB", (1, 1)), scene.style, rng)
-            SPRITES[name](hidden)
-        else:
+        with pen.hidden(name in masked):
             SPRITES[name](pen)
         half = 2.0  # canvas pixels per picture pixel
         boxes[name] = ((x - size) / half, (y - size) / half, (x + size) / half, (y + size) / half)

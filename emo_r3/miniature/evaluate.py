@@ -41,16 +41,16 @@ def rate(hits: float, count: int) -> dict[str, float]:
     if count == 0:
         return {"value": math.nan, "low": 0.0, "high": 1.0, "n": 0}
     share, z = hits / count, 1.959964
-    middle, spread = share + z * z / (2 * count), z * math.sqrt((share * (1 - share) + z * z / (4 * count)) / count)
-    scale = 1 + z * z / count
+    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    spread = z * math.sqrt((share * (1 - share) + z * z / (4 * count)) / count)
     return {"value": share, "low": (middle - spread) / scale, "high": (middle + spread) / scale, "n": count}
 
 
 def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Callable[[str], None]) -> dict[str, Any]:
     """All numbers for one data set, on `count` scenes drawn from `seed`; each is a `rate`.
 
-    `consistency` is over `count` true texts and as many false ones, of which half swap one trigger (`swapped`) and half
-    tell of another scene (`other`). `ceiling` is the accuracy of always answering what most annotators would.
+    `consistency` is over `count` true texts and as many false ones: half of these swap a trigger (`swapped`), the
+    others tell of another scene (`other`). `ceiling` is the accuracy of always answering what most annotators would.
     """
     rng = np.random.default_rng([seed, DATASETS.index(domain)])
     labels = world.label_set(domain).labels
@@ -105,7 +105,7 @@ def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Cal
 
 
 def ask(pipe: EmoR3Pipeline, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
-    """Whether the model says Yes to each text about its image: bool, shape (len(images),), by plain forwards."""
+    """Whether the model says Yes to each text about its image, by plain forwards: bool, (n,)."""
     yes, no = answer_tokens(pipe.tokenizer)
     said: list[bool] = []
     for start in range(0, len(images), BATCH):

@@ -159,19 +159,21 @@ class Questions:
         return self.prompts.question("direct", labels), f"\\boxed{{{label}}}"
 
     def consistency(self, scene: world.Scene) -> tuple[str, str]:
-        """Half the texts are true, some incomplete; the others swap a trigger or tell of another scene."""
+        """Half the texts are true, some of them incomplete. The others swap a trigger, tell of another scene, or list
+        things of which about half are there, which gives the word-wise loss its examples."""
         contents = list(scene.contents)
         if self.rng.random() < 0.5:
             if len(contents) > 1 and self.rng.random() < 0.25:
                 contents.pop(self.rng.integers(len(contents)))
             return self.prompts.consistency_question(world.describe(scene, self.rng, contents)), "Yes"
-        if self.rng.random() < 0.65:
-            text = world.describe(scene, self.rng, world.swap_one(scene, self.rng))
-        else:
-            other = self.pictures.scenes[self.rng.integers(len(self.pictures.scenes))]
-            if set(other.triggers) <= set(scene.triggers):
-                return self.consistency(scene)
+        kind = self.rng.random()
+        other = self.pictures.scenes[self.rng.integers(len(self.pictures.scenes))]
+        if kind < 0.25 and not set(other.triggers) <= set(scene.triggers):
             text = world.describe(other, self.rng)
+        elif kind < 0.5:
+            text = world.describe(scene, self.rng, world.mix_up(scene, self.rng))
+        else:
+            text = world.describe(scene, self.rng, world.swap_one(scene, self.rng))
         return self.prompts.consistency_question(text), "No"
 
     def coherence(self, scene: world.Scene) -> tuple[str, str]:

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     for index in range(args.count):
         scene = world.sample_scene(args.domain, rng)
-        name = f"{args.domain}-{index:04d}.png"
+        name = f"{index:02d}-{'-'.join(scene.triggers)}.png"
         render(scene).save(args.output / name)
         rows.append(json.dumps({"file_name": name} | asdict(scene)))
     (args.output / "scenes.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")

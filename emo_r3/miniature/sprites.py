@@ -6,7 +6,8 @@ A sprite draws around the origin, in a box of about [-1, 1] x [-1, 1] with y poi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -36,6 +37,16 @@ class Pen:
         self.x, self.y, self.size, self.flip = x, y, size, -1 if mirrored else 1
         self.cos, self.sin = math.cos(angle), math.sin(angle)
         self.shift = self.rng.integers(-22, 23, 3)
+
+    @contextmanager
+    def hidden(self, hide: bool) -> Iterator[None]:
+        """Draws nothing for a while if `hide`, though every random choice is made as ever."""
+        draw = self.draw
+        self.draw = ImageDraw.Draw(Image.new("RGB", (1, 1))) if hide else draw
+        try:
+            yield
+        finally:
+            self.draw = draw
 
     def pixels(self, points: Sequence[Point]) -> list[Point]:
         turned = (
@@ -377,7 +388,7 @@ def box(pen: Pen) -> None:
 
 def cloud(pen: Pen) -> None:
     for x, y, r in ((-0.45, 0.1, 0.35), (0.45, 0.1, 0.33), (0, -0.1, 0.45)):
-        pen.oval(x, y, r * 1.2, r, (235, 238, 245), False)
+        pen.oval(x, y, r * 1.2, r, (225, 230, 240))
 
 
 SPRITES: dict[str, Callable[[Pen], None]] = {

@@ -41,13 +41,13 @@ class Trigger:
 
 # name | kind | ways to say it | telling words | valence | arousal | emotions
 _TABLE = """
-smile | object | a smiling face / a cheerful face |smiling cheerful | .8 | .3 | contentment .45, amusement .45, excitement .1
+smile | object | a smiling face / a cheerful face | smiling cheerful | .8 | .3 | contentment .5, amusement .5
 laugh | object | a laughing face | laughing | .9 | .7 | amusement .85, excitement .15
 cry | object | a crying face / a weeping face | crying weeping | -.8 | .1 | sadness .92, fear .08
 rage | object | an angry face / a furious face | angry furious | -.7 | .8 | anger .9, disgust .1
 fright | object | a frightened face / a scared face | frightened scared | -.7 | .8 | fear .9, sadness .1
 clown | object | a clown | clown | .3 | .5 | amusement .65, fear .35
-balloons | object | colorful balloons / floating balloons | balloons | .7 | .6 | excitement .35, amusement .45, contentment .2
+balloons | object | colorful balloons / floating balloons | balloons | .7 | .6 | excitement .4, amusement .6
 cake | object | a birthday cake | cake | .8 | .5 | amusement .35, excitement .35, contentment .3
 flowers | object | blooming flowers / fresh flowers | flowers | .7 | -.3 | contentment .85, awe .15
 rose | object | a wilted rose / a withered rose | rose | -.5 | -.5 | sadness .9, contentment .1
@@ -366,6 +366,15 @@ def swap_one(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
     absent = [name for name in _NAMES if name not in contents]
     contents[rng.integers(len(scene.triggers))] = absent[rng.integers(len(absent))]
     return tuple(contents)
+
+
+def mix_up(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Up to two things of the scene and as many or one more that are not there, in any order."""
+    everything = [*_NAMES, *DISTRACTORS]
+    present = rng.permutation(list(scene.contents))[:2].tolist()
+    absent = [name for name in everything if name not in scene.contents]
+    chosen = present + rng.permutation(absent)[: len(present) + rng.integers(2)].tolist()
+    return [str(name) for name in rng.permutation(chosen)]
 
 
 def mentioned(text: str) -> set[str]:
