@@ -294,7 +294,8 @@ class Sampling(LogitsProcessor):
         noise = torch.empty_like(scores)
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
-        return scores / self.temperature - noise.log()
+        # Never 0, whose logarithm would let a forbidden token through.
+        return scores / self.temperature - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log()
 
 
 class BoxClosed(StoppingCriteria):

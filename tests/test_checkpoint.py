@@ -100,6 +100,23 @@ def test_names_that_lead_nowhere(name: str, message: str) -> None:
         load_model_and_processor(name)
 
 
+def test_weights_of_a_refused_repository_are_not_even_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(name: str, *, revision: str, token: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, token, "*.safetensors" in allow_patterns))
+        assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
+    assert load_model_and_processor("owner/name", revision="v1", token="t")[0] is not None
+    assert asked == [("owner/name", "v1", "t", False), ("owner/name", "v1", "t", True)]
+    edit(folder / "config.json", auto_map={"AutoConfig": "own.Config"})
+    with pytest.raises(CheckpointError, match="its own code"):
+        load_model_and_processor("owner/name")
+    assert [fetched_weights for *_, fetched_weights in asked] == [False, True, False]
+
+
 def test_a_missing_miniature_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checkpoint, "MINIATURE", tmp_path / "gone")
     with pytest.raises(CheckpointError, match="miniature"):

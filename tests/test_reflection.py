@@ -1,4 +1,4 @@
-"""What is put to the model in reflection, and how its answer is read. Equality with asking anew: `test_pipeline.py`."""
+"""What is put to the model in reflection, and how its answer is read; `test_pipeline.py` compares with asking anew."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MistralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -216,23 +217,25 @@ def save_random_miniature(folder: Path) -> None:
     _save(model, image_only(Qwen2_5_VLProcessor)(image_processor, tokenizer, chat_template=_QWEN_TEMPLATE), folder)
 
 
-def _llava(folder: Path) -> None:
+def _llava(folder: Path, sliding_window: int | None = None) -> None:
     from transformers import LlavaProcessor
 
     tokenizer = _sentencepiece_tokenizer(
         _LLAVA, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", add_prefix_space=None
     )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=4096,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=3,
-    )
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 3,
+    }
+    language = MistralConfig(**text, sliding_window=sliding_window) if sliding_window else LlamaConfig(**text)
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -243,7 +246,7 @@ def _llava(folder: Path) -> None:
         projection_dim=32,
     )
     model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=4, image_seq_length=4)
+        LlavaConfig(vision_config=vision, text_config=language, image_token_index=4, image_seq_length=4)
     )
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=3)
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
@@ -304,13 +307,18 @@ def _save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
 
 @cache
 def tiny_checkpoint(name: str) -> Path:
-    """Folder with a tiny model of one of `ARCHITECTURES`, its processor and its chat template."""
+    """Folder with a tiny model of one of `ARCHITECTURES`, its processor and its chat template.
+
+    `"llava_sliding"` is LLaVA on Mistral, whose cache forgets all but 16 tokens.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f"tiny-{name}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if name == "llava":
             _llava(folder)
+        elif name == "llava_sliding":
+            _llava(folder, sliding_window=16)
         elif name == "idefics3":
             _idefics(folder)
         else:
