@@ -214,6 +214,22 @@ def test_json_formats_agree(images: list[str], monkeypatch: pytest.MonkeyPatch) 
     assert table[0]["step1"] == "a wolf" and table[0]["notes"] == "first frame of 2" and table[0]["error"] == ""
 
 
+@pytest.mark.parametrize(("total", "to_file", "stdout_is_a_terminal", "shown"), [
+    (2, True, True, True), (2, False, False, True), (2, False, True, False), (1, True, True, False),
+])  # fmt: skip
+def test_progress_is_for_a_person_who_sees_no_rows(
+    total: int, to_file: bool, stdout_is_a_terminal: bool, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen, out = io.StringIO(), io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    out.isatty = lambda: stdout_is_a_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", out)
+    images = [f"{number}.png" for number in range(total)]
+    assert main(["predict", *images, *(["--output", "rows"] if to_file else [])]) == 0
+    assert (f"{total}/{total}" in screen.getvalue()) == shown
+
+
 # What is kept
 
 
