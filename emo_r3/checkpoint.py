@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -147,9 +148,13 @@ def load_model_and_processor(
 
 
 def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The processor class without its video part, which needs torchvision even where no video is ever seen."""
+    """The processor class without its video part, which needs torchvision even where no video is ever seen.
+
+    A class that can't be made without one (SmolVLM's) stays as it is, and needs torchvision.
+    """
     attributes = processor_class.get_attributes()
-    if "video_processor" not in attributes:
+    video = inspect.signature(processor_class.__init__).parameters.get("video_processor")
+    if "video_processor" not in attributes or video is None or video.default is inspect.Parameter.empty:
         return processor_class
     kept = [name for name in attributes if name != "video_processor"]
     # The name stays, as it is what `save_pretrained` writes down.
