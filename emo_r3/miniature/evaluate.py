@@ -106,7 +106,7 @@ def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Cal
 
 def ask(pipe: EmoR3Pipeline, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
     """Whether the model says Yes to each text about its image, by plain forwards: bool, (n,)."""
-    yes, no = answer_tokens(pipe.tokenizer)
+    yes, no = answer_tokens(pipe.processor.tokenizer)
     said: list[bool] = []
     for start in range(0, len(images), BATCH):
         questions = [pipe.info.prompts.consistency_question(text) for text in texts[start : start + BATCH]]
@@ -133,7 +133,9 @@ def label_texts(pipe: EmoR3Pipeline, texts: Sequence[str], labels: Sequence[str]
             for question in questions
         ]
         wanted = references[start : start + BATCH]
-        found = coherence(pipe.model, pipe.tokenizer, prompts, labels, wanted, pipe.end_tokens[0])
+        found = coherence(
+            pipe.model, pipe.processor.tokenizer, prompts, labels, wanted, pipe.processor.tokenizer.eos_token_id
+        )
         hits += sum(answer.label == label for answer, label in zip(found, wanted, strict=True))
     return hits
 

@@ -43,7 +43,7 @@ from .model import GRID, MERGE, PATCH, make_config, make_processor, make_tokeniz
 
 PROCESSES = 2
 """Two single-threaded processes that average their gradients: faster on two cores than two threads of one process."""
-SEE_STEPS, MIX_STEPS, PEAK = 1000, 4000, 1.5e-3
+SEE_STEPS, MIX_STEPS, PEAK = 700, 1800, 1.5e-3
 POOL = 8000
 READ_OUT_LAYER = 3
 """Index of the layer after which a word must know whether its thing is in the picture."""
