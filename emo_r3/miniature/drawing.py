@@ -56,7 +56,7 @@ def render_with_boxes(scene: Scene, masked: frozenset[str] = frozenset()) -> tup
     pen = Pen(image, scene.style, rng)
     horizon = _CANVAS * rng.uniform(0.58, 0.68)
     boxes = {}
-    for name in (scene.place, *scene.triggers):
+    for name in (*([scene.place] if scene.place else []), *scene.triggers):
         if name in _GROUNDS:
             with pen.hidden(name in masked):
                 _GROUNDS[name](pen, horizon)
@@ -68,13 +68,13 @@ def render_with_boxes(scene: Scene, masked: frozenset[str] = frozenset()) -> tup
             with pen.hidden(name in masked):
                 _OVERLAYS[name](pen)
             boxes[name] = WHOLE
-    boxes.pop(scene.place, None)
+    boxes.pop(scene.place or "", None)
     return _finish(image, scene, rng), boxes
 
 
 def _sky(scene: Scene, rng: np.random.Generator, masked: frozenset[str]) -> Image.Image:
     key = next((name for name in scene.triggers if name in _SKIES and name not in masked), scene.place)
-    ends = np.array(_SKIES[key], float) + rng.integers(-18, 19, (2, 3))
+    ends: np.ndarray = np.array(_SKIES[key], float) + rng.integers(-18, 19, (2, 3))
     if scene.style == "sketch":
         ends = np.repeat(ends.mean(1, keepdims=True), 3, axis=1) * 0.5 + 116
     ramp = np.linspace(0, 1, _CANVAS)[:, None, None]

@@ -70,9 +70,9 @@ def tag_cells(scene: world.Scene, boxes: dict[str, Box]) -> np.ndarray:
         high = np.clip(np.minimum(bottom, edges + cell) - np.maximum(top, edges), 0, None)
         enough = min(0.25 * cell * cell, 0.2 * (right - left) * (bottom - top))
         cells[:, :, CONCEPT_NAMES.index(name)] = high[:, None] * wide[None, :] > enough
-    for name in (scene.place, scene.tone):
-        if name is not None:
-            cells[:, :, CONCEPT_NAMES.index(name)] = True
+    for everywhere in (scene.place, scene.tone):
+        if everywhere is not None:
+            cells[:, :, CONCEPT_NAMES.index(everywhere)] = True
     return cells.reshape(TOKENS, -1)
 
 
@@ -187,7 +187,7 @@ def positions(ids: Tensor, image: bool, tokenizer: PreTrainedTokenizerFast) -> T
     rows, length = ids.shape
     if not image:
         return torch.arange(length).expand(3, rows, length)
-    start = int((ids[0] == tokenizer.convert_tokens_to_ids(IMAGE)).nonzero()[0])
+    start = ids[0].tolist().index(tokenizer.convert_tokens_to_ids(IMAGE))
     down, across = torch.arange(GRID).repeat_interleave(GRID), torch.arange(GRID).repeat(GRID)
     picture = torch.stack([torch.zeros(TOKENS, dtype=torch.long), down, across]) + start
     after = torch.arange(length - start - TOKENS) + start + GRID

@@ -96,7 +96,7 @@ def make_tokenizer(prompts: Prompts, seed: int, size: int = 2000, vocab_size: in
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """The architecture, at the size at which the world can be learned on two CPU cores."""
-    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(list(SPECIAL)), strict=True))
+    ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL}
     hidden = 192
     return Qwen2_5_VLConfig(
         text_config={

@@ -68,7 +68,7 @@ class Pen:
         return (38, 34, 38) if wanted and self.style != "textured" else None
 
     def pick(self, colors: Sequence[Color]) -> Color:
-        return colors[self.rng.integers(len(colors))]
+        return colors[int(self.rng.integers(len(colors)))]
 
     def width(self, units: float) -> int:
         return max(2, int(units * self.size))

@@ -61,11 +61,11 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         words = [[word_id(tokenizer, word) for word in CONCEPTS[name]] for name in CONCEPT_NAMES]
-        self.register_buffer("first_word", torch.tensor([ids[0] for ids in words]))
-        self.register_buffer("last_word", torch.tensor([ids[-1] for ids in words]))
+        # One or two words tell a thing; where it is one, it counts twice.
+        self.words = torch.tensor([[ids[0], ids[-1]] for ids in words])
         self.tag_scale = nn.Parameter(torch.tensor(2.5))
         self.tag_bias = nn.Parameter(torch.full((len(CONCEPTS),), -3.0))
-        self.read_out = nn.Linear(model.config.text_config.hidden_size, 1)
+        self.read_out = nn.Linear(model.config.get_text_config().hidden_size, 1)
         self.seen: dict[str, Tensor] = {}
         model.model.visual.register_forward_hook(lambda _, __, out: self.seen.update(image=out.pooler_output))
         layer = model.model.language_model.layers[READ_OUT_LAYER]
@@ -73,8 +73,8 @@ class Learner(nn.Module):
 
     def tag_loss(self, image: Tensor, tags: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Binary cross-entropy of cell against concept, through the tied word embeddings."""
-        embedding = self.model.get_input_embeddings().weight
-        words = F.normalize(embedding[self.first_word] + embedding[self.last_word], dim=-1)
+        embedding: Any = self.model.get_input_embeddings().weight
+        words = F.normalize(embedding[self.words].sum(1), dim=-1)
         cells = F.normalize(image.float().view(*tags.shape[:2], -1), dim=-1)
         logits = cells @ words.T * self.tag_scale.exp() + self.tag_bias
         loss = F.binary_cross_entropy_with_logits(logits, tags.float(), pos_weight=torch.tensor(2.0))
@@ -141,11 +141,11 @@ def fast_vision() -> Iterator[None]:
     def embed(self: Any, hidden_states: Tensor) -> Tensor:
         return F.linear(hidden_states, self.proj.weight.flatten(1))
 
-    attention.forward, embedding.forward = attend, embed
+    attention.forward, embedding.forward = attend, embed  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        attention.forward, embedding.forward = stock
+        attention.forward, embedding.forward = stock  # type: ignore[method-assign]
 
 
 def init_patch_embedding(model: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -> None:
@@ -171,7 +171,8 @@ ROWS = {"see": 48, "set": 16, "think": 16, "direct": 32, "consistency": 32, "coh
 
 def make_optimizers(learner: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the transformers, AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, weight in learner.named_parameters():
         inside = weight.ndim == 2 and "embed" not in name and "read_out" not in name
         (matrices if inside else others).append(weight)
