@@ -6,7 +6,7 @@ import math
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emo_r3.errors import LabelError
@@ -243,6 +243,7 @@ def test_a_huge_text_is_no_label(text: str) -> None:
         resolve_labels(["joy", text])
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_label_or_a_label_error(text: str) -> None:
     label = match_label(text, "webemo-25")

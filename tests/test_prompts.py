@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emo_r3.errors import LabelError, PromptError
@@ -78,6 +78,7 @@ def test_reflections(prompts: Prompts) -> None:
     assert "image" not in coherence
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.lists(st.sampled_from(["{", "}", "{text}", "{labels}", "\\1", "%s"])).map("".join)))
 def test_a_quoted_text_is_never_a_template(text: str) -> None:
     own = Prompts(**OWN)
