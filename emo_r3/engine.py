@@ -24,7 +24,7 @@ from .answers import Answer, forced_answers, free_answers, until
 from .batches import chunks, fit_picture
 from .checkpoint import CheckpointInfo
 from .decoding import AnswerForm, BoxClosed, ConstrainedDecoding, FreeDecoding, Sampling, Vocabulary
-from .errors import CheckpointError, ImageError
+from .errors import CheckpointError, EmoR3Error, ImageError
 from .images import LoadedImage, load_image
 from .labels import LabelSet, expected_affect
 from .parsing import parse_completion
@@ -224,6 +224,7 @@ class Engine:
             pad_token_id=self.tokenizer.pad_token_id,
             return_dict_in_generate=True,
             use_cache=True,
+            cache_implementation="dynamic",
         )
 
     def _cached(
@@ -249,6 +250,10 @@ class Engine:
         )
 
     def _result(self, picture: LoadedImage, answer: Answer, request: Request) -> EmotionResult:
+        if not answer.log_probs.isfinite().all():
+            raise EmoR3Error(
+                f"{self.name} computes no finite numbers in {self.model.dtype}: load it with dtype='float32'"
+            )
         parsed = parse_completion(answer.text, request.labels, request.method)
         shares = answer.log_probs.double().softmax(-1).tolist()
         probabilities = dict(zip(request.labels.labels, shares, strict=True))

@@ -380,6 +380,14 @@ def test_options_that_cannot_be_used(qwen: EmoR3Pipeline, options: dict[str, Any
         qwen(pictures((60, 40))[0], **options)
 
 
+def test_a_model_that_computes_nan_is_reported() -> None:
+    broken = EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"))
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(EmoR3Error, match="float32"):
+        broken(pictures((60, 40))[0], method="direct", max_new_tokens=TOKENS)
+
+
 def test_checkpoint_facts_are_saved_and_followed(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
     from dataclasses import replace
 
