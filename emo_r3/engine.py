@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -72,10 +74,6 @@ class Batch:
     inputs: BatchFeature | None
     seeds: list[int]
 
-    @property
-    def pictures(self) -> list[LoadedImage]:
-        return [slot for slot in self.slots if isinstance(slot, LoadedImage)]
-
 
 class Engine:
     """Runs requests on a model: pictures in, results out.
@@ -92,6 +90,10 @@ class Engine:
         self.tokenizer = processor.tokenizer
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        # A fast tokenizer fails when two threads use it, so the thread that prepares pictures has one of its own.
+        self._ahead = copy.copy(processor)
+        self._ahead.tokenizer = copy.deepcopy(self.tokenizer)
+        self._lock = threading.Lock()
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = self.tokenizer.eos_token_id if ends is None else ends
         if ends is None:
@@ -124,18 +126,19 @@ class Engine:
                 slots.append(EmotionResult(image=str(name), error=str(error)))
         repeats = request.num_candidates
         pictures = [slot.image for slot in slots if isinstance(slot, LoadedImage) for _ in range(repeats)]
-        inputs = self._encode(request.prompt, pictures) if pictures else None
+        with self._lock:
+            inputs = self._encode(self._ahead, request.prompt, pictures) if pictures else None
         places = [start + at for at, slot in enumerate(slots) if isinstance(slot, LoadedImage)]
         seeds = [_seed(request.seed, place, candidate) for place in places for candidate in range(repeats)]
         return Batch(slots, inputs, seeds)
 
-    def _encode(self, prompt: str, pictures: Sequence[Image.Image]) -> BatchFeature:
-        return self.processor(
+    def _encode(self, processor: ProcessorMixin, prompt: str, pictures: Sequence[Image.Image]) -> BatchFeature:
+        return processor(
             text=[prompt] * len(pictures),
             images=[[picture] for picture in pictures],
             padding=True,
             padding_side="left",
-            add_special_tokens=adds_special_tokens(self.processor, prompt),
+            add_special_tokens=adds_special_tokens(processor, prompt),
             return_tensors="pt",
         )
 
@@ -245,7 +248,7 @@ class Engine:
             (mask == 0).sum(-1).tolist(),
             position_offsets(self.model, len(prompts)),
             ends,
-            lambda row, prompt=request.prompt: self._encode(prompt, [pictures[row].image]),
+            lambda row, prompt=request.prompt: self._encode(self.processor, prompt, [pictures[row].image]),
             [len(prompt) for prompt in prompts],
         )
 

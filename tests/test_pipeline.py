@@ -236,6 +236,16 @@ def test_batch_size_changes_nothing(pipe: EmoR3Pipeline) -> None:
         assert one.consistency == pytest.approx(other.consistency, abs=1e-4)
 
 
+def test_preparing_ahead_does_not_disturb_asking(qwen: EmoR3Pipeline) -> None:
+    """A fast tokenizer breaks when a thread pads with it while another asks a question."""
+    images = pictures(*[(40, 40), (60, 90)] * 20)
+    for _ in range(3):
+        results = qwen(iter(images), method="think", reflect=True, max_new_tokens=25, batch_size=2)
+        for result in results:
+            qwen.processor.tokenizer(["the caller's own", "use of it"], padding=True, return_tensors="pt")
+            assert result.consistency is not None
+
+
 @pytest.mark.parametrize("size", [(20_000, 10), (3, 700), (1, 1), (1, 300)])
 def test_extreme_shapes(pipe: EmoR3Pipeline, size: tuple[int, int]) -> None:
     result = pipe(Image.new("RGB", size, "red"), max_new_tokens=TOKENS, method="direct")
