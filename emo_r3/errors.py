@@ -19,5 +19,17 @@ class ImageError(EmoR3Error):
     """An image that is missing, unreadable, too large or not an image."""
 
 
+class UnavailableError(ImageError):
+    """A download that failed now and may work later; `retry_after` is how many seconds the server asks to wait."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class CheckpointError(EmoR3Error):
     """A model folder or repository that can't be loaded safely."""
+
+
+class DataError(EmoR3Error):
+    """A data set, in its original layout or in ours, that can't be used as it is."""

@@ -12,14 +12,16 @@ import ssl
 import string
 import threading
 import time
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
-from .errors import ImageError
+from .errors import ImageError, UnavailableError
 
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -41,6 +43,8 @@ def fetch(url: str, *, max_bytes: int, timeout: float, allow_private_hosts: bool
         `bytes`: the body of the answer.
 
     Raises:
+        [`UnavailableError`]: if trying again later may help: no connection, a time-out, a body cut short, or an answer
+            such as 429 or 503.
         [`ImageError`]: for anything else. Messages show no query string, as it may hold a token.
     """
     deadline = time.monotonic() + timeout
@@ -57,12 +61,12 @@ def fetch(url: str, *, max_bytes: int, timeout: float, allow_private_hosts: bool
             url = _follow(url, quote(location, safe=string.punctuation, encoding="iso-8859-1"), where)
             where = f"{public_name(url)} (redirected)"
     except TimeoutError as error:
-        raise ImageError(f"{where}: not there within {timeout:g} s; try again, or raise timeout") from error
+        raise UnavailableError(f"{where}: not there within {timeout:g} s; try again, or raise timeout") from error
     except ssl.SSLError as error:
         raise ImageError(f"{where}: no secure connection ({error.reason}); check the address") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ImageError(f"{where}: the download failed ({reason}); check the address and try again") from error
+        raise UnavailableError(f"{where}: the download failed ({reason}); check the address and try again") from error
     raise ImageError(f"{where}: more than {MAX_REDIRECTS} redirects; give the address of the image itself")
 
 
@@ -217,11 +221,26 @@ def _ask(connection: socket.socket, target: _Target, deadline: float) -> http.cl
 def _body(response: http.client.HTTPResponse, where: str, max_bytes: int) -> bytes:
     if response.status != HTTPStatus.OK:
         phrase = http.client.responses.get(response.status, "")
-        raise ImageError(f"{where}: the server answered {response.status} {phrase}".rstrip() + "; check the address")
+        message = f"{where}: the server answered {response.status} {phrase}".rstrip()
+        if response.status in _TEMPORARY:
+            raise UnavailableError(f"{message}; try again later", _seconds(response.getheader("Retry-After")))
+        raise ImageError(f"{message}; check the address")
     body = b"" if (response.length or 0) > max_bytes else response.read(max_bytes + 1)
     if len(body) + (response.length or 0) > max_bytes:
         raise ImageError(f"{where}: larger than {max_bytes:,} bytes; use a smaller image, or raise max_bytes")
     if response.length:
         missing = f"{response.length:,} of {response.length + len(body):,} bytes are missing"
-        raise ImageError(f"{where}: the download ended early ({missing}); try again")
+        raise UnavailableError(f"{where}: the download ended early ({missing}); try again")
     return body
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The wait that a Retry-After header asks for: it is a number of seconds or a date."""
+    if retry_after is None:
+        return None
+    try:
+        if retry_after.strip().isdecimal():
+            return float(retry_after)
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

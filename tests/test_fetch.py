@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from emo_r3.errors import ImageError
+from emo_r3.errors import ImageError, UnavailableError
 from emo_r3.fetch import MAX_REDIRECTS, _is_public, fetch, public_name
 from emo_r3.images import load_image
 
@@ -290,6 +291,27 @@ def test_answers_that_are_no_picture(server: Server, reply: bytes, part: str) ->
     server.paths["/a.png"] = reply
     message = refusal(f"{server.url}/a.png{SECRET}")
     assert part in message and message.startswith(f"{server.url}/a.png: ")
+
+
+def test_what_may_work_later_says_so(server: Server) -> None:
+    def after(wait: str, status: str = "429 Slow Down") -> float | None:
+        server.paths["/a"] = answer(b"", status, Retry_After=wait)
+        with pytest.raises(UnavailableError, match="try again later") as caught:
+            fetch(f"{server.url}/a", **LIMITS)
+        return caught.value.retry_after
+
+    assert [after("7"), after(" 0", "503 No"), after(""), after("soon"), after("-3")] == [7.0, 0.0, None, None, None]
+    assert 95 < (after(formatdate(time.time() + 100, usegmt=True)) or 0) <= 100
+    assert after("Fri, 20 Nov 1970 10:00:00 GMT") == 0.0
+    for reply in (b"", answer(b"x", Content_Length=9)):
+        server.paths["/a"] = reply
+        with pytest.raises(UnavailableError):
+            fetch(f"{server.url}/a", **LIMITS)
+    for reply in (answer(b"no", "404 Not Found"), answer(b"x" * 200_000)):
+        server.paths["/a"] = reply
+        with pytest.raises(ImageError) as caught:
+            fetch(f"{server.url}/a", **LIMITS)
+        assert not isinstance(caught.value, UnavailableError)
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
