@@ -15,6 +15,8 @@ from .images import LoadedImage
 # Beyond these, processors fail (Qwen-VL refuses a ratio above 200) or a side vanishes in resizing.
 MAX_ASPECT = 50
 MIN_SIDE = 28
+# A square of the longer side of a huge strip would fill the memory; the models that want squares are small.
+MAX_SQUARE = 2048
 # About 0 after normalisation, so that what is added says nothing.
 GREY = (127, 127, 127)
 
@@ -30,6 +32,11 @@ def fit_picture(picture: LoadedImage, square: bool = False) -> LoadedImage:
         square (`bool`, *optional*, defaults to `False`): pad to a square.
     """
     image, notes = picture.image, list(picture.notes)
+    if square and max(image.size) > MAX_SQUARE:
+        large = image.size
+        factor = MAX_SQUARE / max(large)
+        image = image.resize((max(1, round(large[0] * factor)), max(1, round(large[1] * factor))), reducing_gap=2.0)
+        notes.append(f"reduced from {large[0]}x{large[1]} to {image.width}x{image.height}")
     width, height = image.size
     least = max(width, height) if square else -(-max(width, height) // MAX_ASPECT)
     padded = (max(width, least), max(height, least))
