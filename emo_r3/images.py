@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import ImageError
 from .fetch import fetch, public_name
@@ -32,6 +32,16 @@ SUFFIXES = frozenset(
 # A progressive JPEG may go over all of its pixels again for every 100 bytes; real ones do so about ten times.
 _MAX_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+# What undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF, and fails where that is broken.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _warnings_lock = threading.Lock()
@@ -226,7 +236,7 @@ def _finish(image: Image.Image, name: str, max_pixels: int, *notes: str | None) 
         if max(width * height, tile) > max_pixels:
             raise ImageError(f"{name}: {_too_many_pixels(max_pixels)}")
         with _pillow_warnings_off():
-            rotated = tags.get(ExifTags.Base.Orientation, 1) in range(2, 9)  # loading a TIFF turns it already
+            rotated = tags.get(ExifTags.Base.Orientation, 1) in _TURNS  # loading a TIFF turns it already
             image.load()
             upright = _upright(image)
             rgb, colour_note = _to_rgb(upright, name)
@@ -243,11 +253,10 @@ def _finish(image: Image.Image, name: str, max_pixels: int, *notes: str | None) 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
-            return ImageOps.exif_transpose(image)
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF says nothing about the pixels, which are fine
-        pass
-    return image
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image, name: str) -> tuple[Image.Image, str | None]:

@@ -272,11 +272,21 @@ def test_exif_rotation(kind: str, orientation: int) -> None:
     assert load_image(loaded.image).notes == ()  # turned once, not again by the next reader
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage!!", b"Exif\0\0II*\0\xff\xff\xff\xff broken"])
-def test_broken_exif_does_not_cost_the_picture(exif: bytes) -> None:
-    loaded = load_image(encoded(Image.new("RGB", (8, 8), RED), "JPEG", exif=exif))
+def test_broken_exif_does_not_cost_the_picture(kind: str, exif: bytes) -> None:
+    loaded = load_image(encoded(Image.new("RGB", (8, 8), RED), kind, exif=exif))
     assert close(loaded.image, RED) and loaded.notes == ()
     assert not loaded.image.info
+
+
+def test_partly_broken_exif_still_turns_the_picture() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "maker", 6
+    broken = exif.tobytes().replace(b"\x01\x0f\0\x02", b"\x01\0\0\x02")  # a width that is text
+    assert broken != exif.tobytes()
+    loaded = load_image(encoded(Image.new("RGB", (8, 4), RED), "PNG", exif=broken))
+    assert loaded.image.size == (4, 8) and loaded.notes == ("rotated by EXIF",)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", pytest.param("AVIF", marks=needs_avif)])
