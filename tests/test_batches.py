@@ -20,7 +20,7 @@ from emo_r3.images import LoadedImage
         ((20_000, 10), False, (20_000, 400), ("padded from 20000x10 to 20000x400",)),
         ((3, 700), False, (28, 1400), ("padded from 3x700 to 14x700", "enlarged from 14x700 to 28x1400")),
         ((1, 1), False, (28, 28), ("enlarged from 1x1 to 28x28",)),
-        ((20_000, 10), True, (2048, 2048), ("reduced from 20000x10 to 2048x1", "padded from 2048x1 to 2048x2048")),
+        ((20_000, 40), True, (2048, 2048), ("reduced from 20000x40 to 2048x4", "padded from 2048x4 to 2048x2048")),
         (
             (4000, 2000),
             True,
