@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from emo_r3 import EmoR3Pipeline
 from emo_r3.checkpoint import MINIATURE
+from emo_r3.miniature.drawing import render
+from emo_r3.miniature.world import sample_scene
 from emo_r3.scoring import render_prompt
 
 
@@ -40,7 +42,7 @@ def random_model(folder: Path) -> Path:
 
 def pictures(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 255, (96, 96, 3), dtype=np.uint8)) for _ in range(count)]
+    return [render(sample_scene("miniature-8", rng)) for _ in range(count)]
 
 
 def contenders(pipe: EmoR3Pipeline, images: list[Image.Image], size: int, tokens: int) -> dict[str, Callable[[], Any]]:
