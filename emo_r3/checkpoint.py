@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from .errors import CheckpointError, EmoR3Error
 from .labels import LABEL_SETS, LabelSet, resolve_labels
+from .miniature import CHECKPOINT
 from .prompts import Method, Prompts, load_prompts
 
-MINIATURE = Path(__file__).parent / "miniature" / "checkpoint"
 INFO_FILE = "emo_r3.json"
 FORMAT_VERSION = 1
 
@@ -128,7 +128,7 @@ def load_model_and_processor(
     Raises:
         CheckpointError: nothing there, pickled weights, code of its own, or a model that transformers can't load.
     """
-    folder = _folder(MINIATURE if repo_or_path is None else repo_or_path, revision, token)
+    folder = _folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
     info = CheckpointInfo.read(folder)
     if device_map is None and torch.accelerator.is_available():
         device_map = "auto"
@@ -198,7 +198,7 @@ def _folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: s
         return path
     name = os.fspath(repo_or_path)
     if path.exists() or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
-        if path == MINIATURE:
+        if path == CHECKPOINT:
             raise CheckpointError(f"the miniature is not at {path}: reinstall emo_r3, or name a model")
         raise CheckpointError(
             f"there is no model folder {name}: check the path, or name a Hub repository (owner/name)"

@@ -118,7 +118,7 @@ def test_weights_of_a_refused_repository_are_not_even_fetched(folder: Path, monk
 
 
 def test_a_missing_miniature_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(checkpoint, "MINIATURE", tmp_path / "gone")
+    monkeypatch.setattr(checkpoint, "CHECKPOINT", tmp_path / "gone")
     with pytest.raises(CheckpointError, match="miniature"):
         load_model_and_processor()
 

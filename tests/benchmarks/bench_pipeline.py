@@ -26,7 +26,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from emo_r3 import EmoR3Pipeline
-from emo_r3.checkpoint import MINIATURE
+from emo_r3.miniature import CHECKPOINT
 from emo_r3.miniature.drawing import render
 from emo_r3.miniature.world import sample_scene
 from emo_r3.scoring import render_prompt
@@ -91,7 +91,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        path = MINIATURE if MINIATURE.exists() else random_model(Path(folder) / "random")
+        path = CHECKPOINT if CHECKPOINT.exists() else random_model(Path(folder) / "random")
         pipe = EmoR3Pipeline.from_pretrained(path)
     images = pictures(args.images)
     runs = contenders(pipe, images, args.batch_size, args.tokens)
@@ -102,7 +102,7 @@ def main() -> None:
                 start = time.perf_counter()
                 run()
                 best[name] = min(best[name], time.perf_counter() - start)
-    what = "the miniature" if path == MINIATURE else "a random model of the miniature's architecture"
+    what = "the miniature" if path == CHECKPOINT else "a random model of the miniature's architecture"
     print(
         f"{what}, {args.images} images, batch size {args.batch_size}, up to {args.tokens} new tokens,"
         f" {pipe.model.device}"
