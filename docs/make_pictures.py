@@ -76,4 +76,4 @@ def summary(result: EmotionResult) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else sorted((DOCS / "samples").glob("*.png"))[0])
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "samples" / "07-laugh-cat-confetti.png")
