@@ -1,0 +1,144 @@
+"""The card of a data set: one template, and the facts of the build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from ..images import load_image
+from .records import DEFECTS, NOTES, Record
+from .report import Report, Spec
+
+STRIP_NAME, _STRIP_COUNT, _STRIP_SIDE = "examples.png", 8, 96
+
+_COLUMNS = {
+    "image": "the image, with its original bytes unless said otherwise below",
+    "label": "the label",
+    "label_text": "the label's name",
+    "id": "unique; the same in every layout of the originals",
+    "source": "path within the original distribution, or URL",
+    "sha256": "of the original bytes of the image",
+}
+_WITH_PIXELS = """**This repository holds the images. Keep it private** unless you have the right to pass them on: see
+the terms below. The index without pixels may be public."""
+_WITH_PIXELS_OF_OURS = "This repository holds the images."
+_WITHOUT_PIXELS = """**This is the index: labels, annotations and checksums, no images.** With the originals at hand,
+`emo-r3 prepare rebuild INDEX ORIGINALS --output DIR` makes the identical data set with images."""
+
+
+def render_card(spec: Spec, report: Report, info: Any, with_pixels: bool, strip: Path | None = None) -> str:
+    """
+    The text of `README.md`.
+
+    Args:
+        spec (`Spec`), report (`Report`): the facts.
+        info (`datasets.DatasetInfo`): features and sizes, for the Hub.
+        with_pixels (`bool`): which of the two flavours it is for.
+        strip (`Path`, *optional*): a picture of some of the images, beside the card.
+    """
+    template = Template(files(__package__).joinpath("card.md").read_text(encoding="utf-8"))
+    flavour = _WITHOUT_PIXELS
+    if with_pixels:
+        flavour = _WITH_PIXELS_OF_OURS if spec.has_examples else _WITH_PIXELS
+    columns = {name: _COLUMNS[name] for name in _COLUMNS if name in info.features}
+    columns |= {name: column.meaning for name, column in spec.columns.items()}
+    body = template.substitute(
+        title=spec.title if with_pixels else f"{spec.title}: index",
+        name=spec.name,
+        about=spec.about.strip(),
+        flavour=flavour,
+        first_split=next(iter(report.rows)),
+        examples=f"\n![Some of the images]({strip.name})\n" if strip else "",
+        counts=_count_table(report.rows, spec.labels.labels),
+        columns="\n".join(f"| `{name}` | {meaning} |" for name, meaning in columns.items()),
+        drawn=_how_drawn(report),
+        found=", ".join(f"{sum(counts.values()):,} images of {split}" for split, counts in report.found.items()),
+        findings=_finding_list(report),
+        terms=spec.terms.strip(),
+        obtain=spec.obtain.strip(),
+        citation=spec.citation.strip(),
+        version=report.emo_r3,
+    )
+    return f"---\n{_front_matter(spec, report, info)}\n---\n{body}"
+
+
+def _front_matter(spec: Spec, report: Report, info: Any) -> str:
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
+
+    facts = DatasetCardData(
+        license=spec.license,
+        language=["en"],
+        pretty_name=spec.title,
+        task_categories=["image-classification"],
+        size_categories=[_size_category(sum(sum(counts.values()) for counts in report.rows.values()))],
+        tags=["emotion", "visual-emotion-recognition", "emo-r3", *spec.tags],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in report.rows],
+            }
+        ],
+    )
+    DatasetInfosDict({"default": info}).to_dataset_card_data(facts)
+    return facts.to_yaml().strip()
+
+
+def _size_category(count: int) -> str:
+    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    return next((name for bound, name in bounds if count < bound), "1M<n<10M")
+
+
+def _count_table(rows: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -> str:
+    lines = [f"| label | {' | '.join(rows)} |", f"|---|{'---|' * len(rows)}"]
+    lines += [f"| {label} | {' | '.join(f'{rows[split][label]:,}' for split in rows)} |" for label in labels]
+    lines += [f"| **all** | {' | '.join(f'**{sum(counts.values()):,}**' for counts in rows.values())} |"]
+    return "\n".join(lines)
+
+
+def _how_drawn(report: Report) -> str:
+    lines = [f"- {split}: {_asked(size)} asked for" for split, size in report.sizes.items()] or [
+        "All rows were taken."
+    ]
+    lines += [
+        "",
+        f"Which rows of a label were drawn, and in which order, follows from a hash of seed",
+    ]
+    lines += [f"({report.seed}) and `id`, the same on any machine. No image is in two splits, judged by its bytes."]
+    if count := len(report.reencoded):
+        lines += [
+            "",
+            f"{count:,} images had more than {report.pixel_budget:,} pixels. They were scaled down to that and written",
+        ]
+        lines += ["as JPEG, so that `sha256` is not of the bytes in their row; `report.json` lists them."]
+    return "\n".join(lines)
+
+
+def _asked(size: int | Mapping[str, int]) -> str:
+    if isinstance(size, int):
+        return f"{size:,} in the natural ratio of the labels, by the largest remainder,"
+    return f"{sum(size.values()):,} ({', '.join(f'{label} {number:,}' for label, number in size.items())})"
+
+
+def _finding_list(report: Report) -> str:
+    lines = [f"- {kind}: {len(found):,} ({(DEFECTS | NOTES)[kind]})" for kind, found in report.by_kind().items()]
+    return "\n".join(
+        [*lines, "", "Rows with a defect were left out; `report.json` lists all."] if lines else ["Nothing."]
+    )
+
+
+def draw_strip(records: Sequence[Record], folder: Path) -> Path:
+    """Some images side by side, as `examples.png` in `folder`."""
+    shown = records[:_STRIP_COUNT]
+    strip = Image.new("RGB", (_STRIP_SIDE * len(shown), _STRIP_SIDE), "white")
+    for place, record in enumerate(shown):
+        image = ImageOps.pad(load_image(record.read()).image, (_STRIP_SIDE, _STRIP_SIDE), color="white")
+        strip.paste(image, (place * _STRIP_SIDE, 0))
+    path = folder / STRIP_NAME
+    strip.save(path)
+    return path

@@ -1,0 +1,167 @@
+"""`emo-r3 prepare`: original distribution in, Hub data set out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import DataError
+from . import emoset, emotion6, webemo
+from .build import PIXEL_BUDGET, select, write
+from .draw import Size
+from .index import rebuild
+from .records import open_raw
+from .report import Report
+
+DATASETS: dict[str, ModuleType] = {"emoset": emoset, "emotion6": emotion6, "webemo": webemo}
+EXIT_SOME_MISSING = 1
+_SPARE = 1.2
+
+
+def prepare(
+    dataset: str,
+    raw: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    index: str | os.PathLike[str] | None = None,
+    sizes: Mapping[str, Size] | None = None,
+    seed: int = 0,
+    pixel_budget: int = PIXEL_BUDGET,
+    strict: bool = False,
+) -> Report:
+    """
+    Reads an original distribution, verifies it, draws the subset and writes it.
+
+    Args:
+        dataset (`str`): `"emoset"`, `"emotion6"` or `"webemo"`.
+        raw (`str` or `os.PathLike`): folder or zip of the originals.
+        output (`str` or `os.PathLike`, *optional*): folder for the data set with images.
+        index (`str` or `os.PathLike`, *optional*): folder for the public index, which has no images.
+        sizes (`dict`, *optional*): rows of `"test"` and `"train"`, each a number or numbers by label. Where there are
+            fewer it is an error; of the published sizes, which are the default, as many as there are get drawn.
+        seed (`int`, *optional*, defaults to 0), pixel_budget (`int`, *optional*, defaults to 4194304), strict (`bool`,
+            *optional*, defaults to `False`): see [`select`].
+
+    Raises:
+        DataError: the originals are not in a known layout, or too few, or, if strict, not perfect; or the output
+            can't be written.
+
+    Example:
+
+    ```python
+    >>> prepare("emotion6", "Emotion6.zip", "emotion6").rows["test"]["joy"]
+    99
+    ```
+    """
+    if output is None and index is None:
+        raise DataError("nothing to write; give --output for the data set, --index for its public index, or both")
+    module = DATASETS[dataset]
+    with open_raw(raw) as originals:
+        records, findings = module.read(originals)
+        published = emotion6.sizes(len(records["train"])) if module is emotion6 else module.SIZES
+        selection = select(
+            records,
+            module.SPEC,
+            sizes={**published, **(sizes or {})},
+            seed=seed,
+            pixel_budget=pixel_budget,
+            strict=strict,
+            shrink=not sizes,
+            findings=findings,
+        )
+        for folder, with_pixels in ((output, True), (index, False)):
+            if folder is not None:
+                write(selection, folder, with_pixels=with_pixels)
+    return selection.report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The data sets as sub-commands, and `rebuild`."""
+    commands = parser.add_subparsers(title="data sets", required=True, metavar="DATASET", dest="dataset")
+    for name, module in DATASETS.items():
+        command = commands.add_parser(name, help=module.SPEC.title, description=module.__doc__)
+        command.add_argument("raw", metavar="RAW", help="folder or zip of the originals")
+        command.add_argument("--output", type=Path, metavar="DIR", help="the data set with images: keep it private")
+        command.add_argument("--index", type=Path, metavar="DIR", help="the public index: everything but the images")
+        command.add_argument(
+            "--test-size", type=int, metavar="N", help="rows of the test split (default: as published)"
+        )
+        train = command.add_mutually_exclusive_group()
+        train.add_argument("--train-size", type=int, metavar="N", help="rows of the train split")
+        if name == "emoset":
+            train.add_argument(
+                "--authors-train", action="store_true", help="the 2,100 by label of the paper's authors"
+            )
+        command.add_argument("--seed", type=int, default=0, help="of the draw")
+        command.add_argument(
+            "--pixel-budget", type=int, default=PIXEL_BUDGET, metavar="N", help="re-encode larger images"
+        )
+        command.add_argument("--strict", action="store_true", help="any defect is fatal")
+        if name == "webemo":
+            command.add_argument(
+                "--download", action="store_true", help="RAW holds the URL lists; download into it first"
+            )
+            command.add_argument("--allow-private-hosts", action="store_true", help=argparse.SUPPRESS)
+    command = commands.add_parser("rebuild", help="from a public index and the originals", description=rebuild.__doc__)
+    command.add_argument("index", metavar="INDEX", type=Path, help="folder of the index")
+    command.add_argument("raw", metavar="RAW", help="folder or zip of the originals")
+    command.add_argument("--output", type=Path, metavar="DIR", required=True, help="the data set with images")
+    command.add_argument("--strict", action="store_true", help="a row without its image is fatal")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare a data set and print the report. 1: some rows of an index have no image in the originals."""
+    if args.dataset == "rebuild":
+        report = rebuild(args.index, args.raw, args.output, strict=args.strict)
+        known = len(Report.load(args.index).findings)
+        print_report(report)
+        return EXIT_SOME_MISSING if len(report.findings) > known else 0
+    sizes: dict[str, Size] = {}
+    if args.test_size is not None:
+        sizes["test"] = args.test_size
+    if args.train_size is not None:
+        sizes["train"] = args.train_size
+    if getattr(args, "authors_train", False):
+        sizes["train"] = emoset.AUTHORS_TRAIN
+    if getattr(args, "download", False):
+        _download(args, sizes)
+    report = prepare(
+        args.dataset,
+        args.raw,
+        args.output,
+        index=args.index,
+        sizes=sizes,
+        seed=args.seed,
+        pixel_budget=args.pixel_budget,
+        strict=args.strict,
+    )
+    print_report(report)
+    for folder in filter(None, (args.output, args.index)):
+        print(f'emo-r3: wrote {folder}; read it with load_dataset("{folder}")', file=sys.stderr)
+    return 0
+
+
+def print_report(report: Report) -> None:
+    """The report on stdout."""
+    for line in report.lines():
+        print(line)
+
+
+def _download(args: argparse.Namespace, sizes: Mapping[str, Size]) -> None:
+    """Some more than the rows asked for, as some will be duplicates."""
+    from .download import Manners, download_webemo
+
+    numbers = [size for size in {**webemo.SIZES, **sizes}.values() if isinstance(size, int)]
+    report = download_webemo(
+        args.raw,
+        args.raw,
+        count=int(max(numbers) * _SPARE),
+        seed=args.seed,
+        manners=Manners(allow_private_hosts=args.allow_private_hosts),
+        progress=lambda line: print(f"emo-r3: {line}", file=sys.stderr),
+    )
+    print(f"emo-r3: {report}", file=sys.stderr)
