@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 # Before any test module imports a Hugging Face library: they read these once, at import.
 _HOME = tempfile.TemporaryDirectory(prefix="emo-r3-tests-")
@@ -40,3 +44,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """The session's one Hub."""
+    from hub_server import HubServer
+
+    with HubServer(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(running_hub: HubServer) -> HubServer:
+    """The session's Hub with nothing set to fail. Repositories stay: each test uses names of its own."""
+    running_hub.faults.clear()
+    return running_hub
