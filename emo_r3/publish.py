@@ -8,10 +8,10 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from . import __version__
 from .errors import EmoR3Error
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
+T = TypeVar("T")
 ATTEMPTS = 5
 PAUSE = 1.0  # seconds before the second attempt, doubled for each one after it
 AGAIN = (408, 412, 429, 500, 502, 503, 504)  # HTTP statuses after which a fresh look at the repository may help
@@ -90,15 +91,6 @@ class Plan:
         return [*lines, "nothing to do"] if self.nothing_to_do else lines
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """A finished push: what the first look found to do, the commit that holds it now, and its address."""
-
-    plan: Plan
-    commit: str
-    url: str
-
-
 def size_text(size: float) -> str:
     """A number of bytes as a person reads it."""
     for unit in ("B", "kB", "MB"):
@@ -117,25 +109,19 @@ def plan(
         `EmoR3Error`: the folder, the name or the token can't be used, pictures would become public without
             `have_rights`, the tag stands for another commit, or the Hub refuses or can't be reached.
     """
-    from httpx2 import TransportError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    files = find_files(Path(folder))
-    api = open_hub(repo_id)
-    try:
-        return compare(api, files, repo_id, public, have_rights, tag)
-    except (HfHubHTTPError, TransportError, OSError) as error:
-        raise EmoR3Error(explain(error, repo_id)) from error
+    files, api = find_files(Path(folder)), open_hub(repo_id)
+    return persist(repo_id, lambda: compare(api, files, repo_id, public, have_rights, tag))
 
 
 def push(
     folder: str | Path, repo_id: str, *, public: bool = False, have_rights: bool = False, tag: str | None = None
-) -> Pushed:
-    """Make a dataset repository hold what a folder holds, in one commit or not at all.
+) -> str:
+    """Make a dataset repository hold what a folder holds, in one commit or not at all, and return the commit.
 
     May be repeated after any interruption: what is there already is not sent again, and when nothing is missing there
     is no commit. When the Hub is busy or somebody else commits first, the repository is looked at afresh, at most
-    five times. Files whose names begin with a dot stay out.
+    five times. Files whose names begin with a dot stay out; those of the repository that the folder lacks stay there,
+    except Parquet files, whose rows would stay with them.
 
     Args:
         folder (`str` or `Path`): the folder, as `emo-r3 prepare` wrote it.
@@ -150,23 +136,31 @@ def push(
 
     The token is the one that the Hub's own tools use (`hf auth login` or `HF_TOKEN`).
     """
-    from httpx2 import TransportError
-    from huggingface_hub.errors import HfHubHTTPError
+    files, api = find_files(Path(folder)), open_hub(repo_id)
 
-    files = find_files(Path(folder))
-    api = open_hub(repo_id)
-    first = None
-    for attempt in range(ATTEMPTS):
-        try:
+    def attempt() -> str:
+        todo = compare(api, files, repo_id, public, have_rights, tag)
+        if todo.parent is None:
+            api.create_repo(repo_id, repo_type="dataset", private=not todo.public, exist_ok=True)
+            # Somebody may have made it in between, so it is looked at again.
             todo = compare(api, files, repo_id, public, have_rights, tag)
-            first = first or todo
-            commit = carry_out(api, todo, files, have_rights, tag)
-            return Pushed(first, commit, f"{api.endpoint}/datasets/{repo_id}/tree/{commit}")
-        # An upload that breaks is a RuntimeError, from the one transport as from the other.
-        except (HfHubHTTPError, TransportError, OSError, RuntimeError, ValueError) as error:
-            if attempt + 1 == ATTEMPTS or not may_help_to_repeat(error):
+        return carry_out(api, todo)
+
+    return persist(repo_id, attempt)
+
+
+def persist(repo_id: str, action: Callable[[], T]) -> T:
+    """Do something that begins with a look at the repository, again if that may help, and word what goes wrong."""
+    from httpx2 import TransportError
+
+    for number in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        # The Hub's answers are OSErrors, an upload that breaks is a RuntimeError, a refused README a ValueError.
+        except (OSError, TransportError, RuntimeError, ValueError) as error:
+            if number == ATTEMPTS or not may_help_to_repeat(error):
                 raise EmoR3Error(explain(error, repo_id)) from error
-        time.sleep(PAUSE * 2**attempt)
+        time.sleep(PAUSE * 2 ** (number - 1))
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -209,9 +203,7 @@ def compare(
 
     try:
         info = api.dataset_info(repo_id)
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 401:
-            raise
+    except RepositoryNotFoundError:
         parent, private, theirs = None, not public, {}
     else:
         parent, private = info.sha, bool(info.private)
@@ -298,17 +290,13 @@ def tag_is_set(api: HfApi, todo: Plan, tag: str) -> bool:
     return True
 
 
-def carry_out(api: HfApi, todo: Plan, files: Mapping[str, LocalFile], have_rights: bool, tag: str | None) -> str:
+def carry_out(api: HfApi, todo: Plan) -> str:
     """Do what the plan says and return the commit that holds it. Each step leaves a state from which to go on."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    repo_id = todo.repo_id
     if todo.parent is None:
-        api.create_repo(repo_id, repo_type="dataset", private=not todo.public, exist_ok=True)
-        # Somebody may have made it in between, so it is looked at again.
-        todo = compare(api, files, repo_id, todo.public, have_rights, tag)
-    assert todo.parent is not None
-    commit = todo.parent
+        raise EmoR3Error(f"{todo.repo_id} was deleted while this push was under way: run the same command again")
+    repo_id, commit = todo.repo_id, todo.parent
     if todo.changes_files:
         additions = [CommitOperationAdd(file.name, file.path) for file in (*todo.add, *todo.replace)]
         for addition in additions:
@@ -394,13 +382,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """List what a push to the Hub would do and, with --yes, do it in one commit."""
     options = {"public": args.public, "have_rights": args.have_rights, "tag": args.tag}
-    if args.yes:
-        pushed = push(args.folder, args.repo_id, **options)
-        print("\n".join(pushed.plan.lines()))
-        print(pushed.url)
-        return 0
     todo = plan(args.folder, args.repo_id, **options)
-    print("\n".join(todo.lines()))
-    if not todo.nothing_to_do:
+    print("\n".join(todo.lines()), flush=True)
+    if todo.nothing_to_do:
+        return 0
+    if not args.yes:
         print("emo-r3: nothing is done yet; add --yes to do it", file=sys.stderr)
+        return 0
+    from huggingface_hub import constants
+
+    commit = push(args.folder, args.repo_id, **options)
+    print(f"{constants.ENDPOINT}/datasets/{args.repo_id}/tree/{commit}")
     return 0
