@@ -9,17 +9,22 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .errors import EmoR3Error
 
+# Commands whose options are in a module of their own, with `add_arguments` and `run`.
+MODULES = {
+    "prepare": ("data.prepare", "make a data set of the original downloads"),
+    "push": ("publish", "publish a prepared data set on the Hub"),
+}
 MINIATURE = {
-    "train": "make the miniature again from a seed",
-    "evaluate": "measure it on held-out scenes",
-    "render": "draw scenes of its world",
+    "train": ("miniature.train", "make the miniature again from a seed"),
+    "evaluate": ("miniature.evaluate", "measure it on held-out scenes"),
+    "render": ("miniature.render", "draw scenes of its world"),
 }
 EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 1, 2, 130, 141
 
@@ -49,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser. `argv` tells which of the miniature's modules to ask for its options: each costs an import."""
+    """The parser. `argv` tells which module to ask for its options: each costs an import."""
     parser = argparse.ArgumentParser(prog="emo-r3", description="Explainable emotion recognition in pictures.")
     parser.add_argument("--version", action="version", version=f"emo-r3 {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -61,16 +66,22 @@ def make_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     env = commands.add_parser("env", help="print what a bug report needs", description=run_env.__doc__)
     env.set_defaults(run=run_env)
 
+    add_modules(commands, MODULES, argv[:1])
     text = "the small model of a world of drawings"
     miniature = commands.add_parser("miniature", help=text, description=f"Make or measure {text}.")
     actions = miniature.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, text in MINIATURE.items():
-        action = actions.add_parser(name, help=text, description=text)
-        if list(argv[:2]) == ["miniature", name]:
-            module = importlib.import_module(f".miniature.{name}", __package__)
-            module.add_arguments(action)
-            action.set_defaults(run=module.run)
+    add_modules(actions, MINIATURE, argv[1:2] if argv[:1] == ["miniature"] else [])
     return parser
+
+
+def add_modules(commands: Any, modules: Mapping[str, tuple[str, str]], chosen: Sequence[str]) -> None:
+    """Adds commands by name, and asks the one that is chosen for its options."""
+    for name, (module_name, text) in modules.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if [name] == list(chosen):
+            module = importlib.import_module(f".{module_name}", __package__)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:

@@ -343,3 +343,21 @@ def test_the_miniature_s_options_are_its_modules(monkeypatch: pytest.MonkeyPatch
     module.run = lambda args: args.seed  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "emo_r3.miniature.train", module)
     assert main(["miniature", "train", "--seed", "7"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (["prepare", "emoset"], "--authors-train"),
+        (["prepare", "webemo"], "--download"),
+        (["push"], "--i-have-the-rights"),
+        (["miniature", "evaluate"], "--count"),
+    ],
+)
+def test_each_command_shows_the_options_of_its_module(
+    argv: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([*argv, "--help"])
+    assert exit_.value.code == 0
+    assert option in capsys.readouterr().out
