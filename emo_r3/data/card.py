@@ -102,34 +102,27 @@ def _count_table(rows: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -
 
 
 def _how_drawn(report: Report) -> str:
-    lines = [f"- {split}: {_asked(size)} asked for" for split, size in report.sizes.items()] or [
-        "All rows were taken."
-    ]
-    lines += [
-        "",
-        f"Which rows of a label were drawn, and in which order, follows from a hash of seed",
-    ]
-    lines += [f"({report.seed}) and `id`, the same on any machine. No image is in two splits, judged by its bytes."]
+    lines = [f"- {split}: asked for {_asked(size)}" for split, size in report.sizes.items()]
+    drawn = f"""Which rows of a label were drawn, and in which order, follows from a hash of the seed
+({report.seed}) and `id`, the same on any machine. No image is in two splits, judged by its bytes."""
+    paragraphs = ["\n".join(lines) or "All rows were taken.", drawn]
     if count := len(report.reencoded):
-        lines += [
-            "",
-            f"{count:,} images had more than {report.pixel_budget:,} pixels. They were scaled down to that and written",
-        ]
-        lines += ["as JPEG, so that `sha256` is not of the bytes in their row; `report.json` lists them."]
-    return "\n".join(lines)
+        paragraphs.append(f"""{count:,} images had more than {report.pixel_budget:,} pixels. They were scaled down to
+that and written as JPEG, so that `sha256` is not of the bytes in their row; `report.json` lists them.""")
+    return "\n\n".join(paragraphs)
 
 
 def _asked(size: int | Mapping[str, int]) -> str:
     if isinstance(size, int):
-        return f"{size:,} in the natural ratio of the labels, by the largest remainder,"
+        return f"{size:,}, in the natural ratio of the labels by the largest remainder"
     return f"{sum(size.values()):,} ({', '.join(f'{label} {number:,}' for label, number in size.items())})"
 
 
 def _finding_list(report: Report) -> str:
     lines = [f"- {kind}: {len(found):,} ({(DEFECTS | NOTES)[kind]})" for kind, found in report.by_kind().items()]
-    return "\n".join(
-        [*lines, "", "Rows with a defect were left out; `report.json` lists all."] if lines else ["Nothing."]
-    )
+    if not lines:
+        return "Nothing."
+    return "\n".join([*lines, "", "Rows with a defect were left out; `report.json` lists all."])
 
 
 def draw_strip(records: Sequence[Record], folder: Path) -> Path:

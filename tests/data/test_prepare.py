@@ -1,0 +1,131 @@
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from raw_folders import EMOSET, jpeg, make_emoset, make_emotion6, make_webemo, make_zip, put
+
+from emo_r3.data import emoset
+from emo_r3.data import prepare as prepare_module
+from emo_r3.data.prepare import add_arguments, prepare, run
+from emo_r3.data.report import Report
+from emo_r3.errors import DataError
+
+
+def call(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args([str(word) for word in words]))
+
+
+def rows(folder: Path, split: str) -> list[dict[str, object]]:
+    return pq.read_table(next(folder.glob(f"data/{split}-*"))).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "test", "train"),
+    [("emoset", make_emoset, 25, 41), ("emotion6", make_emotion6, 18, 42), ("webemo", make_webemo, 50, 50)],
+)
+def test_defaults_draw_what_a_small_folder_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, make: object, test: int, train: int
+) -> None:
+    raw = make(tmp_path / "raw")  # type: ignore[operator]
+    assert call(name, raw, "--output", tmp_path / "out", "--index", tmp_path / "index") == 0
+    assert len(rows(tmp_path / "out", "test")) == test and len(rows(tmp_path / "index", "train")) == train
+    out = capsys.readouterr().out
+    assert f"rows     test: {test} (" in out and f"rows     train: {train} (" in out
+    archive = make_zip(raw, "inside/")
+    assert call(name, archive, "--output", tmp_path / "zipped") == 0
+    for path in (tmp_path / "out").rglob("*.*"):
+        assert (tmp_path / "zipped" / path.relative_to(tmp_path / "out")).read_bytes() == path.read_bytes()
+
+
+def test_sizes_seed_and_strata(tmp_path: Path) -> None:
+    raw = make_emoset(tmp_path / "raw")
+    call("emoset", raw, "--output", tmp_path / "a", "--test-size", 9, "--train-size", 16, "--seed", 5)
+    report = Report.load(tmp_path / "a")
+    assert report.seed == 5 and report.sizes == {"test": 9, "train": 16}
+    assert report.rows["train"] == dict.fromkeys(EMOSET, 2) and sum(report.rows["test"].values()) == 9
+    assert report.rows["test"]["excitement"] == 2
+    with pytest.raises(DataError, match="42 rows asked for train, 41 fit"):
+        call("emoset", raw, "--output", tmp_path / "b", "--test-size", 9, "--train-size", 42)
+
+
+def test_numbers_of_the_authors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emoset, "AUTHORS_TRAIN", dict(zip(EMOSET, (3, 1, 2, 2, 1, 3, 2, 1), strict=True)))
+    call("emoset", make_emoset(tmp_path / "raw"), "--index", tmp_path / "a", "--authors-train", "--test-size", 8)
+    assert Report.load(tmp_path / "a").rows["train"] == emoset.AUTHORS_TRAIN
+
+
+@pytest.mark.parametrize(("option", "kind"), [((), "left out"), (("--strict",), "fatal")])
+def test_defects_in_every_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, ...], kind: str
+) -> None:
+    raw = make_emoset(tmp_path / "raw")
+    put(raw / "image/amusement/amusement_00001.jpg", b"")
+    put(raw / "image/amusement/amusement_00002.jpg", b"<html>gone</html>")
+    put(raw / "image/amusement/amusement_00003.jpg", jpeg("amusement_00051"))  # an image of the test split
+    put(raw / "image/amusement/amusement_00004.jpg", jpeg("grey", mode="L"))
+    (raw / "image/amusement/amusement_00005.jpg").unlink()
+    if option:
+        with pytest.raises(DataError, match=r"--strict: 1 missing, 1 empty, 1 undecodable, 1 duplicate, 11 count"):
+            call("emoset", raw, "--output", tmp_path / "out", *option)
+        assert not (tmp_path / "out").exists()
+        return
+    assert call("emoset", raw, "--output", tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    for line in ("missing: 1", "empty: 1", "undecodable: 1", "duplicate: 1", "note     not-rgb: 1", "count: 11"):
+        assert line in out
+    assert "amusement_00003: the same bytes as amusement_00051 of test" in out
+    saved = {(f["kind"], f["where"]) for f in json.loads((tmp_path / "out/report.json").read_text())["findings"]}
+    assert {("missing", "amusement_00005"), ("duplicate", "amusement_00003")} < saved
+    kept = [row["id"] for row in rows(tmp_path / "out", "train") if str(row["id"]).startswith("amusement")]
+    assert kept == ["amusement_00004"]
+
+
+def test_rebuild(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = make_emotion6(tmp_path / "raw")
+    call("emotion6", raw, "--output", tmp_path / "out", "--index", tmp_path / "index")
+    assert call("rebuild", tmp_path / "index", raw, "--output", tmp_path / "again") == 0
+    assert rows(tmp_path / "again", "train") == rows(tmp_path / "out", "train")
+    (raw / "images/joy/3.jpg").unlink()
+    capsys.readouterr()
+    assert call("rebuild", tmp_path / "index", raw, "--output", tmp_path / "again") == 1
+    assert "joy/3: no file has its bytes" in capsys.readouterr().out
+
+
+def test_something_has_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--output .*--index"):
+        prepare("emoset", make_emoset(tmp_path / "raw"))
+
+
+def test_the_download_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from emo_r3.data import download
+
+    asked = []
+
+    def fetch_all(lists: str, output: str, **options: object) -> str:
+        asked.append((lists, output, options["count"], options["seed"]))
+        make_webemo(Path(output))
+        return "done"
+
+    monkeypatch.setattr(download, "download_webemo", fetch_all)
+    put(tmp_path / "raw/train25.txt", "http://h/1.jpg 13\n")
+    call("webemo", tmp_path / "raw", "--download", "--index", tmp_path / "out", "--test-size", 10, "--train-size", 20)
+    assert asked == [(str(tmp_path / "raw"), str(tmp_path / "raw"), 24, 0)]
+    assert len(rows(tmp_path / "out", "test")) == 10
+
+
+def test_help_needs_no_heavy_library() -> None:
+    script = (
+        "import argparse, sys; from emo_r3.data import prepare; prepare.add_arguments(argparse.ArgumentParser());"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'pyarrow') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_all_three_are_there() -> None:
+    assert [module.SPEC.name for module in prepare_module.DATASETS.values()] == ["emoset-2k", "emotion6", "webemo-2k"]

@@ -1,0 +1,117 @@
+import io
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from raw_folders import jpeg, put
+
+from emo_r3.data import verify as verify_module
+from emo_r3.data.records import Record
+from emo_r3.data.verify import look_at, verify
+from emo_r3.images import load_image
+
+
+def record(tmp_path: Path, key: str, data: bytes | None, label: str = "joy", split: str = "test") -> Record:
+    if data is not None:
+        put(tmp_path / f"{key}.jpg", data)
+    return Record(key, label, tmp_path / f"{key}.jpg", split)
+
+
+def encoded(mode: str, form: str, size: tuple[int, int] = (8, 8), **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise(size, 50).convert(mode).save(stream, form, **options)
+    return stream.getvalue()
+
+
+WHOLE = encoded("RGB", "JPEG", (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "says"),
+    [
+        (None, "undecodable", "can't be read"),
+        (b"", "empty", "no bytes"),
+        (b"<!doctype html><title>gone</title>", "undecodable", "a web page"),
+        (b"\xff\xd8\xff\xe0 not a picture", "undecodable", "not a readable image|damaged"),
+        (WHOLE[: len(WHOLE) // 2], "undecodable", "cut short"),
+        (WHOLE[:-40], "undecodable", "cut short"),
+        (encoded("RGB", "PNG", (64, 64))[:-200], "undecodable", "cut short"),
+    ],
+)
+def test_what_is_no_whole_image(tmp_path: Path, data: bytes | None, kind: str, says: str) -> None:
+    look = look_at(record(tmp_path, "1", data))
+    assert look.defect and look.defect[0] == kind
+    assert re.search(says, look.defect[1])
+
+
+@pytest.mark.parametrize(
+    ("data", "mode"),
+    [
+        (WHOLE, "RGB"),
+        (encoded("L", "JPEG"), "L"),
+        (encoded("CMYK", "JPEG"), "CMYK"),
+        (encoded("RGB", "JPEG", progressive=True), "RGB"),
+        (encoded("P", "PNG"), "P"),
+        (encoded("RGB", "PNG"), "RGB"),
+        (encoded("RGB", "GIF"), "P"),
+    ],
+)
+def test_whole_images_and_their_mode(tmp_path: Path, data: bytes, mode: str) -> None:
+    look = look_at(record(tmp_path, "1", data))
+    assert not look.defect and look.mode == mode and len(look.sha256) == 64
+    assert look.pixels == (64 * 64 if data is WHOLE else 64)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_too_many_pixels_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(verify_module, "MAX_PIXELS", 50)
+    monkeypatch.setattr(verify_module, "load_image", partial(load_image, max_pixels=50))
+    look = look_at(record(tmp_path, "1", encoded("L", form)))
+    assert look.defect and "pixels, not decoded" in look.defect[1]
+
+
+def test_findings(tmp_path: Path) -> None:
+    records = [
+        record(tmp_path, "1", jpeg("a")),
+        record(tmp_path, "2", b""),
+        record(tmp_path, "3", jpeg("b", mode="L")),
+    ]
+    fit, looks, findings = verify({"test": records})
+    assert [r.id for r in fit["test"]] == ["1", "3"] and set(looks) == {"1", "2", "3"}
+    assert [(finding.kind, finding.where) for finding in findings] == [("empty", "2"), ("not-rgb", "3")]
+    assert [finding.is_defect for finding in findings] == [True, False]
+
+
+def test_duplicates_keep_the_first_by_split_and_id(tmp_path: Path) -> None:
+    same = jpeg("same")
+    splits = {
+        "train": [record(tmp_path, "a", same, "fear", "train"), record(tmp_path, "b", jpeg("b"), split="train")],
+        "validation": [record(tmp_path, "v", jpeg("b"), split="validation")],
+        "test": [record(tmp_path, "z", same), record(tmp_path, "y", same), record(tmp_path, "x", jpeg("x"))],
+    }
+    fit, _, findings = verify(splits)
+    assert {split: [r.id for r in rows] for split, rows in fit.items()} == {
+        "test": ["x", "y"],
+        "validation": ["v"],
+        "train": [],
+    }
+    said = {finding.where: finding.detail for finding in findings if finding.kind == "duplicate"}
+    assert said == {
+        "z": "the same bytes as y",
+        "a": "the same bytes as y of test, labelled joy and fear",
+        "b": "the same bytes as v of validation",
+    }
+
+
+def test_a_record_of_two_splits_is_no_duplicate(tmp_path: Path) -> None:
+    both = [record(tmp_path, "1", jpeg("1")), record(tmp_path, "2", jpeg("1")), record(tmp_path, "3", jpeg("3"))]
+    fit, _, findings = verify({"train": both, "test": both})
+    assert [r.id for r in fit["train"]] == [r.id for r in fit["test"]] == ["1", "3"]
+    assert [finding.where for finding in findings] == ["2"]
+
+
+def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "_CHUNK", 3)
+    assert verify_module.in_threads(lambda n: n * n, list(range(100)), "test") == [n * n for n in range(100)]
