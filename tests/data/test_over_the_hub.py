@@ -1,0 +1,69 @@
+"""The whole way: originals, `prepare`, `push`, and `load_dataset` in a process that knows only the Hub's address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer, run_client
+from raw_folders import make_emoset, make_emotion6, make_webemo
+
+
+def push_client(folders: dict[str, str], index: str) -> None:
+    """Push each folder to its repository, tagged, and an index for everybody."""
+    from emo_r3 import publish
+
+    for repo_id, folder in folders.items():
+        publish.push(folder, repo_id, tag="v1.0")
+    publish.push(index, "emo-r3/emoset-2k-index", public=True)
+
+
+def load_client(folders: dict[str, str]) -> None:
+    """In full and streaming, by branch and by tag: the rows of the local Parquet files, bytes of pictures included."""
+    from pathlib import Path
+
+    import pyarrow.parquet as pq
+    from datasets import Image, load_dataset
+
+    for repo_id, folder in folders.items():
+        for options in ({}, {"streaming": True}, {"revision": "v1.0"}, {"streaming": True, "revision": "v1.0"}):
+            loaded = load_dataset(repo_id, **options)
+            assert set(loaded) == {"train", "test"}
+            for split, rows in loaded.items():
+                files = sorted(Path(folder, "data").glob(f"{split}-*.parquet"))
+                expected = [row for file in files for row in pq.read_table(file).to_pylist()]
+                assert list(rows.cast_column("image", Image(decode=False))) == expected, (repo_id, options, split)
+                first = next(iter(rows))
+                assert first["image"].mode == "RGB"
+                assert rows.features["label"].int2str(first["label"]) == first["label_text"]
+
+
+def outsider_client(private: list[str], token: str) -> None:
+    """Without a token, and as a stranger: the index can be read, what holds pictures is as if it were not there."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    for who in (False, token):
+        rows = load_dataset("emo-r3/emoset-2k-index", split="test", token=who)
+        assert len(rows) and "image" not in rows.column_names
+        for repo_id in private:
+            try:
+                load_dataset(repo_id, token=who)
+                raise AssertionError(f"{repo_id} is private")
+            except DatasetNotFoundError:
+                pass
+
+
+@pytest.mark.slow
+def test_from_the_originals_to_load_dataset(hub: HubServer, tmp_path: Path) -> None:
+    from emo_r3.data.prepare import prepare
+
+    index = tmp_path / "index"
+    prepare("emoset", make_emoset(tmp_path / "raw/emoset"), tmp_path / "emoset-2k", index=index)
+    prepare("emotion6", make_emotion6(tmp_path / "raw/emotion6"), tmp_path / "emotion6")
+    prepare("webemo", make_webemo(tmp_path / "raw/webemo"), tmp_path / "webemo-2k")
+    folders = {f"emo-r3/{name}": str(tmp_path / name) for name in ("emoset-2k", "emotion6", "webemo-2k")}
+
+    run_client(hub, tmp_path / "owner", push_client, folders, str(index))
+    run_client(hub, tmp_path / "reader", load_client, folders, user="reader")
+    run_client(hub, tmp_path / "outsider", outsider_client, list(folders), "hf_stranger0000000000", user=None)
