@@ -76,4 +76,4 @@ def summary(result: EmotionResult) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "samples" / "07-laugh-cat-confetti.png")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "samples" / "03-mountains-fireworks.png")
