@@ -105,6 +105,10 @@ def test_a_built_set(tmp_path: Path) -> None:
         assert row["valence"] == record.fields["valence"] and row["source"].startswith(record.split or "?")
     asked = to_prompts(loaded["test"])
     assert asked[0]["labels"] == names and asked["label"][:] == loaded["test"]["label_text"][:]
+    for row, streamed in zip(
+        asked, to_prompts(load_emotion_dataset(tmp_path / "set", "test", streaming=True)), strict=True
+    ):
+        assert np.array_equal(np.asarray(row.pop("image")), np.asarray(streamed.pop("image"))) and row == streamed
     card = (tmp_path / "set" / "README.md").read_text()
     assert "apache-2.0" in card and "sketch" in card and "WebEmo" in card and "![" in card
     with Image.open(tmp_path / "set" / "examples.png") as strip:
