@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ def build(
     pixel_budget: int = PIXEL_BUDGET,
     with_pixels: bool = True,
     strict: bool = False,
-    shrink: bool = False,
+    shrink: Collection[str] = (),
     findings: Sequence[Finding] = (),
 ) -> Report:
     """
@@ -93,7 +93,7 @@ def select(
     seed: int = 0,
     pixel_budget: int = PIXEL_BUDGET,
     strict: bool = False,
-    shrink: bool = False,
+    shrink: Collection[str] = (),
     findings: Sequence[Finding] = (),
 ) -> Selection:
     """
@@ -107,7 +107,7 @@ def select(
         seed (`int`, *optional*, defaults to 0): of the draw.
         pixel_budget (`int`, *optional*, defaults to 4194304): a larger image is made smaller and re-encoded.
         strict (`bool`, *optional*, defaults to `False`): any defect is an error; otherwise its row is left out.
-        shrink (`bool`, *optional*, defaults to `False`): draw what there is where that is less than `sizes`.
+        shrink (`set[str]`, *optional*): splits of which what there is is drawn where that is less than `sizes`.
         findings (`list[Finding]`, *optional*): what reading the records found before.
 
     Raises:
@@ -117,6 +117,8 @@ def select(
     by_id: dict[str, Record] = {}
     for records in records_by_split.values():
         for record in records:
+            if record.label not in labels:
+                raise DataError(f"{record.id}: unknown label {record.label!r}; the labels are {', '.join(labels)}")
             if by_id.setdefault(record.id, record) != record:
                 raise DataError(f"two records are called {record.id!r}; does the folder hold the data set twice?")
     found: dict[str, list[Record]] = {}
@@ -128,7 +130,7 @@ def select(
     counts = {split: count_labels(found[split], labels) for split in in_split_order(found)}
     if strict:
         Report(spec.name, seed, pixel_budget, sizes or {}, counts, {}, every).refuse_defects()
-    rows, fewer = draw(fit, sizes, labels, seed=seed, name=spec.name, shrink=shrink and not strict)
+    rows, fewer = draw(fit, sizes, labels, seed=seed, name=spec.name, shrink=() if strict else shrink)
     chosen = [record.id for split in rows for record in rows[split]]
     report = Report(
         dataset=spec.name,
@@ -160,12 +162,17 @@ def write(selection: Selection, output: str | os.PathLike[str], *, with_pixels: 
     """
     datasets = import_datasets()
     features = make_features(selection.spec, with_pixels)
+    codes = {
+        name: {text: code for code, text in enumerate(feature.names)}
+        for name, feature in features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
     with _replacing(Path(output)) as folder:
         (folder / "data").mkdir()
         splits = datasets.SplitDict()
         size = 0
         for split, records in selection.rows.items():
-            rows = (make_row(selection, record, features, with_pixels) for record in records)
+            rows = make_rows(selection, records, codes, with_pixels)
             shards, stored, memory = _write_shards(rows, features, folder / "data", split)
             splits.add(datasets.SplitInfo(split, memory, len(records), shards))
             size += stored
@@ -212,23 +219,30 @@ def make_features(spec: Spec, with_pixels: bool) -> Any:
     return datasets.Features(columns)
 
 
-def make_row(selection: Selection, record: Record, features: Any, with_pixels: bool) -> dict[str, Any]:
-    """One row as Arrow stores it."""
-    digest = selection.digests[record.id]
-    row: dict[str, Any] = {"label": record.label, "label_text": record.label, "id": record.id, "source": record.source}
-    row |= {"sha256": digest, **{name: record.fields.get(name) for name in selection.spec.columns}}
-    for name, value in row.items():
-        if isinstance(value, str) and hasattr(features[name], "str2int"):
-            row[name] = features[name].str2int(value)
-    if with_pixels:
-        data = record.read()
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise DataError(f"{record.source}: has changed since it was verified; start again")
-        name = record.file_name
-        if record.id in selection.report.reencoded:
-            data, name = reduce_image(data, selection.report.pixel_budget), f"{Path(name).stem}.jpg"
-        row["image"] = {"bytes": data, "path": name}
-    return row
+def make_rows(
+    selection: Selection, records: Sequence[Record], codes: Mapping[str, Mapping[str, int]], with_pixels: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows as Arrow stores them; `codes` are the numbers of the names of each `ClassLabel`."""
+    reencoded = frozenset(selection.report.reencoded)
+    for record in records:
+        digest = selection.digests[record.id]
+        row: dict[str, Any] = {"label": record.label, "label_text": record.label, "id": record.id}
+        row |= {"source": record.source, "sha256": digest}
+        row |= {name: record.fields.get(name) for name in selection.spec.columns}
+        for name, numbers in codes.items():
+            if isinstance(text := row[name], str):
+                if text not in numbers:
+                    raise DataError(f"{record.id}: {name} is {text!r}, which is none of {', '.join(numbers)}")
+                row[name] = numbers[text]
+        if with_pixels:
+            data = record.read()
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise DataError(f"{record.source}: has changed since it was verified; start again")
+            name = record.file_name
+            if record.id in reencoded:
+                data, name = reduce_image(data, selection.report.pixel_budget), f"{Path(name).stem}.jpg"
+            row["image"] = {"bytes": data, "path": name}
+        yield row
 
 
 def reduce_image(data: bytes, pixel_budget: int) -> bytes:

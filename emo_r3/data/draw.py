@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ..errors import DataError
 from .records import Finding, Record
@@ -49,7 +49,7 @@ def draw(
     *,
     seed: int,
     name: str,
-    shrink: bool = False,
+    shrink: Collection[str] = (),
 ) -> tuple[dict[str, list[Record]], list[Finding]]:
     """
     Draws the rows of each split.
@@ -61,14 +61,14 @@ def draw(
             all splits where not given.
         labels (`Sequence[str]`): the labels in their order, which decides ties.
         seed (`int`), name (`str`): another seed or another data set draws others.
-        shrink (`bool`, *optional*, defaults to `False`): draw all there is where that is less than asked for, and say
-            so in a finding.
+        shrink (`set[str]`, *optional*): the splits of which all there is is drawn where that is less than asked for,
+            with a finding that says so.
 
     Returns:
         `tuple`: the rows of each split in the order of their lots, which mixes the labels; and the findings.
 
     Raises:
-        DataError: there are fewer than asked for, and `shrink` is off; or none at all.
+        DataError: there are fewer than asked for in a split that may not shrink; or none at all.
     """
     drawn: dict[str, list[Record]] = {}
     findings: list[Finding] = []
@@ -82,7 +82,7 @@ def draw(
             raise DataError(f"sizes of {split}: {sorted(unknown)} are no labels; the labels are {', '.join(labels)}")
         parts = {label: min(number, counts[label]) for label, number in asked.items()}
         wanted, there = size if isinstance(size, int) else sum(size.values()), sum(parts.values())
-        if there < wanted and not shrink:
+        if there < wanted and split not in shrink:
             raise DataError(
                 f"{wanted:,} rows asked for {split}, {there:,} fit to use; ask for fewer, or complete the download"
             )

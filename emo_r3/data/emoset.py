@@ -65,7 +65,10 @@ def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
     if root is None:
         raise DataError(f"{raw.path}: no train.json, so not EmoSet-118K; give the folder that holds it, or its zip")
     _check_info(raw, root)
-    findings = [Finding("outside", name, "a link; give the folder that holds the files") for name in raw.refused]
+    findings = [
+        Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
+        for name in raw.refused
+    ]
     records: dict[str, list[Record]] = {}
     listed: set[str] = set()
     for split, name in SPLITS.items():

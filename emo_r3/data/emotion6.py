@@ -75,7 +75,10 @@ def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
             f"{raw.path}: no ground_truth.txt, so not Emotion6 (Peng et al., 2015); "
             "give the folder that holds it, or its zip"
         )
-    findings = [Finding("outside", name, "a link; give the folder that holds the files") for name in raw.refused]
+    findings = [
+        Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
+        for name in raw.refused
+    ]
     records: dict[str, Record] = {}
     listed: set[str] = set()
     counts = dict.fromkeys(LABELS, 0)

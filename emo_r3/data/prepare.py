@@ -59,18 +59,18 @@ def prepare(
     """
     if output is None and index is None:
         raise DataError("nothing to write; give --output for the data set, --index for its public index, or both")
-    module = DATASETS[dataset]
+    module, given = DATASETS[dataset], sizes or {}
     with open_raw(raw) as originals:
         records, findings = module.read(originals)
         published = emotion6.sizes(len(records["train"])) if module is emotion6 else module.SIZES
         selection = select(
             records,
             module.SPEC,
-            sizes={**published, **(sizes or {})},
+            sizes={**published, **given},
             seed=seed,
             pixel_budget=pixel_budget,
             strict=strict,
-            shrink=not sizes,
+            shrink=published.keys() - given.keys(),
             findings=findings,
         )
         for folder, with_pixels in ((output, True), (index, False)):

@@ -98,7 +98,7 @@ DEFECTS = {
 NOTES = {
     "not-rgb": "greyscale, palette or CMYK; turned into RGB when it is read",
     "no-annotation": "no attributes; the row is kept without",
-    "outside": "a link that leads out of the folder; not followed",
+    "outside": "a link that leads out of the folder, or a name that is not text; left out",
     "fewer": "fewer rows than asked for",
     "partial": "fewer images than the lists name, as dead links leave it",
 }
@@ -112,46 +112,28 @@ class Raw:
 
     Args:
         names (`tuple[str, ...]`): every file, without hidden ones and without what operating systems add.
-        refused (`tuple[str, ...]`): links that lead out of the folder.
+        refused (`tuple[str, ...]`): links that lead out of the folder, all links of a zip, and names that aren't text.
     """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile | None) -> None:
         self.path = path
-        self.refused: tuple[str, ...] = ()
         self._archive = archive
-        self._members = {} if archive is None else _zip_members(path, archive)
-        names = list(self._members) if archive is not None else self._folder_names()
+        refused: list[str] = []
+        self._members = {} if archive is None else _zip_members(path, archive, refused)
+        names = _folder_names(path, refused) if archive is None else list(self._members)
+        self.refused = tuple(sorted(refused))
         self.names = tuple(sorted(name for name in names if not _IGNORED.search(name)))
         self._known = frozenset(self.names)
 
     def __contains__(self, name: object) -> bool:
         return name in self._known
 
-    def _folder_names(self) -> list[str]:
-        root, names, refused = os.path.realpath(self.path), [], []
-
-        def stop(error: OSError) -> None:
-            raise DataError(f"{error.filename}: the folder can't be read ({error.strerror}); check its permissions")
-
-        for parent, folders, files in os.walk(root, onerror=stop):
-            for name in [*files, *(name for name in folders if os.path.islink(os.path.join(parent, name)))]:
-                path = os.path.join(parent, name)
-                relative = os.path.relpath(path, root).replace(os.sep, "/")
-                if os.path.islink(path):
-                    target = os.path.realpath(path)
-                    if os.path.commonpath([root, target]) != root or not os.path.isfile(target):
-                        refused.append(relative)
-                        continue
-                names.append(relative)
-        self.refused = tuple(sorted(refused))
-        return names
-
     def read(self, name: str, max_bytes: int = MAX_BYTES) -> bytes:
         """The bytes of one listed file; at most `max_bytes`, whatever the zip says its size is."""
         if name not in self._known:
             raise DataError(f"{self.path}: no file {name!r}; check that the download is complete")
         if self._archive is None:
-            return _read_file(self.path / name, max_bytes, name)
+            return _read_file(os.path.join(self.path, name), max_bytes, name)
         try:
             with self._archive.open(self._members[name]) as member:
                 data = member.read(max_bytes + 1)
@@ -231,14 +213,40 @@ def open_raw(path: str | os.PathLike[str]) -> Iterator[Raw]:
         yield Raw(path, archive)
 
 
-def _zip_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def _folder_names(folder: Path, refused: list[str]) -> list[str]:
+    root = os.path.realpath(folder)
+    names: list[str] = []
+
+    def stop(error: OSError) -> None:
+        raise DataError(f"{error.filename}: the folder can't be read ({error.strerror}); check its permissions")
+
+    for parent, folders, files in os.walk(root, onerror=stop):
+        for name in [*files, *(name for name in folders if os.path.islink(os.path.join(parent, name)))]:
+            path = os.path.join(parent, name)
+            relative = os.path.relpath(path, root).replace(os.sep, "/")
+            if not relative.isprintable():  # the names go into rows and onto screens
+                refused.append(ascii(relative))
+                continue
+            if os.path.islink(path):
+                target = os.path.realpath(path)
+                if os.path.commonpath([root, target]) != root or not os.path.isfile(target):
+                    refused.append(relative)
+                    continue
+            names.append(relative)
+    return names
+
+
+def _zip_members(path: Path, archive: zipfile.ZipFile, refused: list[str]) -> dict[str, zipfile.ZipInfo]:
     members: dict[str, zipfile.ZipInfo] = {}
     unpacked = packed = 0
     for info in archive.infolist():
         name = info.orig_filename.replace("\\", "/")
         if name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:", name) or "\0" in name:
             raise DataError(f"{path}: the member {name!r} leads out of the folder; don't trust this zip file")
-        if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+        if info.is_dir():
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16) or not name.isprintable():
+            refused.append(ascii(name) if not name.isprintable() else name)
             continue
         if name in members:
             raise DataError(f"{path}: the member {name!r} is there twice; don't trust this zip file")
@@ -251,12 +259,18 @@ def _zip_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipI
     return members
 
 
-def _read_file(path: Path, max_bytes: int, name: str) -> bytes:
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens without waiting for a writer, should the file be a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read_file(path: str | Path, max_bytes: int, name: str) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe may wait for ever
-            raise DataError(f"{name}: not a regular file")
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{name}: not a regular file")
+            data = file.read(min(status.st_size, max_bytes) + 1)
     except OSError as error:
         raise DataError(f"{name}: can't be read ({error.strerror or error}); check its permissions") from error
     if len(data) > max_bytes:

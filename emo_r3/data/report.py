@@ -100,7 +100,8 @@ class Report:
         for kind, found in self.by_kind().items():
             yield f"{'defect' if kind in DEFECTS else 'note':<8} {kind}: {len(found):,} ({(DEFECTS | NOTES)[kind]})"
             for finding in found[:_SHOWN]:
-                yield f"           {finding.where}: {finding.detail}"
+                text = f"{finding.where}: {finding.detail}"
+                yield f"           {text if text.isprintable() else ascii(text)}"
             if len(found) > _SHOWN:
                 yield f"           ... all of them are in {FILE_NAME}"
         if self.reencoded:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import EmoR3Error, ImageError
 from ..images import FORMATS, MAX_PIXELS, load_image
@@ -58,12 +59,12 @@ def _decode(data: bytes) -> tuple[int, int, str]:
     # the rest. Whatever is strange about it is left for the slow way to judge.
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") < 50:
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                size, mode = image.size, image.mode
-                if 0 < size[0] * size[1] <= MAX_PIXELS:
-                    image.draft(None, (1, 1))
-                    image.load()
-                    return *size, mode
+            jpeg = JpegImageFile(io.BytesIO(data))
+            size, mode = jpeg.size, jpeg.mode
+            if 0 < size[0] * size[1] <= MAX_PIXELS:
+                jpeg.draft(None, (1, 1))
+                jpeg.load()
+                return *size, mode
         except Exception:
             pass
     load_image(data)

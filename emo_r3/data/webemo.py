@@ -63,7 +63,10 @@ def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
     """
     urls = _urls(raw)
     records: dict[str, list[Record]] = {"train": [], "test": []}
-    findings = [Finding("outside", name, "a link; give the folder that holds the files") for name in raw.refused]
+    findings = [
+        Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
+        for name in raw.refused
+    ]
     numbers: set[int] = set()
     for name in raw.names:
         place = _PLACE.search(name)

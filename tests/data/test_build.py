@@ -140,7 +140,7 @@ def test_notes_are_not_fatal(tmp_path: Path) -> None:
     put(tmp_path / "raw/test/002.jpg", jpeg("grey", mode="L"))
     assert len(build(given, SPEC, tmp_path / "out", strict=True).findings) == 1
     with pytest.raises(DataError, match="fit to use"):
-        build(given, SPEC, tmp_path / "out", strict=True, shrink=True, sizes={"test": 99})
+        build(given, SPEC, tmp_path / "out", strict=True, shrink={"test"}, sizes={"test": 99})
 
 
 def test_larger_than_the_pixel_budget(tmp_path: Path) -> None:
@@ -274,6 +274,17 @@ def test_two_records_of_one_id(tmp_path: Path) -> None:
     given["train"].append(replace(given["test"][0], split="train"))
     with pytest.raises(DataError, match="'test-000'"):
         build(given, SPEC, tmp_path / "out")
+
+
+def test_names_that_a_class_label_lacks(tmp_path: Path) -> None:
+    given = records(tmp_path / "raw", 3)
+    for change, message in (
+        ({"label": "rage"}, "unknown label 'rage'"),
+        ({"fields": {"sign": "odd"}}, "sign is 'odd'"),
+    ):
+        wrong = {"test": [*given["test"][:2], replace(given["test"][2], **change)]}
+        with pytest.raises(DataError, match=f"test-002: {message}"):
+            build(wrong, SPEC, tmp_path / "out")
 
 
 def test_without_the_library_there_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_fewer_than_asked_for() -> None:
     for size, there in ((6, 5), ({"joy": 4, "fear": 1}, 4)):
         with pytest.raises(DataError, match=rf"asked for test, {there} fit"):
             draw({"test": pool}, {"test": size}, LABELS, seed=0, name="x")
-        rows, findings = draw({"test": pool}, {"test": size}, LABELS, seed=0, name="x", shrink=True)
+        rows, findings = draw({"test": pool}, {"test": size}, LABELS, seed=0, name="x", shrink={"test"})
         assert len(rows["test"]) == there and [finding.kind for finding in findings] == ["fewer"]
 
 
@@ -104,4 +104,4 @@ def test_fewer_than_asked_for() -> None:
 )
 def test_sizes_that_make_no_sense(sizes: dict[str, int]) -> None:
     with pytest.raises(DataError):
-        draw({"test": records({"joy": 3})}, sizes, LABELS, seed=0, name="x", shrink=True)
+        draw({"test": records({"joy": 3})}, sizes, LABELS, seed=0, name="x", shrink={"test", "train"})

@@ -50,8 +50,11 @@ def test_sizes_seed_and_strata(tmp_path: Path) -> None:
     assert report.seed == 5 and report.sizes == {"test": 9, "train": 16}
     assert report.rows["train"] == dict.fromkeys(EMOSET, 2) and sum(report.rows["test"].values()) == 9
     assert report.rows["test"]["excitement"] == 2
-    with pytest.raises(DataError, match="42 rows asked for train, 41 fit"):
-        call("emoset", raw, "--output", tmp_path / "b", "--test-size", 9, "--train-size", 42)
+    for size in (("--train-size", 42), ("--test-size", 9, "--train-size", 42)):
+        with pytest.raises(DataError, match="42 rows asked for train, 41 fit"):
+            call("emoset", raw, "--output", tmp_path / "b", *size)
+    call("emoset", raw, "--output", tmp_path / "b", "--train-size", 8)
+    assert [sum(counts.values()) for counts in Report.load(tmp_path / "b").rows.values()] == [25, 8]
 
 
 def test_numbers_of_the_authors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,18 @@ def test_zip_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2Jb.jpg", "a\nb.jpg", "a\udcffb.jpg", "a\u202eb.jpg"])
+def test_names_are_text(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "raw" / name, b"x")
+    put(tmp_path / "raw/\xe9 \u611b.jpg", b"x")
+    paths = [tmp_path / "raw"]
+    if "\udcff" not in name:
+        paths.append(zip_of(tmp_path / "raw.zip", {name: b"x", "\xe9 \u611b.jpg": b"x"}))
+    for path in paths:
+        with open_raw(path) as raw:
+            assert raw.names == ("\xe9 \u611b.jpg",) and raw.refused == (ascii(name),)
+
+
 def test_zip_links_are_not_files(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "raw.zip", "w") as archive:
         link = zipfile.ZipInfo("a.jpg")
@@ -67,7 +79,7 @@ def test_zip_links_are_not_files(tmp_path: Path) -> None:
         archive.writestr(link, "/etc/passwd")
         archive.writestr("b.jpg", b"b")
     with open_raw(tmp_path / "raw.zip") as raw:
-        assert raw.names == ("b.jpg",)
+        assert raw.names == ("b.jpg",) and raw.refused == ("a.jpg",)
 
 
 def test_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
