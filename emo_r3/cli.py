@@ -25,6 +25,7 @@ MINIATURE = {
     "train": ("miniature.train", "make the miniature again from a seed"),
     "evaluate": ("miniature.evaluate", "measure it on held-out scenes"),
     "render": ("miniature.render", "draw scenes of its world"),
+    "dataset": ("data.miniature_sets", "make one of its three data sets"),
 }
 EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 1, 2, 130, 141
 

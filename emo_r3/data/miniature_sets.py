@@ -6,8 +6,7 @@ import argparse
 import io
 import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -72,7 +71,7 @@ right. `scene` tells the facts of the picture, against which a description can b
         },
         license="apache-2.0",
         terms="Made by the package `emo_r3` and free like it: Apache License 2.0.",
-        obtain=f"""There are none: `python -m emo_r3.data.miniature_sets {name} --output DIR` draws the same pictures
+        obtain=f"""There are none: `emo-r3 miniature dataset {name} --output DIR` draws the same pictures
 again, or more of them.""",
         citation="""@software{emo_r3,
   title = {emo_r3: explainable emotion recognition},
@@ -167,18 +166,3 @@ def run(args: argparse.Namespace) -> int:
     for line in report.lines():
         print(line)
     return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m emo_r3.data.miniature_sets", description=__doc__)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(arguments))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 from ..errors import DataError
+from ..publish import push
 from . import emoset, emotion6, webemo
 from .build import PIXEL_BUDGET, select, write
 from .draw import Size
@@ -88,6 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--output", type=Path, metavar="DIR", help="the data set with images: keep it private")
         command.add_argument("--index", type=Path, metavar="DIR", help="the public index: everything but the images")
         command.add_argument(
+            "--push-to-hub", metavar="REPO", help="push the data set with images to a private repository"
+        )
+        command.add_argument(
             "--test-size", type=int, metavar="N", help="rows of the test split (default: as published)"
         )
         train = command.add_mutually_exclusive_group()
@@ -129,19 +134,24 @@ def run(args: argparse.Namespace) -> int:
         sizes["train"] = emoset.AUTHORS_TRAIN
     if getattr(args, "download", False):
         _download(args, sizes)
-    report = prepare(
-        args.dataset,
-        args.raw,
-        args.output,
-        index=args.index,
-        sizes=sizes,
-        seed=args.seed,
-        pixel_budget=args.pixel_budget,
-        strict=args.strict,
-    )
-    print_report(report)
-    for folder in filter(None, (args.output, args.index)):
-        print(f'emo-r3: wrote {folder}; read it with load_dataset("{folder}")', file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="emo-r3-") as scratch:
+        output = args.output or (Path(scratch) / args.dataset if args.push_to_hub else None)
+        report = prepare(
+            args.dataset,
+            args.raw,
+            output,
+            index=args.index,
+            sizes=sizes,
+            seed=args.seed,
+            pixel_budget=args.pixel_budget,
+            strict=args.strict,
+        )
+        print_report(report)
+        for folder in filter(None, (args.output, args.index)):
+            print(f'emo-r3: wrote {folder}; read it with load_dataset("{folder}")', file=sys.stderr)
+        if output is not None and args.push_to_hub:
+            commit = push(output, args.push_to_hub)
+            print(f"emo-r3: pushed to {args.push_to_hub}, commit {commit}", file=sys.stderr)
     return 0
 
 

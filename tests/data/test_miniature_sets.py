@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emo_r3.cli import main
 from emo_r3.data.load import load_emotion_dataset, to_prompts
-from emo_r3.data.miniature_sets import ANNOTATORS, SIZES, main, make_miniature, miniature_records, miniature_spec
+from emo_r3.data.miniature_sets import ANNOTATORS, SIZES, make_miniature, miniature_records, miniature_spec
 from emo_r3.data.records import Record
 from emo_r3.errors import DataError
 from emo_r3.labels import LABEL_SETS
@@ -132,9 +133,9 @@ def test_what_cannot_be_drawn(name: str, sizes: dict[str, int] | None, seed: int
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["miniature-6", "--train", "6", "--test", "2", "--output"]
+    arguments = ["miniature", "dataset", "miniature-6", "--train", "6", "--test", "2", "--output"]
     assert main([*arguments, str(tmp_path / "out")]) == 0
     assert "train: 6" in capsys.readouterr().out
     assert datasets.load_dataset(str(tmp_path / "out"), split="test").num_rows == 2
     assert main([*arguments, str(tmp_path)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path}: in use")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"emo-r3: {tmp_path}: in use")

@@ -9,10 +9,17 @@ from hub_server import HubServer, run_client
 from raw_folders import make_emoset, make_emotion6, make_webemo
 
 
-def push_client(folders: dict[str, str], index: str) -> None:
-    """Push each folder to its repository, tagged, and an index for everybody."""
-    from emo_r3 import publish
+def push_client(folders: dict[str, str], index: str, raw: str) -> None:
+    """Push each folder to its repository, tagged, one of them by `prepare` before, and an index for everybody."""
+    from huggingface_hub import HfApi
 
+    from emo_r3 import publish
+    from emo_r3.cli import main
+
+    assert main(["prepare", "emotion6", raw, "--push-to-hub", "emo-r3/emotion6"]) == 0
+    before = HfApi().dataset_info("emo-r3/emotion6")
+    assert before.private
+    assert publish.push(folders["emo-r3/emotion6"], "emo-r3/emotion6") == before.sha, "the same files are no commit"
     for repo_id, folder in folders.items():
         publish.push(folder, repo_id, tag="v1.0")
     publish.push(index, "emo-r3/emoset-2k-index", public=True)
@@ -64,6 +71,6 @@ def test_from_the_originals_to_load_dataset(hub: HubServer, tmp_path: Path) -> N
     prepare("webemo", make_webemo(tmp_path / "raw/webemo"), tmp_path / "webemo-2k")
     folders = {f"emo-r3/{name}": str(tmp_path / name) for name in ("emoset-2k", "emotion6", "webemo-2k")}
 
-    run_client(hub, tmp_path / "owner", push_client, folders, str(index))
+    run_client(hub, tmp_path / "owner", push_client, folders, str(index), str(tmp_path / "raw/emotion6"))
     run_client(hub, tmp_path / "reader", load_client, folders, user="reader")
     run_client(hub, tmp_path / "outsider", outsider_client, list(folders), "hf_stranger0000000000", user=None)
