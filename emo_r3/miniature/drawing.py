@@ -60,7 +60,8 @@ def render_with_boxes(scene: Scene, masked: frozenset[str] = frozenset()) -> tup
         if name in _GROUNDS:
             with pen.hidden(name in masked):
                 _GROUNDS[name](pen, horizon)
-            boxes[name] = WHOLE
+            if name in TRIGGERS:  # a place is no content, and lies everywhere
+                boxes[name] = WHOLE
     boxes |= _draw_objects(scene, pen, masked)
     pen.place(0, 0, 1)
     for name in scene.triggers:
@@ -68,7 +69,6 @@ def render_with_boxes(scene: Scene, masked: frozenset[str] = frozenset()) -> tup
             with pen.hidden(name in masked):
                 _OVERLAYS[name](pen)
             boxes[name] = WHOLE
-    boxes.pop(scene.place or "", None)
     return _finish(image, scene, rng), boxes
 
 

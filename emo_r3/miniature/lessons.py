@@ -37,7 +37,6 @@ class Pictures:
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
         self.rng, self.next = rng, 0
-        self.scenes: list[world.Scene] = []
         self.pixels = torch.zeros(size, SIZE, SIZE, 3, dtype=torch.uint8)
         self.tags = torch.zeros(size, TOKENS, len(CONCEPTS), dtype=torch.bool)
         self.scenes = [world.sample_scene("pretraining", rng) for _ in range(size)]
