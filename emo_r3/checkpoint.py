@@ -129,11 +129,33 @@ def load_model_and_processor(
         CheckpointError: nothing there, pickled weights, code of its own, or a model that transformers can't load.
     """
     folder = _folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
-    info = CheckpointInfo.read(folder)
     if device_map is None and torch.accelerator.is_available():
         device_map = "auto"
     if dtype is None:
         dtype = torch.float32 if device_map in (None, "cpu") else "auto"
+    model, processor, info = _load(folder, repo_or_path or folder, dtype, device_map)
+    return model.eval(), processor, info
+
+
+def load_for_training(
+    repo_or_path: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    token: str | bool | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
+    """Loads a checkpoint as [`load_model_and_processor`] does, and leaves it to `accelerate` to place the weights.
+
+    The model's `name_or_path` is the local folder, from which TRL loads the frozen reference.
+    """
+    folder = _folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
+    return _load(folder, repo_or_path or folder, dtype, None)
+
+
+def _load(
+    folder: Path, name: str | os.PathLike[str], dtype: str | torch.dtype, device_map: Any
+) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
+    info = CheckpointInfo.read(folder)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False
@@ -142,9 +164,9 @@ def load_model_and_processor(
     except EmoR3Error:
         raise
     except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{repo_or_path or folder} can't be loaded: {_first_line(error)}") from error
-    _set_pixel_budget(processor, info)
-    return model.eval(), processor, info
+        raise CheckpointError(f"{name} can't be loaded: {_first_line(error)}") from error
+    set_pixel_budget(processor, info)
+    return model, processor, info
 
 
 def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -298,7 +320,8 @@ def _load_processor(folder: Path) -> ProcessorMixin:
     return processor
 
 
-def _set_pixel_budget(processor: ProcessorMixin, info: CheckpointInfo) -> None:
+def set_pixel_budget(processor: ProcessorMixin, info: CheckpointInfo) -> None:
+    """Gives the processor the pixel budget of the checkpoint; raises `CheckpointError` where it knows none."""
     if info.min_pixels is None and info.max_pixels is None:
         return
     image_processor = processor.image_processor

@@ -33,3 +33,11 @@ class CheckpointError(EmoR3Error):
 
 class DataError(EmoR3Error):
     """A data set, in its original layout or in ours, that can't be used as it is."""
+
+
+class RecipeError(EmoR3Error, ValueError):
+    """A training recipe, or a combination of its settings, that can't be used."""
+
+
+class TrainingError(EmoR3Error):
+    """A training run that can't start or go on."""

@@ -1,0 +1,118 @@
+"""What a recipe may say: TRL's own fields, and the few that are ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import GRPOConfig, SFTConfig
+
+from ..errors import RecipeError
+
+WEIGHTS = {"paper": (0.8, 0.1, 0.05, 0.05), "authors-code": (0.8, 0.1, 0.1, 0.1)}
+"""Weights of accuracy, format, consistency and coherence by preset: eq. 6 with eq. 5 in it, and what the code does."""
+
+PLAIN_WEIGHTS = (0.9, 0.1)
+"""Weights of accuracy and format where nothing is reflected on: the GRPO baseline."""
+
+
+@dataclass
+class RunArguments:
+    """
+    What a run needs beside the trainer's and the model's own settings.
+
+    Args:
+        dataset_name (`str`): folder, Hub repository, or one of the miniature's data sets, which is drawn on the spot.
+        trainer (`str`, *optional*, defaults to `"grpo"`): `"grpo"`, or `"sft"` on label-only targets.
+        dataset_revision (`str`, *optional*): branch, tag or commit of the data set's repository.
+        dataset_split (`str`, *optional*, defaults to `"train"`): split, or a slice of it.
+        method (`str`, *optional*, defaults to `"set"`): form of the answers: `"set"`, `"think"` or `"direct"`.
+        prompts (`str`, *optional*): TOML file with other prompts than the package's.
+        max_prompt_tokens (`int`, *optional*): longest prompt, image tokens included; a longer one stops the run before
+            it begins.
+        min_pixels, max_pixels (`int`, *optional*): pixel budget of an image (Qwen-VL processors).
+        freeze_vision_tower (`bool`, *optional*, defaults to `False`): train the language model alone.
+        cold_start_samples (`int`, *optional*, defaults to 0): label-only samples of the train split for a supervised
+            stage before GRPO: Cold-Start-Emo (section 3.4).
+        cold_start_selection (`str`, *optional*, defaults to `"balanced"`): as many of each label, or `"random"`.
+        cold_start_epochs (`float`, *optional*, defaults to 1): passes over these samples.
+        cold_start_learning_rate (`float`, *optional*, defaults to 1e-5): of that stage.
+    """
+
+    dataset_name: str
+    trainer: Literal["grpo", "sft"] = "grpo"
+    dataset_revision: str | None = None
+    dataset_split: str = "train"
+    method: Literal["set", "think", "direct"] = "set"
+    prompts: str | None = None
+    max_prompt_tokens: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    freeze_vision_tower: bool = False
+    cold_start_samples: int = 0
+    cold_start_selection: Literal["balanced", "random"] = "balanced"
+    cold_start_epochs: float = 1.0
+    cold_start_learning_rate: float = 1.0e-5
+
+
+@dataclass
+class EmoR3Config(GRPOConfig):
+    """
+    TRL's `GRPOConfig` with reflection and DAPO's dynamic sampling.
+
+    Args:
+        judge (`str`, *optional*, defaults to `"policy"`): who answers the reflection questions (section 3.3): the
+            `"policy"` as it is now, the frozen `"reference"`, another model by its folder or repository, or
+            `"shuffled"`, the policy with its answers dealt out at random: a control that carries no information.
+            `None` means no reflection.
+        reflection_preset (`str`, *optional*, defaults to `"paper"`): `"paper"`, or `"authors-code"`, whose texts,
+            read-outs and defaults differ.
+        reflection_mode (`str`, *optional*, defaults to `"logits"`): `"logits"` reads the answer off the model's
+            probabilities; `"generate"` lets it write one, which is the authors' way.
+        reflection_batch_size (`int`, *optional*, defaults to 32): completions in one forward.
+        dynamic_sampling (`str`, *optional*): replace groups that teach nothing: those whose `"accuracy"` rewards are
+            equal (DAPO), or whose overall `"reward"` is.
+        dynamic_sampling_tries (`int`, *optional*, defaults to 20): batches of rollouts to look for others in.
+        overlong_buffer (`int`, *optional*, defaults to 0): last tokens of `max_completion_length` over which a penalty
+            grows to -1 (DAPO); 0 for none.
+    """
+
+    judge: str | None = "policy"
+    reflection_preset: Literal["paper", "authors-code"] = "paper"
+    reflection_mode: Literal["logits", "generate"] = "logits"
+    reflection_batch_size: int = 32
+    dynamic_sampling: Literal["accuracy", "reward"] | None = None
+    dynamic_sampling_tries: int = 20
+    overlong_buffer: int = 0
+
+    # Reward functions read the label columns, and a tracker is the user's choice.
+    remove_unused_columns: bool = False
+    report_to: str | list[str] | None = "none"
+    # Answers of a policy with dropout on are not the policy's.
+    disable_dropout: bool = True
+
+    def __post_init__(self) -> None:
+        if self.judge in ("", "none", "None"):  # as a command line says it
+            self.judge = None
+        for name, least in (("reflection_batch_size", 1), ("dynamic_sampling_tries", 1), ("overlong_buffer", 0)):
+            if getattr(self, name) < least:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if self.overlong_buffer >= (self.max_completion_length or float("inf")):
+            raise RecipeError(
+                f"overlong_buffer {self.overlong_buffer} leaves nothing of max_completion_length "
+                f"{self.max_completion_length}: choose a smaller one"
+            )
+        if self.reward_weights is None:
+            weights = WEIGHTS[self.reflection_preset] if self.judge else PLAIN_WEIGHTS
+            self.reward_weights = [*weights, *([1.0] if self.overlong_buffer else [])]
+        super().__post_init__()
+
+
+@dataclass
+class SupervisedConfig(SFTConfig):
+    """TRL's `SFTConfig` for targets that are labels alone. No length limit: a small one would cut them all off."""
+
+    max_length: int | None = None
+    remove_unused_columns: bool = False
+    report_to: str | list[str] | None = "none"
+    dataset_kwargs: dict | None = field(default_factory=lambda: {"skip_prepare_dataset": True})
