@@ -87,7 +87,7 @@ class EmoR3Config(GRPOConfig):
 
     # Reward functions read the label columns, and a tracker is the user's choice.
     remove_unused_columns: bool = False
-    report_to: str | list[str] | None = "none"
+    report_to: None | str | list[str] = "none"  # noqa: RUF036 - TRL's parser reads this order alone
     # Answers of a policy with dropout on are not the policy's.
     disable_dropout: bool = True
 
@@ -114,5 +114,5 @@ class SupervisedConfig(SFTConfig):
 
     max_length: int | None = None
     remove_unused_columns: bool = False
-    report_to: str | list[str] | None = "none"
+    report_to: None | str | list[str] = "none"  # noqa: RUF036 - TRL's parser reads this order alone
     dataset_kwargs: dict | None = field(default_factory=lambda: {"skip_prepare_dataset": True})
