@@ -200,15 +200,19 @@ def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMi
     try:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        _add_video_entry(temporary, processor)
-        (temporary / INFO_FILE).write_text(
-            json.dumps(info.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        complete_checkpoint(temporary, processor, info)
         temporary.chmod(0o755)
         temporary.replace(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def complete_checkpoint(folder: Path, processor: ProcessorMixin, info: CheckpointInfo) -> None:
+    """Adds what a saved model and processor lack: `emo_r3.json`, and a video entry that the stock class can read."""
+    _add_video_entry(folder, processor)
+    text = json.dumps(info.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    (folder / INFO_FILE).write_text(text, encoding="utf-8")
 
 
 def _folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> Path:
