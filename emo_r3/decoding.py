@@ -70,6 +70,12 @@ def find_box(tokenizer: PreTrainedTokenizerBase, ids: Tokens) -> tuple[int, str]
     return count, BOX[held:]
 
 
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts that a tokenizer takes for special tokens, longest first."""
+    added = {entry.content for entry in tokenizer.added_tokens_decoder.values() if entry.special}
+    return sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+
+
 class Vocabulary:
     """What each token of a model reads like, and which are never to be written.
 
@@ -84,9 +90,8 @@ class Vocabulary:
         known = min(size, len(tokenizer))
         texts = tokenizer.batch_decode([[token] for token in range(known)], clean_up_tokenization_spaces=False)
         self.texts: list[str] = [*texts, *[""] * (size - known)]
-        added = {token: entry.content for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
-        self.special = sorted({*added.values(), *tokenizer.all_special_tokens}, key=len, reverse=True)
-        """Texts that the tokenizer takes for special tokens, longest first."""
+        added = [token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special]
+        self.special = special_texts(tokenizer)
         special = {*added, *tokenizer.all_special_ids, *unwanted}
         self.suppressed = torch.zeros(size, dtype=torch.bool)
         self.suppressed[[token for token in special if token < size]] = True

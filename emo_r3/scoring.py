@@ -124,7 +124,9 @@ def is_reusable(cache: Any) -> bool:
 
 def position_offsets(model: PreTrainedModel, batch_size: int) -> Tensor:
     """Per row of the last prefill, next position minus tokens so far: not 0 for M-RoPE, where an image is a grid."""
-    deltas = getattr(getattr(model, "model", model), "rope_deltas", None)
+    # Searched for, as an adapter or a wrapper may be around the model that keeps them.
+    found = (getattr(module, "rope_deltas", None) for module in model.modules())
+    deltas = next((value for value in found if value is not None), None)
     if deltas is None:
         return torch.zeros(batch_size, dtype=torch.long)
     return deltas.reshape(-1).expand(batch_size).to("cpu", torch.long)
@@ -225,7 +227,7 @@ class CachedPrompts:
         if self.cache is None or not is_reusable(self.cache):
             return torch.stack([self._full_logits(row, tokens) for row, tokens in zip(rows, sequences, strict=True)])
         length = self.cache.get_seq_length()
-        kept = [self._shared(row, tokens, length) for row, tokens in zip(rows, sequences, strict=True)]
+        kept = [self.shared(row, tokens) for row, tokens in zip(rows, sequences, strict=True)]
         logits: dict[int, Tensor] = {}
         cached = []
         for index, (row, keep) in enumerate(zip(rows, kept, strict=True)):
@@ -246,10 +248,12 @@ class CachedPrompts:
             )
         return torch.stack([logits[index] for index in range(len(rows))])
 
-    def _shared(self, row: int, tokens: Tokens, length: int) -> int:
-        """How many first tokens the sequence shares with the cached row, leaving at least one to run."""
+    def shared(self, row: int, tokens: Tokens) -> int:
+        """How many first tokens of a sequence the cache has for its row, leaving at least one to run."""
+        if self.cache is None or not is_reusable(self.cache):
+            return 0
         own = self.tokens[row]
-        limit = min(len(own), len(tokens) - 1, length - self.padding[row])
+        limit = min(len(own), len(tokens) - 1, self.cache.get_seq_length() - self.padding[row])
         return next((index for index in range(limit) if own[index] != tokens[index]), limit)
 
     @torch.no_grad()

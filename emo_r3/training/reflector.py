@@ -1,0 +1,333 @@
+"""Reflection as a reward (section 3.3): a judge is asked about completions, without a sample and without a gradient."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+from ..batches import chunks
+from ..decoding import special_texts
+from ..labels import LABEL_SETS, match_label
+from ..parsing import ParsedCompletion
+from ..prompts import Prompts
+from ..reflection import answer_tokens, quotable, reflected_texts
+from ..scoring import (
+    CachedPrompts,
+    LabelTrie,
+    Tokens,
+    adds_special_tokens,
+    input_device,
+    is_reusable,
+    position_offsets,
+    prompt_tokens,
+    read_prompts,
+    render_prompt,
+    score_labels,
+    splice_image,
+)
+
+# What stands in a question for a step that a completion lacks. Its answer counts nothing, but every process asks.
+MISSING = "None"
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """What a judge found in one completion.
+
+    Args:
+        consistency (`float`): 1 where it says that the text can describe the image, else 0.
+        consistency_answer (`str`, *optional*): what it answered; `None` where there was nothing to ask about.
+        read_label (`str`, *optional*): label that it reads out of steps 1 and 2; `None` where there was nothing to read.
+        coherence_default (`float`): coherence where there is no `read_label`.
+        yes (`float`, *optional*): probability of Yes against No.
+        mass (`float`, *optional*): probability of all that counts as Yes or No among all tokens.
+    """
+
+    consistency: float
+    consistency_answer: str | None
+    read_label: str | None
+    coherence_default: float = 0.0
+    yes: float | None = None
+    mass: float | None = None
+
+
+@dataclass
+class Judge:
+    """A model that answers reflection questions.
+
+    Args:
+        model (`PreTrainedModel`): the model, as it is to be called: wrapped for the processes that share it.
+        processor (`ProcessorMixin`): its processor.
+        scope (`Callable`): makes the context in which it answers: evaluation mode, no gradient, autocast, adapters.
+        generate (`Callable`, *optional*): `model.generate` for sharded weights.
+        most (`Callable[[int], int]`): largest of a number over all processes. Where weights are sharded, a forward is
+            a collective, and every process must do as many.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    scope: Callable[[], AbstractContextManager[Any]] = torch.no_grad
+    generate: Callable[..., Tensor] | None = None
+    most: Callable[[int], int] = field(default=lambda number: number)
+
+
+class Reflector:
+    """
+    Asks a judge about completions: consistency with the image, and which label their text leads to.
+
+    In the mode `"logits"`, answers are read off the judge's probabilities: the larger logit among the spellings of Yes
+    and No, and greedy decoding among the row's labels. Nothing is sampled, and an image is encoded once for all
+    completions about it. In the mode `"generate"`, answers are written and read as text.
+
+    Args:
+        judge (`Judge`): who answers.
+        prompts (`Prompts`): the questions.
+        preset (`str`, *optional*, defaults to `"paper"`): `"paper"` or `"authors-code"`.
+        mode (`str`, *optional*, defaults to `"logits"`): `"logits"` or `"generate"`.
+        batch_size (`int`, *optional*, defaults to 32): completions in one forward.
+    """
+
+    def __init__(
+        self, judge: Judge, prompts: Prompts, preset: str = "paper", mode: str = "logits", batch_size: int = 32
+    ) -> None:
+        self.judge, self.prompts, self.preset, self.mode, self.batch_size = judge, prompts, preset, mode, batch_size
+        self.processor = judge.processor
+        self.tokenizer = judge.processor.tokenizer
+        self.yes, self.no = answer_tokens(self.tokenizer)
+        self.image_token: int | None = getattr(self.processor, "image_token_id", None)
+        ends = judge.model.generation_config.eos_token_id
+        self.end_token: int = ends[0] if isinstance(ends, list) else ends or self.tokenizer.eos_token_id
+        self.special = special_texts(self.tokenizer)
+        self.tokens = 0
+        """Tokens that the last call put through the judge."""
+        self._tries: dict[tuple[str, ...], LabelTrie] = {}
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        texts: Sequence[str],
+        parsed: Sequence[ParsedCompletion],
+        labels: Sequence[Sequence[str]],
+    ) -> list[Reflection]:
+        """Reflects on completions.
+
+        Args:
+            images (`list[Image]`): the image of each; equal ones are encoded once if they are in one batch.
+            texts (`list[str]`): the completions.
+            parsed (`list[ParsedCompletion]`): what they say.
+            labels (`list[list[str]]`): labels to choose from, for each.
+        """
+        self.tokens = 0
+        authors = self.preset == "authors-code"
+        quoted = [
+            authors_texts(text) if authors else step_texts(found) for text, found in zip(texts, parsed, strict=True)
+        ]
+        choices = [LABEL_SETS["emoset"].labels if authors else tuple(some) for some in labels]
+        about_image = [self.prompts.consistency_question(self._quote(text)) for text, _ in quoted]
+        about_text = [
+            self.prompts.coherence_question(self._quote(text), some)
+            for (_, text), some in zip(quoted, choices, strict=True)
+        ]
+        with self.judge.scope():
+            if self.mode == "generate":
+                return self._written(images, about_image, about_text, choices, quoted)
+            logits = self._image_logits(images, about_image)
+            read = self._read_labels(about_text, choices)
+        both = logits[:, self.yes].amax(-1) - logits[:, self.no].amax(-1)
+        mass = logits.softmax(-1)[:, [*self.yes, *self.no]].sum(-1).tolist()
+        found = []
+        for row, (yes, label) in enumerate(zip(both.sigmoid().tolist(), read, strict=True)):
+            step, steps = quoted[row]
+            answer = "yes" if both[row] > 0 else "no"
+            found.append(
+                Reflection(
+                    float(answer == "yes") if step else 0.0,
+                    answer if step else None,
+                    label if steps else None,
+                    0.5 if authors else 0.0,
+                    yes if step else None,
+                    mass[row] if step else None,
+                )
+            )
+        return found
+
+    def _quote(self, text: str | None) -> str:
+        return quotable(text or "", self.special) or MISSING
+
+    def _image_logits(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
+        """Logits of the token that answers each question about its image, of shape `(rows, vocabulary)`."""
+        opening = render_prompt(self.processor, self.prompts.consistency_question(""), with_image=True)
+        plain = prompt_tokens(self.processor, opening)
+        logits = []
+        for rows in chunks(range(len(images)), self.batch_size):
+            distinct, of_row = distinct_images([images[row] for row in rows])
+            cached = self._read_images(opening, plain, distinct)
+            sequences = []
+            for row, of in zip(rows, of_row, strict=True):
+                prompt = render_prompt(self.processor, questions[row], with_image=True)
+                asked = prompt_tokens(self.processor, prompt)
+                spliced, _ = splice_image(plain, cached.prompt(of), asked, self.image_token)
+                sequences.append(spliced or self._encode(prompt, [distinct[of]])["input_ids"][0].tolist())
+            logits.append(cached.next_logits(of_row, sequences))
+            kept = sum(map(cached.shared, of_row, sequences))
+            self.tokens += sum(map(len, cached.tokens)) + sum(map(len, sequences)) - kept
+        return torch.cat(logits)
+
+    def _read_images(self, opening: str, plain: Tokens, images: Sequence[Image.Image]) -> CachedPrompts:
+        """Encodes images and what all questions about them begin with."""
+        model = self.judge.model
+        inputs = self._encode(opening, images)
+        mask = inputs["attention_mask"]
+        tokens = [ids[keep.bool()].tolist() for ids, keep in zip(inputs["input_ids"], mask, strict=True)]
+        output = model(**inputs.to(input_device(model), dtype=model.dtype), use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        return CachedPrompts(
+            model,
+            tokens,
+            cache,
+            (mask == 0).sum(-1).tolist(),
+            position_offsets(model, len(tokens)),
+            [splice_image(plain, ids, plain, self.image_token)[1] for ids in tokens],
+            lambda row, prompt=opening: self._encode(prompt, [images[row]]),
+            [len(ids) for ids in tokens],
+            max_rows=self.batch_size,
+        )
+
+    def _encode(self, prompt: str | Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
+        texts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        return self.processor(
+            text=texts,
+            images=[[image] for image in images],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=adds_special_tokens(self.processor, texts[0]),
+            return_tensors="pt",
+        )
+
+    def _read_labels(self, questions: Sequence[str], choices: Sequence[tuple[str, ...]]) -> list[str]:
+        """The label that greedy decoding among each question's labels ends at."""
+        prompts = [
+            prompt_tokens(self.processor, render_prompt(self.processor, question, with_image=False))
+            for question in questions
+        ]
+        read = [""] * len(prompts)
+        forwards = 0
+        for rows in chunks(range(len(prompts)), self.batch_size):
+            cached, logits = read_prompts(self.judge.model, [prompts[row] for row in rows], self.end_token)
+            self.tokens += sum(len(prompts[row]) for row in rows)
+            for labels in dict.fromkeys(choices[row] for row in rows):
+                trie = self._trie(labels)
+                own = [place for place, row in enumerate(rows) if choices[row] == labels]
+                first = logits[own][:, trie.tokens[0]] if trie.paths[0] == () else None
+                contexts = [cached.tokens[place] for place in own]
+                _, greedy = score_labels(cached, own, contexts, trie, first)
+                asked = len(own) * (len(trie.paths) - (first is not None))
+                whole = cached.cache is None or not is_reusable(cached.cache)
+                forwards += asked if whole else math.ceil(asked / cached.max_rows)
+                for place, label in zip(own, greedy, strict=True):
+                    read[rows[place]] = labels[label]
+        # Another process may have had labels that part later, and needs our part in its forwards.
+        for _ in range(self.judge.most(forwards) - forwards):
+            read_prompts(self.judge.model, prompts[:1], self.end_token)
+        return read
+
+    def _trie(self, labels: tuple[str, ...]) -> LabelTrie:
+        if labels not in self._tries:
+            ids = [[*self.tokenizer.encode(label, add_special_tokens=False), self.end_token] for label in labels]
+            self._tries[labels] = LabelTrie(ids)
+        return self._tries[labels]
+
+    def _written(
+        self,
+        images: Sequence[Image.Image],
+        about_image: Sequence[str],
+        about_text: Sequence[str],
+        choices: Sequence[tuple[str, ...]],
+        quoted: Sequence[tuple[str | None, str | None]],
+    ) -> list[Reflection]:
+        """The authors' way: every answer is written, and read as text."""
+        answers = self._generate(about_image, images)
+        labels = self._generate(about_text, None)
+        found = []
+        for (step, steps), answer, written, some in zip(quoted, answers, labels, choices, strict=True):
+            yes = "yes" in answer.lower()
+            if self.preset == "authors-code":  # "eyes" holds a yes, "None" a no, and what holds neither is half right
+                value = 1.0 if yes else 0.0 if "no" in answer.lower() else 0.5
+                label = None if written.lower() in ("", "none") else written
+                found.append(Reflection(value if step else 0.0, answer, label if steps else None, 0.5))
+                continue
+            yes = answer.strip().lower().startswith("yes")
+            label = match_label(written.strip().rstrip("."), some) or written.strip()
+            found.append(Reflection(float(yes) if step else 0.0, answer if step else None, label if steps else None))
+        return found
+
+    def _generate(self, questions: Sequence[str], images: Sequence[Image.Image] | None) -> list[str]:
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+        if self.preset == "authors-code":
+            sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
+        answers: list[str] = []
+        device = input_device(self.judge.model)
+        for rows in chunks(range(len(questions)), self.batch_size):
+            prompts = [render_prompt(self.processor, questions[row], with_image=images is not None) for row in rows]
+            if images is not None:
+                inputs = self._encode(prompts, [images[row] for row in rows])
+            else:
+                inputs = self.tokenizer(
+                    prompts,
+                    padding=True,
+                    padding_side="left",
+                    add_special_tokens=adds_special_tokens(self.processor, prompts[0]),
+                    return_tensors="pt",
+                )
+            inputs = inputs.to(device)
+            generate: Any = self.judge.generate or self.judge.model.generate
+            ids = generate(
+                **inputs,
+                **sampling,
+                max_new_tokens=16,
+                eos_token_id=self.end_token,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )[:, inputs["input_ids"].shape[1] :]
+            self.tokens += inputs["attention_mask"].sum().item() + ids.numel()
+            answers += self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return answers
+
+
+def step_texts(parsed: ParsedCompletion) -> tuple[str | None, str | None]:
+    """What the paper puts to the judge: step 1, and steps 1 and 2; nothing of a malformed completion."""
+    return (None, None) if parsed.problems else reflected_texts(parsed.steps)
+
+
+def authors_texts(text: str) -> tuple[str | None, str | None]:
+    """What the authors' code puts to the judge, tags and all: up to the second step, and up to that step's end."""
+    start = text.find("<step1>")
+    second, end = text.find("<step2>", start), text.find("</step2>", start)
+    if start < 0:
+        return None, None
+    return (
+        text[start:second] if second >= 0 else None,
+        text[start : end + len("</step2>")] if end >= 0 else None,
+    )
+
+
+def distinct_images(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
+    """The different images, and for each given one, which of them it is. Each row of a group decodes its own copy."""
+    known: dict[bytes, int] = {}
+    distinct: list[Image.Image] = []
+    of_row = []
+    for image in images:
+        key = hashlib.blake2b(image.tobytes(), digest_size=16).digest() + repr((image.mode, image.size)).encode()
+        if key not in known:
+            known[key] = len(distinct)
+            distinct.append(image)
+        of_row.append(known[key])
+    return distinct, of_row

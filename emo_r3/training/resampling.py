@@ -1,0 +1,89 @@
+"""A batch of rollouts taken apart into rows and put together again: what dynamic sampling keeps (DAPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+Row = dict[str, Any]
+
+_PROMPT = ("prompt_ids", "prompt_mask")
+_BOTH = ("token_type_ids", "mm_token_type_ids")
+_COMPLETION = (
+    "completion_ids",
+    "completion_mask",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "importance_sampling_ratio",
+    "tool_mask",
+)
+_WHOLE_BATCH = "num_items_in_batch"
+
+
+def take_rows(batch: dict[str, Any], indices: Sequence[int]) -> list[Row]:
+    """Rows of a batch as TRL's trainer makes it, without the padding that they needed there.
+
+    Args:
+        batch (`dict`): tensors of shape `(rows, ...)`; prompts are padded on the left, completions on the right.
+        indices (`list[int]`): which rows.
+    """
+    batch = split_pixel_values_by_grid(batch)
+    width = batch["prompt_ids"].size(1)
+    longest = batch["completion_ids"].size(1)
+    rows = []
+    for index in indices:
+        prompt = batch["prompt_mask"][index].bool()
+        written = batch["completion_mask"][index].nonzero()
+        # A truncated completion may be masked altogether; its tokens stay.
+        length = int(written[-1]) + 1 if len(written) else longest
+        row: Row = {}
+        for name, value in batch.items():
+            if name in _PROMPT:
+                row[name] = value[index][prompt]
+            elif name in _BOTH:
+                row[name] = torch.cat([value[index, :width][prompt], value[index, width : width + length]])
+            elif name in _COMPLETION and value.size(1) == longest:
+                row[name] = value[index, :length]
+            elif isinstance(value, list) and isinstance(value[index], Tensor):
+                row[name] = [value[index]]  # as many tokens as the image has: joined end to end
+            elif name != _WHOLE_BATCH:
+                row[name] = value[index]
+        rows.append(row)
+    return rows
+
+
+def join_rows(rows: Sequence[Row], pad_token: int) -> dict[str, Any]:
+    """A batch of rows, padded as TRL's trainer does it. `num_items_in_batch` is left to be counted.
+
+    Args:
+        rows (`list[dict]`): from [`take_rows`], of one batch or several.
+        pad_token (`int`): token id of padding.
+    """
+    width = max(len(row["prompt_ids"]) for row in rows)
+    longest = max(len(row["completion_ids"]) for row in rows)
+    batch: dict[str, Any] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        fill = pad_token if name in ("prompt_ids", "completion_ids") else 0
+        if name in _PROMPT:
+            batch[name] = torch.stack([_pad(value, width - len(value), 0, fill) for value in values])
+        elif name in _BOTH:
+            left = [width - len(row["prompt_ids"]) for row in rows]
+            right = [longest - len(row["completion_ids"]) for row in rows]
+            batch[name] = torch.stack(list(map(_pad, values, left, right, [0] * len(rows))))
+        elif name in _COMPLETION and all(len(row[name]) == len(row["completion_ids"]) for row in rows):
+            batch[name] = torch.stack([_pad(value, 0, longest - len(value), fill) for value in values])
+        elif isinstance(values[0], Tensor):
+            batch[name] = torch.stack(values)
+        else:
+            batch[name] = [value[0] if isinstance(value, list) else value for value in values]
+    return unsplit_pixel_values_by_grid(batch)
+
+
+def _pad(value: Tensor, left: int, right: int, fill: int) -> Tensor:
+    return torch.cat([value.new_full((left,), fill), value, value.new_full((right,), fill)])

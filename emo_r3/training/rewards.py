@@ -1,0 +1,122 @@
+r"""The rewards of sections 3.2 to 3.4 as TRL calls them: completions and columns in, a number in [0, 1] each out.
+
+They work wherever TRL takes a reward function, also by name: `trl grpo --reward_funcs
+emo_r3.training.rewards.accuracy_reward`. Columns that a function reads are its arguments; rows of
+[`~emo_r3.data.load.to_prompts`] have `label`. `consistency_reward` and `coherence_reward` read what
+[`~emo_r3.training.EmoR3Trainer`] found in its reflection and put on each row as `reflection`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trl.rewards import get_soft_overlong_punishment
+
+from ..errors import TrainingError
+from ..parsing import ParsedCompletion, parse_completion
+from ..prompts import Method
+
+if TYPE_CHECKING:
+    from .config import EmoR3Config
+    from .reflector import Reflection
+
+Completion = str | list[dict[str, Any]]
+
+
+def completion_text(completion: Completion) -> str:
+    """The text of a completion, plain or conversational."""
+    if isinstance(completion, str):
+        return completion
+    contents = [message.get("content") or "" for message in completion]
+    parts = [[{"text": content}] if isinstance(content, str) else content for content in contents]
+    return "".join(part.get("text") or "" for content in parts for part in content)
+
+
+def parsed(completions: Sequence[Completion], method: Sequence[Method] | None) -> list[ParsedCompletion]:
+    """What the completions say, each in the form of its row; Structured Emotional Thinking where none is given."""
+    forms = method or ["set"] * len(completions)
+    return [
+        parse_completion(completion_text(completion), method=form)
+        for completion, form in zip(completions, forms, strict=True)
+    ]
+
+
+def format_reward(
+    completions: Sequence[Completion], method: Sequence[Method] | None = None, **kwargs: Any
+) -> list[float]:
+    """1 for a completion that has all sections and the box, once, in order, and nothing else (section 3.2), else 0.
+
+    Args:
+        completions (`list`): plain or conversational.
+        method (`list[str]`, *optional*): form of each: `"set"` (the default), `"think"` or `"direct"`.
+    """
+    return [float(not found.problems) for found in parsed(completions, method)]
+
+
+def accuracy_reward(completions: Sequence[Completion], label: Sequence[str], **kwargs: Any) -> list[float]:
+    """1 where the last box holds the reference label, case and outer white space aside (section 3.2), else 0.
+
+    Args:
+        completions (`list`): plain or conversational.
+        label (`list[str]`): reference labels.
+    """
+    boxed = [parse_completion(completion_text(completion)).label or "" for completion in completions]
+    return [float(text.casefold() == right.strip().casefold()) for text, right in zip(boxed, label, strict=True)]
+
+
+def consistency_reward(
+    completions: Sequence[Completion], reflection: Sequence[Reflection] | None = None, **kwargs: Any
+) -> list[float]:
+    """1 where the judge says that step 1 can describe the image (section 3.3), else 0.
+
+    Args:
+        completions (`list`): plain or conversational.
+        reflection (`list[Reflection]`): what the trainer found.
+
+    Raises:
+        TrainingError: there is no reflection: the trainer is not [`EmoR3Trainer`], or it has no judge.
+    """
+    return [found.consistency for found in _found("consistency_reward", reflection)]
+
+
+def coherence_reward(
+    completions: Sequence[Completion],
+    label: Sequence[str],
+    reflection: Sequence[Reflection] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    """1 where the judge reads the reference label out of steps 1 and 2 without the image (section 3.3), else 0.
+
+    Args:
+        completions (`list`): plain or conversational.
+        label (`list[str]`): reference labels.
+        reflection (`list[Reflection]`): what the trainer found.
+
+    Raises:
+        TrainingError: there is no reflection: the trainer is not [`EmoR3Trainer`], or it has no judge.
+    """
+    found = _found("coherence_reward", reflection)
+    return [
+        one.coherence_default if one.read_label is None else float(one.read_label.lower() == right.lower())
+        for one, right in zip(found, label, strict=True)
+    ]
+
+
+def reward_functions(config: EmoR3Config) -> list[Callable[..., list[float]]]:
+    """The functions that the `reward_weights` of a configuration are for, in their order."""
+    functions: list[Callable[..., list[float]]] = [accuracy_reward, format_reward]
+    if config.judge:
+        functions += [consistency_reward, coherence_reward]
+    if config.overlong_buffer:
+        functions.append(get_soft_overlong_punishment(config.max_completion_length, config.overlong_buffer))
+    return functions
+
+
+def _found(name: str, reflection: Sequence[Reflection] | None) -> Sequence[Reflection]:
+    if reflection is None:
+        raise TrainingError(
+            f"{name} needs the column `reflection`, which EmoR3Trainer adds when it has a judge: "
+            "train with emo-r3 train, or leave this reward out"
+        )
+    return reflection

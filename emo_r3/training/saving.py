@@ -1,0 +1,291 @@
+"""Checkpoints that are whole or not there, and a run that stops and goes on without losing or repeating a step."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..checkpoint import CheckpointInfo, complete_checkpoint
+from ..errors import RecipeError, TrainingError
+
+STAGING = ".saving"
+"""Folder of the output folder for what is being written or deleted. Nothing in it is of use to anybody else."""
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint of a run, or `None`. What is called `checkpoint-N` is whole: see [`WholeCheckpoints`]."""
+    found = {
+        int(match[1]): path
+        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name))
+        and (path / TRAINER_STATE_NAME).exists()
+    }
+    return found[max(found)] if found else None
+
+
+def generation_window(config: Any) -> int:
+    """Micro-batches for which GRPO generates at once: the same completions serve all of them. 1 for other trainers."""
+    return (getattr(config, "steps_per_generation", None) or 1) * getattr(config, "num_iterations", 1)
+
+
+def check_save_steps(config: TrainingArguments) -> None:
+    """
+    Checks that no checkpoint falls between updates on the same generation: TRL keeps no completions in a checkpoint,
+    so that a resumed run would make others, of a newer policy.
+
+    Raises:
+        [`RecipeError`]: it does; the message names the nearest `save_steps` that are possible.
+    """
+    generation, update = generation_window(config), config.gradient_accumulation_steps
+    if config.save_strategy != "steps" or update % generation == 0:
+        return
+    if generation % update:
+        raise RecipeError(
+            f"one generation serves {generation} micro-batches and one update {update}, so that a checkpoint would "
+            "lose completions: make steps_per_generation a multiple of gradient_accumulation_steps"
+        )
+    window = generation // update
+    if config.save_steps < 1 or config.save_steps % window:
+        near = sorted({max(1, math.floor(config.save_steps / window)), math.ceil(config.save_steps / window)} - {0})
+        raise RecipeError(
+            f"save_steps {config.save_steps:g} falls between the {window} updates on one generation, whose completions "
+            f"would be lost: choose {' or '.join(str(count * window) for count in near)}"
+        )
+
+
+class WholeCheckpoints(Trainer):
+    """
+    Before a trainer of TRL among the bases: its checkpoints are whole or not there, and a run that goes on from one
+    equals a run that was never interrupted (on a CPU bit for bit, with the same number of threads and processes).
+
+    - A checkpoint is written in a hidden folder and renamed. An older one is deleted after that. A failure leaves
+      nothing behind and raises [`TrainingError`], which names the last whole checkpoint.
+    - Each one also holds `emo_r3.json` if `checkpoint_info` is set, and loads in [`EmoR3Pipeline`]; under PEFT it holds
+      the adapter alone.
+    - Each epoch's order depends on the seed and the epoch alone. (TRL's goes on from where the last epoch left a
+      generator that no checkpoint keeps.)
+    - On SIGTERM the run saves at the end of the step, or of the updates on the same generation, and exits with 143.
+    - A loss or a gradient that is not finite stops the run before the weights that it makes are saved.
+    """
+
+    checkpoint_info: CheckpointInfo | None = None
+    _staged = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_save_steps(self.args)
+        self._losses_finite = True
+        self._terminated = False
+        self.add_callback(_StopWhenTold(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; raises `SystemExit(143)` if SIGTERM ended it and [`TrainingError`] if it can't go on."""
+        if self.args.should_save:
+            shutil.rmtree(self._staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with self._sigterm():
+            output = super().train(*args, **kwargs)
+            if self._everywhere_or_not(self._terminated) and self.state.global_step < self.state.max_steps:
+                if self.is_world_process_zero():
+                    message = f"stopped at step {self.state.global_step}; the same command goes on from there"
+                    print(f"emo-r3: {message}", file=sys.stderr, flush=True)
+                raise SystemExit(EXIT_TERMINATED)
+        return output
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes none: TRL's generic card says nothing of this run."""
+
+    # Saving
+
+    @property
+    def _staging(self) -> Path:
+        return Path(self.args.output_dir) / STAGING
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staged else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staged = self._staging / folder.name
+        self._staged = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if self.state.best_model_checkpoint == str(staged):
+                    self.state.best_model_checkpoint = str(folder)
+                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                _flush(staged)
+                self._discard(folder)
+                staged.rename(folder)
+                self._rotate()
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+        except BaseException as error:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            # torch and safetensors have errors of their own for a full disk.
+            if not isinstance(error, (OSError, RuntimeError, SafetensorError)):
+                raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise TrainingError(
+                f"{folder} can't be saved ({reason}); {self._where_to_go_on()}: make room or mend the disk, then run the "
+                "same command"
+            ) from error
+        finally:
+            self._staged = False
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.checkpoint_info is not None:
+            complete_checkpoint(Path(output_dir or self.args.output_dir), self.processing_class, self.checkpoint_info)
+
+    def _rotate(self) -> None:
+        """Deletes the oldest beyond `save_total_limit`, which may be the best one only if it is the last as well."""
+        limit = self.args.save_total_limit or 0
+        if limit <= 0:
+            return
+        folders = [path for path in Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+        folders.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+        kept = {str(folders[-1]), self.state.best_model_checkpoint}
+        for folder in [path for path in folders if str(path) not in kept][: max(0, len(folders) - limit)]:
+            self._discard(folder)
+
+    def _discard(self, folder: Path) -> None:
+        """Deletes a checkpoint under another name, so that a half-deleted one is never taken for a whole one."""
+        if folder.exists():
+            folder.rename(self._staging / f"old-{folder.name}")
+            shutil.rmtree(self._staging / f"old-{folder.name}", ignore_errors=True)
+
+    def _where_to_go_on(self) -> str:
+        last = last_checkpoint(self.args.output_dir)
+        return f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+
+    # Going on
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        sampler = super()._get_train_sampler(*args)
+        if not hasattr(sampler, "generator"):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return _ByEpoch(sampler, seed, lambda: int(self.state.epoch or 0))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers would take one more step from the last checkpoint of a run that ends within an epoch.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    # Stopping
+
+    @contextmanager
+    def _sigterm(self) -> Iterator[None]:
+        """Notes a SIGTERM instead of dying of it. Only the main thread may ask for that."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(*_: Any) -> None:
+            self._terminated = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _everywhere_or_not(self, flag: bool) -> bool:
+        """The same answer on all ranks: whether the flag is set on any."""
+        return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.args.device)).item())
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._losses_finite = self._losses_finite and bool(loss.isfinite().all())
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        # A gradient scaler skips the steps of infinite gradients by itself.
+        finite = norm is None or self.accelerator.scaler is not None or math.isfinite(norm)
+        if self._everywhere_or_not(not (finite and self._losses_finite)):
+            what = "gradient" if self._losses_finite else "loss"
+            raise TrainingError(
+                f"the {what} of step {self.state.global_step + 1} is not finite; {self._where_to_go_on()}: lower the "
+                "learning rate, or train in float32 or bfloat16"
+            )
+        return norm
+
+
+def check_rewards(rewards: torch.Tensor, names: list[str], step: int, output_dir: str | os.PathLike[str]) -> None:
+    """
+    Checks rewards of shape (completions, functions), the same on all ranks, before anything is made of them.
+
+    Raises:
+        [`TrainingError`]: one is infinite or NaN, of which TRL would make a zero.
+    """
+    bad = [name for name, column in zip(names, rewards.T, strict=True) if not column.isfinite().all()]
+    if bad:
+        last = last_checkpoint(output_dir)
+        raise TrainingError(
+            f"rewards of {', '.join(bad)} at step {step + 1} are not finite; "
+            + (f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet")
+            + ": mend the reward, then run the same command"
+        )
+
+
+class _StopWhenTold(TrainerCallback):
+    """Saves and stops at the end of a step if any rank was told to, once a generation is used up."""
+
+    def __init__(self, trainer: WholeCheckpoints) -> None:
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        # `_step` counts micro-batches from a start that is at the beginning of a generation. SFT has none.
+        used_up = getattr(self.trainer, "_step", 0) % generation_window(args) == 0
+        if used_up and self.trainer._everywhere_or_not(self.trainer._terminated):
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class _ByEpoch(Sampler):
+    """A sampler whose order follows from the seed and the epoch."""
+
+    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def _flush(folder: Path) -> None:
+    """Waits until the files are on the disk: after a power cut, a name must not stand for an empty file."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,307 @@
+"""GRPO with reflection in the reward. The one file that touches private parts of TRL, each held by a contract test."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import get_logger
+from peft import PeftConfig
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import use_adapter
+
+from ..checkpoint import load_for_training
+from ..errors import RecipeError
+from ..parsing import PROBLEMS, ParsedCompletion
+from ..prompts import Method, Prompts, load_prompts
+from .config import EmoR3Config
+from .reflector import Judge, Reflection, Reflector
+from .resampling import Row, join_rows, take_rows
+from .rewards import accuracy_reward, completion_text, parsed, reward_functions
+from .saving import WholeCheckpoints
+from .statistics import group_statistics, is_tied, weighted
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = get_logger(__name__)
+
+
+class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
+    """
+    TRL's GRPO trainer, which reflects on each completion before it is rewarded (section 3.3).
+
+    What reflection found is put on the row that it belongs to, as `reflection`, and reward functions read it there.
+
+    Args:
+        model (`PreTrainedModel`): the policy.
+        args ([`~emo_r3.training.config.EmoR3Config`]): the settings.
+        train_dataset (`Dataset`): rows with `prompt` (conversational), `image`, `label` and `labels`, as
+            [`~emo_r3.data.load.to_prompts`] makes them.
+        processing_class (`ProcessorMixin`): the model's processor.
+        method (`str`, *optional*, defaults to `"set"`): form of the answers that the prompts ask for.
+        prompts ([`Prompts`], *optional*): with the reflection questions; the package's unless given.
+        eval_dataset (`Dataset`, *optional*): rows for evaluation.
+        peft_config (`PeftConfig`, *optional*): train adapters.
+        callbacks (`list[TrainerCallback]`, *optional*): the Trainer's.
+
+    Raises:
+        RecipeError: the settings don't fit together.
+    """
+
+    _tag_names = ("trl", "grpo", "emo-r3")
+    _name = "EMO-R3"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: EmoR3Config,
+        train_dataset: Dataset,
+        processing_class: ProcessorMixin,
+        *,
+        method: Method = "set",
+        prompts: Prompts | None = None,
+        eval_dataset: Dataset | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        functions = reward_functions(args)
+        if len(args.reward_weights or ()) != len(functions):
+            names = ", ".join(getattr(function, "__name__", "overlong penalty") for function in functions)
+            raise RecipeError(
+                f"reward_weights has {len(args.reward_weights or ())} numbers; these settings have {len(functions)} "
+                f"rewards: {names}"
+            )
+        args.generation_kwargs = without_images(model, processing_class, args) | (args.generation_kwargs or {})
+        super().__init__(
+            model=model,
+            reward_funcs=functions,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=callbacks,
+        )
+        self.method = method
+        self.reflector: Reflector | None = None
+        if args.judge:
+            self.reflector = Reflector(
+                self._judge(args.judge),
+                prompts or load_prompts(),
+                args.reflection_preset,
+                args.reflection_mode,
+                args.reflection_batch_size,
+            )
+
+    # The seam: reflection, then TRL's own reward machinery.
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
+        found = parsed(completions, [self.method] * len(completions))
+        rows = [{**row, "method": self.method} for row in inputs]
+        if self.reflector is not None:
+            start = time.perf_counter()
+            with profiling_context(self, "reflection"):
+                reflections = self._reflect(rows, [completion_text(text) for text in completions], found)
+            rows = [{**row, "reflection": one} for row, one in zip(rows, reflections, strict=True)]
+            self._log_metric("reflection/seconds", time.perf_counter() - start)
+            self._log_reflections(reflections, found)
+        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        self._log_completions(found)
+        self._log_groups(rewards)
+        self._last_rewards = rewards
+        return rewards
+
+    def _reflect(
+        self, rows: Sequence[dict[str, Any]], texts: Sequence[str], found: Sequence[ParsedCompletion]
+    ) -> list[Reflection]:
+        assert self.reflector is not None
+        reflections = self.reflector([row["image"] for row in rows], texts, found, [row["labels"] for row in rows])
+        if self.args.judge == "shuffled":
+            # A generator of its own: the run's random state is as without reflection.
+            generator = torch.Generator().manual_seed(_seed(self.args.seed, self.state.global_step))
+            dealt = torch.randperm(len(reflections), generator=generator).tolist()
+            reflections = [reflections[place] for place in dealt]
+        return reflections
+
+    # Judges.
+
+    def _judge(self, name: str) -> Judge:
+        own = self.processing_class
+        if name in ("policy", "shuffled"):
+            return Judge(self.model, own, self._as_policy, self._generate_sharded, self._most)
+        if name == "reference":
+            if self.ref_model is not None:
+                return Judge(self.ref_model, own, self._as_frozen, None, self._most)
+            if self._is_peft():
+                return Judge(self.model, own, self._as_base, self._generate_sharded, self._most)
+            raise RecipeError(
+                "judge: reference needs a reference model: set beta above 0, train adapters (use_peft), or name the "
+                "base model's folder or repository as the judge"
+            )
+        model, processor, _ = load_for_training(name, dtype=self.model.dtype)
+        return Judge(model.to(self.accelerator.device).eval(), processor, self._as_frozen, None, self._most)
+
+    def _is_peft(self) -> bool:
+        return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+
+    @contextmanager
+    def _as_frozen(self) -> Iterator[None]:
+        with torch.no_grad(), self.accelerator.autocast():
+            yield
+
+    @contextmanager
+    def _as_policy(self) -> Iterator[None]:
+        # Evaluation mode: no dropout, and with gradient checkpointing there would be no cache in training mode.
+        model, training = self.model, self.model.training
+        model.eval()
+        try:
+            with self._as_frozen():
+                yield
+        finally:
+            model.train(training)
+
+    @contextmanager
+    def _as_base(self) -> Iterator[None]:
+        model = self.accelerator.unwrap_model(self.model)
+        with self._as_policy(), use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+            yield
+
+    def _generate_sharded(self, **inputs: Any) -> Tensor:
+        sharded = self._dist.is_fsdp or self._dist.is_zero3
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices=devices),  # the run's random state is as without reflection
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            return model.generate(**inputs, synced_gpus=sharded and self.accelerator.num_processes > 1)
+
+    def _most(self, number: int) -> int:
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+    # What is logged.
+
+    def _log_reflections(self, reflections: Sequence[Reflection], found: Sequence[ParsedCompletion]) -> None:
+        asked = [one for one in reflections if one.consistency_answer is not None]
+        read = [(one, said) for one, said in zip(reflections, found, strict=True) if one.read_label is not None]
+        if asked:
+            self._log_metric("reflection/yes_rate", sum(one.consistency for one in asked) / len(asked))
+        if masses := [one.mass for one in asked if one.mass is not None]:
+            self._log_metric("reflection/yes_no_mass", sum(masses) / len(masses))
+        if read:
+            agreeing = [one.read_label == (said.label or "").casefold() for one, said in read]
+            self._log_metric("reflection/label_agreement", sum(agreeing) / len(agreeing))
+        self._log_metric("reflection/asked", len(asked) / len(reflections))
+        assert self.reflector is not None
+        self._log_metric("reflection/tokens", self.reflector.tokens)
+        self._log_completion_extra("consistency_answer", [one.consistency_answer for one in reflections])
+        self._log_completion_extra("p_yes", [one.yes for one in reflections])
+        self._log_completion_extra("read_label", [one.read_label for one in reflections])
+
+    def _log_completions(self, found: Sequence[ParsedCompletion]) -> None:
+        counts = Counter(problem for one in found for problem in one.problems)
+        for problem in PROBLEMS:
+            self._log_metric(f"format_failures/{problem}", counts[problem] / len(found))
+        self._log_completion_extra("boxed_label", [one.label for one in found])
+        self._log_completion_extra("format_problems", [", ".join(one.problems) for one in found])
+
+    def _log_groups(self, rewards: Tensor) -> None:
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        if size > 1:
+            accuracy = rewards[:, self.reward_funcs.index(accuracy_reward)]
+            overall = weighted(rewards, self.reward_weights)
+            for name, value in group_statistics(overall, accuracy, size).items():
+                self._log_metric(name, value)
+
+    # Dynamic sampling (DAPO): groups that teach nothing are replaced by others.
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.args.dynamic_sampling is None or not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        wanted = len(inputs)
+        kept: list[Row] = []
+        spare: list[Row] = []
+        groups = informative_groups = tries = 0
+        while tries < self.args.dynamic_sampling_tries:
+            tries += 1
+            batch = super()._generate_and_score_completions(inputs)
+            informative = self._informative()
+            groups += len(informative) // self.num_generations
+            informative_groups += int(informative.sum()) // self.num_generations
+            start = self.accelerator.process_index * wanted
+            own = informative[start : start + wanted].cpu()
+            kept += take_rows(batch, own.nonzero().flatten().tolist())
+            spare += take_rows(batch, (~own).nonzero().flatten().tolist())
+            if self._most(wanted - min(len(kept), wanted)) == 0:
+                break
+            inputs = self._other_rows(wanted, tries)
+        missing = self._most(wanted - min(len(kept), wanted))
+        self._metrics["train"]["dynamic_sampling/tries"].append(tries)
+        self._metrics["train"]["dynamic_sampling/informative"].append(informative_groups / groups)
+        self._metrics["train"]["dynamic_sampling/starved"].append(missing / wanted)
+        if missing:
+            logger.warning(
+                f"dynamic sampling starved at step {self.state.global_step}: {informative_groups} of {groups} groups "
+                f"differ in {self.args.dynamic_sampling} after {tries} tries; up to {missing} of {wanted} rows of a "
+                "process are groups that teach nothing. Raise num_generations or temperature, or choose other data."
+            )
+        rows = join_rows([*kept, *spare][:wanted], self._tokenizer.pad_token_id)
+        mask = rows["completion_mask"] * rows["tool_mask"] if "tool_mask" in rows else rows["completion_mask"]
+        return rows | {"num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
+
+    def _informative(self) -> Tensor:
+        """Of shape `(completions of all processes,)`: whether a completion's group differs in what is asked for."""
+        values = self._last_rewards[:, self.reward_funcs.index(accuracy_reward)]
+        if self.args.dynamic_sampling == "reward":
+            values = weighted(self._last_rewards, self.reward_weights)
+        return (~is_tied(values, self.num_generations)).repeat_interleave(self.num_generations)
+
+    def _other_rows(self, wanted: int, tries: int) -> list[dict[str, Any]]:
+        """Rows for another try, the same on every machine and after a resume: drawn by seed, step and try."""
+        generator = torch.Generator().manual_seed(_seed(self.args.seed, self.state.global_step, tries))
+        total = wanted * self.accelerator.num_processes
+        size = len(self.train_dataset)
+        drawn: list[int] = []
+        while len(drawn) * self.num_generations < total:
+            drawn += torch.randperm(size, generator=generator).tolist()
+        repeated = [index for index in drawn for _ in range(self.num_generations)]
+        start = self.accelerator.process_index * wanted
+        return [self.train_dataset[index] for index in repeated[start : start + wanted]]
+
+
+def without_images(model: PreTrainedModel, processor: ProcessorMixin, args: EmoR3Config) -> dict[str, Any]:
+    """Generation options under which a completion holds no image or video token, which no model could read back."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = {getattr(source, name, None) for source in (processor, model.config) for name in names}
+    unwanted = sorted(token for token in ids if isinstance(token, int))
+    if args.use_vllm:  # not run here: vLLM takes a bias by token id
+        return {"logit_bias": dict.fromkeys(unwanted, -100.0)}
+    return {"suppress_tokens": unwanted} if unwanted else {}
+
+
+def _seed(*numbers: int) -> int:
+    """One seed of several numbers, other for each combination of small ones."""
+    seed = 0
+    for number in numbers:
+        seed = seed * 1_000_003 + number
+    return seed % 2**63
