@@ -97,7 +97,7 @@ class EmoR3Config(GRPOConfig):
         for name, least in (("reflection_batch_size", 1), ("dynamic_sampling_tries", 1), ("overlong_buffer", 0)):
             if getattr(self, name) < least:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be {least} or more")
-        if self.overlong_buffer >= (self.max_completion_length or float("inf")):
+        if self.overlong_buffer >= (self.max_completion_length or 1):
             raise RecipeError(
                 f"overlong_buffer {self.overlong_buffer} leaves nothing of max_completion_length "
                 f"{self.max_completion_length}: choose a smaller one"

@@ -1,4 +1,4 @@
-"""Reflection as a reward (section 3.3): a judge is asked about completions, without a sample and without a gradient."""
+"""Reflection as a reward (section 3.3): a judge is asked about completions; nothing is sampled, nothing is trained."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Reflection:
     Args:
         consistency (`float`): 1 where it says that the text can describe the image, else 0.
         consistency_answer (`str`, *optional*): what it answered; `None` where there was nothing to ask about.
-        read_label (`str`, *optional*): label that it reads out of steps 1 and 2; `None` where there was nothing to read.
+        read_label (`str`, *optional*): label that it reads out of steps 1 and 2; `None` where there was none to read.
         coherence_default (`float`): coherence where there is no `read_label`.
         yes (`float`, *optional*): probability of Yes against No.
         mass (`float`, *optional*): probability of all that counts as Yes or No among all tokens.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,14 +25,15 @@ _COMPLETION = (
 _WHOLE_BATCH = "num_items_in_batch"
 
 
-def take_rows(batch: dict[str, Any], indices: Sequence[int]) -> list[Row]:
+def take_rows(batch: Mapping[str, Any], indices: Sequence[int]) -> list[Row]:
     """Rows of a batch as TRL's trainer makes it, without the padding that they needed there.
 
     Args:
         batch (`dict`): tensors of shape `(rows, ...)`; prompts are padded on the left, completions on the right.
         indices (`list[int]`): which rows.
     """
-    batch = split_pixel_values_by_grid(batch)
+    split: Any = split_pixel_values_by_grid
+    batch = split(batch)
     width = batch["prompt_ids"].size(1)
     longest = batch["completion_ids"].size(1)
     rows = []

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .config import EmoR3Config
     from .reflector import Reflection
 
+ACCURACY = 0
+"""Column of the accuracy in the rewards that `reward_functions` lead to."""
+
 Completion = str | list[dict[str, Any]]
 
 
@@ -109,6 +112,7 @@ def reward_functions(config: EmoR3Config) -> list[Callable[..., list[float]]]:
     if config.judge:
         functions += [consistency_reward, coherence_reward]
     if config.overlong_buffer:
+        assert config.max_completion_length is not None, "checked by the configuration"
         functions.append(get_soft_overlong_punishment(config.max_completion_length, config.overlong_buffer))
     return functions
 

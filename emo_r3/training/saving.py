@@ -9,15 +9,16 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -32,13 +33,16 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
     """The newest checkpoint of a run, or `None`. What is called `checkpoint-N` is whole: see [`WholeCheckpoints`]."""
-    found = {
-        int(match[1]): path
-        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name))
-        and (path / TRAINER_STATE_NAME).exists()
-    }
-    return found[max(found)] if found else None
+    return next(iter(reversed(_checkpoints(output_dir))), None)
+
+
+def _checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """All, the oldest first."""
+    found = {}
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}"):
+        if match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.parent.name):
+            found[int(match[1])] = path.parent
+    return [found[step] for step in sorted(found)]
 
 
 def generation_window(config: Any) -> int:
@@ -64,10 +68,11 @@ def check_save_steps(config: TrainingArguments) -> None:
         )
     window = generation // update
     if config.save_steps < 1 or config.save_steps % window:
-        near = sorted({max(1, math.floor(config.save_steps / window)), math.ceil(config.save_steps / window)} - {0})
+        share = config.save_steps / window
+        near = sorted({max(1, math.floor(share)), math.ceil(share)})
         raise RecipeError(
-            f"save_steps {config.save_steps:g} falls between the {window} updates on one generation, whose completions "
-            f"would be lost: choose {' or '.join(str(count * window) for count in near)}"
+            f"save_steps {config.save_steps:g} falls between the {window} updates on one generation, which would be "
+            f"lost: choose {' or '.join(str(count * window) for count in near)}"
         )
 
 
@@ -78,8 +83,8 @@ class WholeCheckpoints(Trainer):
 
     - A checkpoint is written in a hidden folder and renamed. An older one is deleted after that. A failure leaves
       nothing behind and raises [`TrainingError`], which names the last whole checkpoint.
-    - Each one also holds `emo_r3.json` if `checkpoint_info` is set, and loads in [`EmoR3Pipeline`]; under PEFT it holds
-      the adapter alone.
+    - Each one also holds `emo_r3.json` if `checkpoint_info` is set, and loads in [`EmoR3Pipeline`]; under PEFT it
+      holds the adapter alone.
     - Each epoch's order depends on the seed and the epoch alone. (TRL's goes on from where the last epoch left a
       generator that no checkpoint keeps.)
     - On SIGTERM the run saves at the end of the step, or of the updates on the same generation, and exits with 143.
@@ -116,14 +121,18 @@ class WholeCheckpoints(Trainer):
     # Saving
 
     @property
+    def _output(self) -> Path:
+        return Path(self.args.output_dir or ".")
+
+    @property
     def _staging(self) -> Path:
-        return Path(self.args.output_dir) / STAGING
+        return self._output / STAGING
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staged else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = self._output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         staged = self._staging / folder.name
         self._staged = True
         try:
@@ -146,8 +155,8 @@ class WholeCheckpoints(Trainer):
                 raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise TrainingError(
-                f"{folder} can't be saved ({reason}); {self._where_to_go_on()}: make room or mend the disk, then run the "
-                "same command"
+                f"{folder} can't be saved ({reason}); {self._where_to_go_on()}: make room or mend the disk, then run "
+                "the same command"
             ) from error
         finally:
             self._staged = False
@@ -155,18 +164,17 @@ class WholeCheckpoints(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.checkpoint_info is not None:
-            complete_checkpoint(Path(output_dir or self.args.output_dir), self.processing_class, self.checkpoint_info)
+            folder, processor = Path(output_dir or self._output), cast(ProcessorMixin, self.processing_class)
+            complete_checkpoint(folder, processor, self.checkpoint_info)
 
     def _rotate(self) -> None:
-        """Deletes the oldest beyond `save_total_limit`, which may be the best one only if it is the last as well."""
+        """Deletes the oldest beyond `save_total_limit`, but neither the newest nor the best."""
         limit = self.args.save_total_limit or 0
-        if limit <= 0:
-            return
-        folders = [path for path in Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
-        folders.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+        folders = _checkpoints(self._output)
         kept = {str(folders[-1]), self.state.best_model_checkpoint}
         for folder in [path for path in folders if str(path) not in kept][: max(0, len(folders) - limit)]:
-            self._discard(folder)
+            if limit > 0:
+                self._discard(folder)
 
     def _discard(self, folder: Path) -> None:
         """Deletes a checkpoint under another name, so that a half-deleted one is never taken for a whole one."""
@@ -175,7 +183,7 @@ class WholeCheckpoints(Trainer):
             shutil.rmtree(self._staging / f"old-{folder.name}", ignore_errors=True)
 
     def _where_to_go_on(self) -> str:
-        last = last_checkpoint(self.args.output_dir)
+        last = last_checkpoint(self._output)
         return f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
 
     # Going on
@@ -223,6 +231,8 @@ class WholeCheckpoints(Trainer):
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         # A gradient scaler skips the steps of infinite gradients by itself.
         finite = norm is None or self.accelerator.scaler is not None or math.isfinite(norm)
         if self._everywhere_or_not(not (finite and self._losses_finite)):
@@ -233,22 +243,19 @@ class WholeCheckpoints(Trainer):
             )
         return norm
 
+    def check_rewards(self, rewards: torch.Tensor, names: Sequence[str]) -> None:
+        """
+        Checks rewards of shape (completions, functions), the same on all ranks, before anything is made of them.
 
-def check_rewards(rewards: torch.Tensor, names: list[str], step: int, output_dir: str | os.PathLike[str]) -> None:
-    """
-    Checks rewards of shape (completions, functions), the same on all ranks, before anything is made of them.
-
-    Raises:
-        [`TrainingError`]: one is infinite or NaN, of which TRL would make a zero.
-    """
-    bad = [name for name, column in zip(names, rewards.T, strict=True) if not column.isfinite().all()]
-    if bad:
-        last = last_checkpoint(output_dir)
-        raise TrainingError(
-            f"rewards of {', '.join(bad)} at step {step + 1} are not finite; "
-            + (f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet")
-            + ": mend the reward, then run the same command"
-        )
+        Raises:
+            [`TrainingError`]: one is infinite or NaN, which TRL would leave out in silence.
+        """
+        bad = [name for name, column in zip(names, rewards.T, strict=True) if not column.isfinite().all()]
+        if bad:
+            raise TrainingError(
+                f"{', '.join(bad)} of step {self.state.global_step + 1} gave a reward that is not finite; "
+                f"{self._where_to_go_on()}: mend it, then run the same command"
+            )
 
 
 class _StopWhenTold(TrainerCallback):

@@ -25,7 +25,7 @@ from ..prompts import Method, Prompts, load_prompts
 from .config import EmoR3Config
 from .reflector import Judge, Reflection, Reflector
 from .resampling import Row, join_rows, take_rows
-from .rewards import accuracy_reward, completion_text, parsed, reward_functions
+from .rewards import ACCURACY, completion_text, parsed, reward_functions
 from .saving import WholeCheckpoints
 from .statistics import group_statistics, is_tied, weighted
 
@@ -57,7 +57,12 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         RecipeError: the settings don't fit together.
     """
 
-    _tag_names = ("trl", "grpo", "emo-r3")
+    args: EmoR3Config
+    model: Any  # the Trainer's own annotations allow for more than is ever there
+    processing_class: Any
+    num_generations_eval: int
+
+    _tag_names = ["trl", "grpo", "emo-r3"]  # noqa: RUF012
     _name = "EMO-R3"
 
     def __init__(
@@ -80,7 +85,8 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
                 f"reward_weights has {len(args.reward_weights or ())} numbers; these settings have {len(functions)} "
                 f"rewards: {names}"
             )
-        args.generation_kwargs = without_images(model, processing_class, args) | (args.generation_kwargs or {})
+        given: Any = args.generation_kwargs or {}
+        args.generation_kwargs = without_images(model, processing_class, args) | given
         super().__init__(
             model=model,
             reward_funcs=functions,
@@ -183,6 +189,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
 
     def _generate_sharded(self, **inputs: Any) -> Tensor:
         sharded = self._dist.is_fsdp or self._dist.is_zero3
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices=devices),  # the run's random state is as without reflection
@@ -190,7 +197,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
                 self.model_wrapped,
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+                gradient_checkpointing_kwargs=checkpointing,
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
@@ -226,9 +233,9 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         self._log_completion_extra("format_problems", [", ".join(one.problems) for one in found])
 
     def _log_groups(self, rewards: Tensor) -> None:
-        size = self.num_generations if self.model.training else self.num_generations_eval
+        size: int = self.num_generations if self.model.training else self.num_generations_eval
         if size > 1:
-            accuracy = rewards[:, self.reward_funcs.index(accuracy_reward)]
+            accuracy = rewards[:, ACCURACY]
             overall = weighted(rewards, self.reward_weights)
             for name, value in group_statistics(overall, accuracy, size).items():
                 self._log_metric(name, value)
@@ -271,7 +278,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
 
     def _informative(self) -> Tensor:
         """Of shape `(completions of all processes,)`: whether a completion's group differs in what is asked for."""
-        values = self._last_rewards[:, self.reward_funcs.index(accuracy_reward)]
+        values = self._last_rewards[:, ACCURACY]
         if self.args.dynamic_sampling == "reward":
             values = weighted(self._last_rewards, self.reward_weights)
         return (~is_tied(values, self.num_generations)).repeat_interleave(self.num_generations)
