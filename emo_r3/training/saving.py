@@ -18,7 +18,15 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
-from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    ProcessorMixin,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -187,6 +195,24 @@ class WholeCheckpoints(Trainer):
         return f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
 
     # Going on
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        own_format = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if own_format or not isinstance(self.model, PreTrainedModel):  # which a PEFT model is not
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # transformers 5 saves many models under other names than their modules have, and resumes by
+        # `load_state_dict(strict=False)`, which then loads nothing; only `from_pretrained` translates the names.
+        saved = type(self.model).from_pretrained(
+            resume_from_checkpoint, dtype=self.model.dtype, use_safetensors=True, trust_remote_code=False
+        )
+        self.model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _get_train_sampler(self, *args: Any) -> Any:
         sampler = super()._get_train_sampler(*args)
