@@ -20,7 +20,8 @@ from .card import draw_strip, render_card
 from .draw import Size, draw
 from .records import Finding, Record
 from .report import FILE_NAME, Report, Spec
-from .verify import count_labels, in_split_order, verify
+from .shelf import Digests
+from .verify import Listing, count_labels, in_split_order, verify
 
 PIXEL_BUDGET = 4_194_304
 """The most pixels of an image that the paper's authors give to the model."""
@@ -37,13 +38,13 @@ class Selection:
     Args:
         spec (`Spec`): what they are rows of.
         rows (`dict[str, list[Record]]`): by split, in order.
-        digests (`dict[str, str]`): SHA-256 of the original bytes, by id.
+        digests (`dict[str, Sequence[bytes]]`): SHA-256 of the original bytes of each row, by split.
         report (`Report`): how they came about.
     """
 
     spec: Spec
     rows: Mapping[str, Sequence[Record]]
-    digests: Mapping[str, str]
+    digests: Mapping[str, Sequence[bytes]]
     report: Report
 
 
@@ -114,24 +115,25 @@ def select(
         DataError: there are too few rows, or, if strict, any defect.
     """
     labels = spec.labels.labels
-    by_id: dict[str, Record] = {}
-    for records in records_by_split.values():
-        for record in records:
-            if record.label not in labels:
-                raise DataError(f"{record.id}: unknown label {record.label!r}; the labels are {', '.join(labels)}")
-            if by_id.setdefault(record.id, record) != record:
-                raise DataError(f"two records are called {record.id!r}; does the folder hold the data set twice?")
-    found: dict[str, list[Record]] = {}
-    for record in by_id.values():
-        found.setdefault(record.split or "all", []).append(record)
-
-    fit, looks, seen = verify(records_by_split)
+    listing = Listing(records_by_split)
+    if {label for _, label in listing.counts} - set(labels):
+        record = next(record for record in listing if record.label not in labels)
+        raise DataError(f"{record.id}: unknown label {record.label!r}; the labels are {', '.join(labels)}")
+    found = in_split_order({split for split, _ in listing.counts})
+    counts = {split: {label: listing.counts[split, label] for label in labels} for split in found}
+    fit, seen = verify(listing)
     every = [*findings, *seen]
-    counts = {split: count_labels(found[split], labels) for split in in_split_order(found)}
     if strict:
         Report(spec.name, seed, pixel_budget, sizes or {}, counts, {}, every).refuse_defects()
-    rows, fewer = draw(fit, sizes, labels, seed=seed, name=spec.name, shrink=() if strict else shrink)
-    chosen = [record.id for split in rows for record in rows[split]]
+    pools = {split: one.records for split, one in fit.items()}
+    rows, fewer = draw(pools, sizes, labels, seed=seed, name=spec.name, shrink=() if strict else shrink)
+    digests = {split: Digests(fit[split].digests[place] for place in rows[split].places) for split in rows}
+    larger = [
+        rows[split].at(row).id
+        for split in rows
+        for row, place in enumerate(rows[split].places)
+        if fit[split].pixels[place] > pixel_budget
+    ]
     report = Report(
         dataset=spec.name,
         seed=seed,
@@ -140,9 +142,9 @@ def select(
         found=counts,
         rows={split: count_labels(rows[split], labels) for split in rows},
         findings=[*every, *fewer],
-        reencoded=sorted(key for key in chosen if looks[key].pixels > pixel_budget),
+        reencoded=sorted(larger),
     )
-    return Selection(spec, rows, {key: looks[key].sha256 for key in chosen}, report)
+    return Selection(spec, rows, digests, report)
 
 
 def write(selection: Selection, output: str | os.PathLike[str], *, with_pixels: bool = True) -> None:
@@ -172,7 +174,7 @@ def write(selection: Selection, output: str | os.PathLike[str], *, with_pixels: 
         splits = datasets.SplitDict()
         size = 0
         for split, records in selection.rows.items():
-            rows = make_rows(selection, records, codes, with_pixels)
+            rows = make_rows(selection, split, codes, with_pixels)
             shards, stored, memory = _write_shards(rows, features, folder / "data", split)
             splits.add(datasets.SplitInfo(split, memory, len(records), shards))
             size += stored
@@ -220,14 +222,13 @@ def make_features(spec: Spec, with_pixels: bool) -> Any:
 
 
 def make_rows(
-    selection: Selection, records: Sequence[Record], codes: Mapping[str, Mapping[str, int]], with_pixels: bool
+    selection: Selection, split: str, codes: Mapping[str, Mapping[str, int]], with_pixels: bool
 ) -> Iterator[dict[str, Any]]:
     """The rows as Arrow stores them; `codes` are the numbers of the names of each `ClassLabel`."""
     reencoded = frozenset(selection.report.reencoded)
-    for record in records:
-        digest = selection.digests[record.id]
+    for record, digest in zip(selection.rows[split], selection.digests[split], strict=True):
         row: dict[str, Any] = {"label": record.label, "label_text": record.label, "id": record.id}
-        row |= {"source": record.source, "sha256": digest}
+        row |= {"source": record.source, "sha256": digest.hex()}
         row |= {name: record.fields.get(name) for name in selection.spec.columns}
         for name, numbers in codes.items():
             if isinstance(text := row[name], str):
@@ -236,7 +237,7 @@ def make_rows(
                 row[name] = numbers[text]
         if with_pixels:
             data = record.read()
-            if hashlib.sha256(data).hexdigest() != digest:
+            if hashlib.sha256(data).digest() != digest:
                 raise DataError(f"{record.source}: has changed since it was verified; start again")
             name = record.file_name
             if record.id in reencoded:
@@ -265,6 +266,10 @@ def _write_shards(
     # The schema says the features to `load_dataset`, also where the card is not beside it.
     schema = features.arrow_schema
     few = [name for name in ("label", "label_text") if name in features]
+    # The least and the largest image of a group, where they are small, would be in the file again, and in memory till
+    # its end.
+    pq.write_table(schema.empty_table(), empty := io.BytesIO())
+    counted = [column.path for column in pq.ParquetFile(empty).schema if column.path != "image.bytes"]
     lengths: list[int] = []
     paths: list[Path] = []
     memory = 0
@@ -274,9 +279,12 @@ def _write_shards(
             paths.append(folder / f"{split}-{len(paths):05d}")
             lengths.append(0)
             # Dictionaries don't help where every value differs, and cost a copy of the images.
-            writer = pq.ParquetWriter(paths[-1], schema, use_dictionary=few, write_page_index=True)
+            writer = pq.ParquetWriter(
+                paths[-1], schema, use_dictionary=few, write_statistics=counted, write_page_index=True
+            )
         table = pa.Table.from_pylist(group, schema=schema)
         writer.write_table(table, row_group_size=len(group))
+        pa.default_memory_pool().release_unused()  # it would keep several times what a group takes
         lengths[-1] += len(group)
         memory += table.nbytes
         if paths[-1].stat().st_size >= SHARD_BYTES:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 
 from ..errors import DataError
 from .records import Finding, Record
-from .verify import count_labels, in_split_order
+from .shelf import Digests, Picked
+from .verify import in_split_order
 
 Size = int | Mapping[str, int]
 """How many rows to draw: a number, spread as the labels naturally are, or a number for each label."""
@@ -50,7 +52,7 @@ def draw(
     seed: int,
     name: str,
     shrink: Collection[str] = (),
-) -> tuple[dict[str, list[Record]], list[Finding]]:
+) -> tuple[dict[str, Picked], list[Finding]]:
     """
     Draws the rows of each split.
 
@@ -70,14 +72,21 @@ def draw(
     Raises:
         DataError: there are fewer than asked for in a split that may not shrink; or none at all.
     """
-    drawn: dict[str, list[Record]] = {}
+    drawn: dict[str, Picked] = {}
     findings: list[Finding] = []
-    taken: set[str] = set()
-    for split in in_split_order(pools if sizes is None else sizes):
-        pool = [record for record in pools.get(split, ()) if record.id not in taken]
-        counts = count_labels(pool, labels)
-        size: Size = len(pool) if sizes is None else sizes[split]
-        asked = allocate(min(size, len(pool)), counts) if isinstance(size, int) else dict(size)
+    taken: set[bytes] = set()
+    splits = in_split_order(pools if sizes is None else sizes)
+    for split in splits:
+        pool = pools.get(split, ())
+        lots = Digests()
+        by_label: dict[str, array[int]] = {label: array("I") for label in labels}
+        for place, record in enumerate(pool):
+            lots.append(lot(seed, name, record.id))
+            if lots[place] not in taken:
+                by_label[record.label].append(place)
+        counts = {label: len(places) for label, places in by_label.items()}
+        size: Size = sum(counts.values()) if sizes is None else sizes[split]
+        asked = allocate(min(size, sum(counts.values())), counts) if isinstance(size, int) else dict(size)
         if unknown := set(asked) - set(counts):
             raise DataError(f"sizes of {split}: {sorted(unknown)} are no labels; the labels are {', '.join(labels)}")
         parts = {label: min(number, counts[label]) for label, number in asked.items()}
@@ -90,11 +99,10 @@ def draw(
             raise DataError(f"no rows for {split}; check that the download is complete")
         if there < wanted:
             findings.append(Finding("fewer", split, f"{there:,} rows instead of {wanted:,}"))
-        lots = {record.id: lot(seed, name, record.id) for record in pool}
-        chosen: list[Record] = []
+        chosen = array("I")
         for label, number in parts.items():
-            own = sorted((record for record in pool if record.label == label), key=lambda record: lots[record.id])
-            chosen += own[:number]
-        drawn[split] = sorted(chosen, key=lambda record: lots[record.id])
-        taken.update(record.id for record in chosen)
+            chosen += lots.order(by_label[label])[:number]
+        drawn[split] = Picked(pool, lots.order(chosen))
+        if split != splits[-1]:
+            taken.update(lots[place] for place in chosen)
     return drawn, findings

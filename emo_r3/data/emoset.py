@@ -8,6 +8,7 @@ from ..errors import DataError
 from ..labels import LABEL_SETS
 from .records import Finding, Raw, Record
 from .report import Column, Spec
+from .shelf import Shelf
 
 LABELS = LABEL_SETS["emoset"].labels
 SPLITS = {"train": "train.json", "validation": "val.json", "test": "test.json"}
@@ -54,7 +55,7 @@ rights stay with their owners. Whoever holds a copy with images keeps it private
 )
 
 
-def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
+def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
     """
     The records of EmoSet-118K's splits, with what is wrong apart from the images.
 
@@ -69,23 +70,24 @@ def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
         Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
         for name in raw.refused
     ]
-    records: dict[str, list[Record]] = {}
-    listed: set[str] = set()
+    records: dict[str, Shelf] = {}
+    listed = bytearray(len(raw.names))
     for split, name in SPLITS.items():
         if root + name not in raw:
             raise DataError(f"{raw.path}: no {name} beside train.json; complete the download")
-        records[split] = []
+        records[split] = Shelf(raw)
         counts = dict.fromkeys(LABELS, 0)
         for label, image, annotation in _entries(raw, root + name):
             counts[label] += 1
-            listed.add(root + image)
+            if (place := raw.place(root + image)) is not None:
+                listed[place] = True
             record = _record(raw, root, split, label, image, annotation, findings)
             if record:
                 records[split].append(record)
         findings += _check_counts(split, counts)
     known_folders = tuple(f"{root}image/{label}/" for label in LABELS)
-    for name in raw.names:
-        if name.startswith(known_folders) and name not in listed:
+    for name, is_listed in zip(raw.names, listed, strict=True):
+        if name.startswith(known_folders) and not is_listed:
             findings.append(Finding("unlisted", name.removeprefix(root), "in no split"))
     return records, findings
 

@@ -9,6 +9,7 @@ from ..labels import LABEL_SETS
 from .draw import Size
 from .records import Finding, Raw, Record
 from .report import Column, Spec
+from .shelf import Shelf
 
 LABELS = LABEL_SETS["emotion6"].labels
 BINS = (*LABELS, "neutral")
@@ -57,7 +58,7 @@ def sizes(count: int) -> dict[str, Size]:
     return {"test": test, "train": count - test}
 
 
-def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
+def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
     """
     The records of Emotion6, which both splits are drawn from, with what is wrong apart from the images.
 
@@ -79,7 +80,7 @@ def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
         Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
         for name in raw.refused
     ]
-    records: dict[str, Record] = {}
+    records = Shelf(raw)
     listed: set[str] = set()
     counts = dict.fromkeys(LABELS, 0)
     lines = [line for line in raw.text(root + "ground_truth.txt").splitlines() if line.strip()]
@@ -104,15 +105,14 @@ def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
         except ValueError as error:
             findings.append(Finding("bad-annotation", record_id, str(error)))
             continue
-        records[record_id] = Record(record_id, label, raw.file(root + image), None, fields, image)
+        records.append(Record(record_id, label, raw.file(root + image), None, fields, image))
     for name in raw.names:
         if name.startswith(f"{root}images/") and name not in listed:
             findings.append(Finding("unlisted", name.removeprefix(root), "not in ground_truth.txt"))
     for label, count in counts.items():
         if count != PUBLISHED_EACH:
             findings.append(Finding("count", label, f"{count:,} rows, {PUBLISHED_EACH} published"))
-    both = list(records.values())
-    return {"test": both, "train": both}, findings
+    return {"test": records, "train": records}, findings
 
 
 def _check_header(line: str) -> None:

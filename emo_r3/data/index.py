@@ -74,18 +74,19 @@ def rebuild(
             text = f"{len(missing):,} of {len(digests):,} rows have no image in {raw} ({first} ...)"
             if strict or not all(found.values()):
                 raise DataError(f"{text}; complete the originals")
-            kept = {record.id for records in found.values() for record in records}
+            gone = {finding.where for finding in missing}
             report = dataclasses.replace(
                 report,
                 rows={split: count_labels(found[split], spec.labels.labels) for split in found},
                 findings=[*report.findings, *missing],
-                reencoded=[key for key in report.reencoded if key in kept],
+                reencoded=[key for key in report.reencoded if key not in gone],
             )
-        write(Selection(spec, found, digests, report), output)
+        kept = {split: [digests[record.id] for record in found[split]] for split in found}
+        write(Selection(spec, found, kept, report), output)
     return report
 
 
-def read_index(folder: Path, spec: Spec) -> tuple[dict[str, list[Record]], dict[str, str]]:
+def read_index(folder: Path, spec: Spec) -> tuple[dict[str, list[Record]], dict[str, bytes]]:
     """The rows by split, in order and still without a place, and the SHA-256 of each image by id."""
     features = make_features(spec, with_pixels=False)
     shards: dict[str, list[Path]] = {}
@@ -95,7 +96,7 @@ def read_index(folder: Path, spec: Spec) -> tuple[dict[str, list[Record]], dict[
     if not shards:
         raise DataError(f"{folder}: no data/<split>-*.parquet; give a folder that emo-r3 prepare wrote")
     rows: dict[str, list[Record]] = {}
-    digests: dict[str, str] = {}
+    digests: dict[str, bytes] = {}
     for split in in_split_order(shards):
         rows[split] = []
         for row in _read_rows(shards[split], features):
@@ -104,7 +105,7 @@ def read_index(folder: Path, spec: Spec) -> tuple[dict[str, list[Record]], dict[
             fields = {name: row[name] for name in spec.columns}
             label = features["label"].int2str(row["label"])
             rows[split].append(Record(row["id"], label, Path(), split, fields, row["source"]))
-            digests[row["id"]] = row["sha256"]
+            digests[row["id"]] = bytes.fromhex(row["sha256"])
     return rows, digests
 
 
@@ -130,14 +131,14 @@ def _read_rows(paths: Sequence[Path], features: Any) -> Iterator[dict[str, Any]]
             raise DataError(f"{path}: can't be read ({error}); download the index again") from error
 
 
-def find_files(raw: Raw, records: Sequence[Record], digests: Mapping[str, str]) -> dict[str, str]:
+def find_files(raw: Raw, records: Sequence[Record], digests: Mapping[str, bytes]) -> dict[str, str]:
     """The name of the file that holds the bytes of each record, by its id, as far as there is one."""
 
-    def digest(name: str) -> str:
+    def digest(name: str) -> bytes:
         try:
-            return hashlib.sha256(raw.read(name)).hexdigest()
+            return hashlib.sha256(raw.read(name)).digest()
         except DataError:  # one that can't be read is not the one looked for
-            return ""
+            return b""
 
     by_name: dict[str, list[str]] = {}
     for name in raw.names:

@@ -17,6 +17,7 @@ from ..miniature.drawing import SIZE, render
 from .build import build
 from .records import Record
 from .report import Column, Report, Spec
+from .shelf import Shelf
 
 SIZES: dict[str, dict[str, int]] = {
     "miniature-8": {"train": 2000, "test": 2000},
@@ -82,7 +83,7 @@ again, or more of them.""",
     )
 
 
-def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, list[Record]]:
+def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, Shelf]:
     """
     Draws scenes and asks their annotators.
 
@@ -104,10 +105,10 @@ def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: i
             raise DataError(f"{size} rows of {split!r}; give 1 or more of {' or '.join(_SPLITS)}")
     if not sizes or seed < 0:
         raise DataError(f"sizes {dict(sizes)}, seed {seed}; give the size of a split, and a seed of 0 or more")
-    records: dict[str, list[Record]] = {}
+    records: dict[str, Shelf] = {}
     for split, size in sizes.items():
         rng = np.random.default_rng([_KEY, list(SIZES).index(name), _SPLITS.index(split), seed])
-        records[split] = [_record(name, split, number, labels, rng) for number in range(size)]
+        records[split] = Shelf(records=(_record(name, split, number, labels, rng) for number in range(size)))
     return records
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import zipfile
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -123,14 +124,18 @@ class Raw:
         names = _folder_names(path, refused) if archive is None else list(self._members)
         self.refused = tuple(sorted(refused))
         self.names = tuple(sorted(name for name in names if not _IGNORED.search(name)))
-        self._known = frozenset(self.names)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._known
+    def __contains__(self, name: str) -> bool:
+        return self.place(name) is not None
+
+    def place(self, name: str) -> int | None:
+        """Where in `names` a name is, if it is there."""
+        place = bisect_left(self.names, name)
+        return place if self.names[place : place + 1] == (name,) else None
 
     def read(self, name: str, max_bytes: int = MAX_BYTES) -> bytes:
         """The bytes of one listed file; at most `max_bytes`, whatever the zip says its size is."""
-        if name not in self._known:
+        if name not in self:
             raise DataError(f"{self.path}: no file {name!r}; check that the download is complete")
         if self._archive is None:
             return _read_file(os.path.join(self.path, name), max_bytes, name)

@@ -7,18 +7,22 @@ import io
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from bisect import bisect
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, groupby, islice
 from typing import TypeVar
 
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from ..errors import EmoR3Error, ImageError
+from ..errors import DataError, EmoR3Error, ImageError
 from ..images import FORMATS, MAX_PIXELS, load_image
 from .records import Finding, Record
+from .shelf import Digests, Picked, Records
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,7 +37,7 @@ _SOON = 0.0005
 class Look:
     """What one look at an image's bytes gave: a digest and a size, or a defect."""
 
-    sha256: str = ""
+    sha256: bytes = b""
     pixels: int = 0
     mode: str = ""
     defect: tuple[str, str] | None = None
@@ -47,7 +51,7 @@ def look_at(record: Record) -> Look:
         return Look(defect=("undecodable", str(error)))
     if not data:
         return Look(defect=("empty", "no bytes"))
-    digest = hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data).digest()
     try:
         width, height, mode = _decode(data)
     except ImageError as error:
@@ -74,7 +78,7 @@ def _decode(data: bytes) -> tuple[int, int, str]:
         return *image.size, image.mode
 
 
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], what: str) -> Iterator[Result]:
     """`work` over all items, in order, on the cores of this machine where that helps.
 
     Decoding and hashing let other threads run, but small files are over so soon that threads mostly wait for each
@@ -82,69 +86,157 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], what: str)
     """
     from tqdm import tqdm
 
-    def run(chunk: Sequence[Item]) -> list[Result]:
-        return [work(item) for item in chunk]
+    def run(start: int) -> list[Result]:
+        return [work(item) for item in items[start : start + _CHUNK]]
 
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     start = time.perf_counter()
-    results = run(chunks[0]) if chunks else []
+    results = run(0)
     alone = time.perf_counter() - start < _SOON * len(results)
+    starts = iter(range(_CHUNK, len(items), _CHUNK))
+    workers = min(8, os.cpu_count() or 1)
     with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(items), desc=what, unit="image", file=sys.stderr, disable=not sys.stderr.isatty()) as bar,
     ):
-        bar.update(len(results))
-        for done in (map if alone else pool.map)(run, chunks[1:]):
-            results += done
-            bar.update(len(done))
-    return results
+        # `pool.map` would hold the results of all chunks that this thread has not come to yet.
+        ahead = deque(pool.submit(run, start) for start in islice(starts, 0 if alone else 2 * workers))
+        while results:
+            bar.update(len(results))
+            yield from results
+            if ahead:
+                results = ahead.popleft().result()
+                ahead.extend(pool.submit(run, start) for start in islice(starts, 1))
+            else:
+                results = run(next(starts, len(items)))
 
 
-def verify(
-    records_by_split: Mapping[str, Sequence[Record]],
-) -> tuple[dict[str, list[Record]], dict[str, Look], list[Finding]]:
+class Listing(Records):
     """
-    Looks at every image.
+    The records of all splits one after another, and their order by id.
 
     Args:
-        records_by_split (`dict[str, list[Record]]`): the records of each split. A record may be in several, which then
-            share it: where a data set has no official split.
+        records_by_split (`dict[str, Sequence[Record]]`): the records of each split. A record may be in several, which
+            then share it: where a data set has no official split.
+
+    Attributes:
+        places (`array`): of all records, by id and then by split (test, validation, train).
+        numbers (`array`): for each of the places, which of the different records it is.
+        firsts (`array`): the first place of each different record.
+        counts (`Counter`): how many different records there are by official split (`"all"` without one) and label.
+
+    Raises:
+        DataError: two different records have the same id.
+    """
+
+    def __init__(self, records_by_split: Mapping[str, Sequence[Record]]) -> None:
+        self.splits = in_split_order(records_by_split)
+        self._parts = [records_by_split[split] for split in self.splits]
+        self._starts = [0, *accumulate(map(len, self._parts))]
+        self.numbers, self.firsts = array("I"), array("I")
+        self.counts: Counter[tuple[str, str]] = Counter()
+        ids: list[str] = []
+        kinds = array("I")
+        known: dict[tuple[str, str], int] = {}
+        for record in self:
+            ids.append(record.id)
+            kinds.append(known.setdefault((record.split or "all", record.label), len(known)))
+        self.places = array("I", sorted(range(len(ids)), key=ids.__getitem__))
+        by_kind = list(known)
+        for place in self.places:
+            if not self.firsts or ids[place] != ids[self.firsts[-1]]:
+                self.firsts.append(place)
+                self.counts[by_kind[kinds[place]]] += 1
+            elif self.at(place) != self.at(self.firsts[-1]):
+                raise DataError(f"two records are called {ids[place]!r}; does the folder hold the data set twice?")
+            self.numbers.append(len(self.firsts) - 1)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for part in self._parts for record in part)
+
+    def at(self, place: int) -> Record:
+        split, within = self.origin(place)
+        return self._parts[split][within]
+
+    def origin(self, place: int) -> tuple[int, int]:
+        """The number of the split that a place is in, and the place within that split."""
+        split = bisect(self._starts, place) - 1
+        return split, place - self._starts[split]
+
+    def pick(self, split: str) -> Picked:
+        """None of the records of a split, to add places to."""
+        return Picked(self._parts[self.splits.index(split)], ())
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The records of a split that are fit to use.
+
+    Args:
+        records (`Picked`): they, sorted by id.
+        digests (`Digests`): SHA-256 of the bytes of each.
+        pixels (`array`): how many each has.
+    """
+
+    records: Picked
+    digests: Digests = field(default_factory=Digests)
+    pixels: array[int] = field(default_factory=lambda: array("Q"))
+
+
+def verify(listing: Listing) -> tuple[dict[str, Fit], list[Finding]]:
+    """
+    Looks at every image, and keeps some dozen bytes of each.
+
+    Args:
+        listing (`Listing`): the records.
 
     Returns:
-        `tuple`: the records that are fit to use, by split and sorted by id; what was seen, by id; and what was found.
-        Of images with equal bytes the first by split (test, validation, train) and then by id is kept.
+        `tuple`: the records that are fit to use, by split; and what was found. Of images with equal bytes the first by
+        split (test, validation, train) and then by id is kept.
     """
-    splits = in_split_order(records_by_split)
-    unique = {record.id: record for split in splits for record in records_by_split[split]}
-    records = [unique[key] for key in sorted(unique)]
-    looks = dict(zip([record.id for record in records], in_threads(look_at, records, "verify"), strict=True))
-
+    digests, pixels = Digests(), array("Q")
     findings: list[Finding] = []
-    for record in records:
-        look = looks[record.id]
+    looks = in_threads(look_at, Picked(listing, listing.firsts), "verify")
+    for place, look in zip(listing.firsts, looks, strict=True):
+        digests.append(look.sha256)
+        pixels.append(0 if look.defect else look.pixels)
         if look.defect:
-            findings.append(Finding(look.defect[0], record.id, look.defect[1]))
+            findings.append(Finding(look.defect[0], listing.at(place).id, look.defect[1]))
         elif look.mode != "RGB":
-            findings.append(Finding("not-rgb", record.id, f"mode {look.mode}"))
+            findings.append(Finding("not-rgb", listing.at(place).id, f"mode {look.mode}"))
+    duplicates = _find_duplicates(listing, digests, pixels)
+    fit = {split: Fit(listing.pick(split)) for split in listing.splits}
+    for place, number in zip(listing.places, listing.numbers, strict=True):
+        if pixels[number] and number not in duplicates:
+            split, within = listing.origin(place)
+            one = fit[listing.splits[split]]
+            one.records.places.append(within)
+            one.digests.append(digests[number])
+            one.pixels.append(pixels[number])
+    return fit, [*findings, *duplicates.values()]
 
-    first: dict[str, tuple[str, Record]] = {}
-    duplicates: dict[str, Finding] = {}  # by id, as splits may share records
-    fit: dict[str, list[Record]] = {}
-    for split in splits:
-        fit[split] = []
-        for record in sorted(records_by_split[split], key=lambda record: record.id):
-            look = looks[record.id]
-            if look.defect:
-                continue
-            earlier_split, earlier = first.setdefault(look.sha256, (split, record))
-            if earlier.id == record.id:
-                fit[split].append(record)
-            else:
-                where = f"{earlier.id} of {earlier_split}" if earlier_split != split else earlier.id
-                labels = "" if earlier.label == record.label else f", labelled {earlier.label} and {record.label}"
-                finding = Finding("duplicate", record.id, f"the same bytes as {where}{labels}")
-                duplicates.setdefault(record.id, finding)
-    return fit, looks, [*findings, *duplicates.values()]
+
+def _find_duplicates(listing: Listing, digests: Digests, pixels: Sequence[int]) -> dict[int, Finding]:
+    """What to say of each record that has the bytes of an earlier one, by its number."""
+
+    def rank(number: int) -> tuple[int, int]:
+        return listing.origin(listing.firsts[number])[0], number
+
+    earlier: dict[int, int] = {}
+    whole = array("I", (number for number, count in enumerate(pixels) if count))
+    for _, same in groupby(digests.order(whole), digests.__getitem__):
+        number, *others = sorted(same, key=rank)
+        earlier |= dict.fromkeys(others, number)
+    duplicates: dict[int, Finding] = {}
+    for number in sorted(earlier, key=rank):
+        (split, first), (other, _) = rank(earlier[number]), rank(number)
+        kept, left = listing.at(listing.firsts[first]), listing.at(listing.firsts[number])
+        where = kept.id if split == other else f"{kept.id} of {listing.splits[split]}"
+        labels = "" if kept.label == left.label else f", labelled {kept.label} and {left.label}"
+        duplicates[number] = Finding("duplicate", left.id, f"the same bytes as {where}{labels}")
+    return duplicates
 
 
 def in_split_order(splits: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from ..images import SUFFIXES
 from ..labels import LABEL_SETS, WEBEMO_7_OF_25, match_label
 from .records import Finding, Raw, Record
 from .report import Column, Spec
+from .shelf import Shelf
 
 CATEGORIES = LABEL_SETS["webemo-25"].labels
 SIZES = {"test": 2000, "train": 2000}
@@ -54,7 +55,7 @@ classes 0 to 9 only, can't be used.""",
 )
 
 
-def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
+def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
     """
     The records of a downloaded copy of WebEmo, with what is wrong apart from the images.
 
@@ -62,7 +63,7 @@ def read(raw: Raw) -> tuple[dict[str, list[Record]], list[Finding]]:
         DataError: the layout is none of those that are known, or the labels are those of the last-digit bug.
     """
     urls = _urls(raw)
-    records: dict[str, list[Record]] = {"train": [], "test": []}
+    records = {"train": Shelf(raw), "test": Shelf(raw)}
     findings = [
         Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
         for name in raw.refused
@@ -124,12 +125,12 @@ def _check_list(raw: Raw, split: str) -> list[Finding]:
     if root is None:
         return []
     lines = [line for line in raw.text(root + LISTS[split]).splitlines() if line.strip()]
-    labels = []
+    labels: set[int] = set()
     for number, line in enumerate(lines, start=1):
         label = line.split()[-1]
         if not (label.isdecimal() and label.isascii() and int(label) < len(CATEGORIES)):
             raise DataError(f"{LISTS[split]}, line {number}: {line[:100]!r} is not <url> <label 0..24>")
-        labels.append(int(label))
+        labels.add(int(label))
     _refuse_last_digits(raw, LISTS[split], labels)
     if len(lines) == PUBLISHED[split]:
         return []

@@ -17,6 +17,7 @@ from emo_r3.data import build as build_module
 from emo_r3.data.build import build, select, write
 from emo_r3.data.records import Finding, Record
 from emo_r3.data.report import Column, Report, Spec
+from emo_r3.data.shelf import Shelf  # noqa: F401 - for the process of its own
 from emo_r3.errors import DataError
 from emo_r3.labels import LabelSet
 
@@ -181,6 +182,16 @@ def test_shards_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(loaded["id"]) == sorted(record.id for record in given["test"])
 
 
+def test_images_are_not_in_the_statistics(tmp_path: Path) -> None:
+    build(records(tmp_path / "raw", 3), SPEC, tmp_path / "out")
+    path = next(tmp_path.glob("out/data/test-*"))
+    with pq.ParquetFile(path) as file:
+        group = file.metadata.row_group(0)
+        columns = [group.column(number) for number in range(group.num_columns)]
+    assert {column.path_in_schema for column in columns if not column.is_stats_set} == {"image.bytes"}
+    assert all(column.has_offset_index for column in columns)
+
+
 def test_groups_are_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "_GROUP_BYTES", 10)
     build(records(tmp_path / "raw", 5), SPEC, tmp_path / "out")
@@ -294,26 +305,28 @@ def test_without_the_library_there_is_a_hint(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
-    """Peak memory of a build of 20 MB and of one of 120 MB of images, each in a process of its own."""
+@pytest.mark.parametrize(("size", "few", "many", "most"), [(10**6, 20, 120, 50), (0, 2000, 12_000, 8)])
+def test_memory_does_not_grow_with_the_images(tmp_path: Path, size: int, few: int, many: int, most: int) -> None:
+    """Peak memory of a build of few and of more images, large or small, each in a process of its own."""
     script = f"""
 import resource, sys
 from dataclasses import dataclass
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_build import SPEC, Record, build, jpeg
-NOISE = bytes(range(256)) * 4000
+from test_build import SPEC, Record, Shelf, build, jpeg
+size = int(sys.argv[2])
+NOISE = bytes(range(256)) * (size // 256)
 @dataclass(frozen=True)
 class Made:
     number: int
     def read(self):
-        return jpeg(self.number) + NOISE[: 10**6]
-rows = [Record(f"{{n:04d}}", "joy", Made(n), "test") for n in range(int(sys.argv[1]))]
-build({{"test": rows}}, SPEC, sys.argv[2])
+        return jpeg(self.number) + NOISE
+rows = Shelf(records=(Record(f"{{n:06d}}", "joy", Made(n), "test") for n in range(int(sys.argv[1]))))
+build({{"test": rows}}, SPEC, sys.argv[3])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     peaks = []
-    for count in (20, 120):
-        command = [sys.executable, "-c", script, str(count), str(tmp_path / str(count))]
+    for count in (few, many):
+        command = [sys.executable, "-c", script, str(count), str(size), str(tmp_path / str(count))]
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    assert (tmp_path / "120/data/test-00000-of-00001.parquet").stat().st_size > 1e6
-    assert peaks[1] - peaks[0] < 50, peaks
+    assert (tmp_path / f"{many}/data/test-00000-of-00001.parquet").stat().st_size > 1e6
+    assert peaks[1] - peaks[0] < most, peaks

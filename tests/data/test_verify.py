@@ -1,5 +1,6 @@
 import io
 import re
+import time
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from raw_folders import jpeg, put
 
 from emo_r3.data import verify as verify_module
 from emo_r3.data.records import Record
-from emo_r3.data.verify import look_at, verify
+from emo_r3.data.verify import Listing, look_at, verify
+from emo_r3.errors import DataError
 from emo_r3.images import load_image
 
 
@@ -60,7 +62,7 @@ def test_what_is_no_whole_image(tmp_path: Path, data: bytes | None, kind: str, s
 )
 def test_whole_images_and_their_mode(tmp_path: Path, data: bytes, mode: str) -> None:
     look = look_at(record(tmp_path, "1", data))
-    assert not look.defect and look.mode == mode and len(look.sha256) == 64
+    assert not look.defect and look.mode == mode and len(look.sha256) == 32
     assert look.pixels == (64 * 64 if data is WHOLE else 64)
 
 
@@ -78,8 +80,8 @@ def test_findings(tmp_path: Path) -> None:
         record(tmp_path, "2", b""),
         record(tmp_path, "3", jpeg("b", mode="L")),
     ]
-    fit, looks, findings = verify({"test": records})
-    assert [r.id for r in fit["test"]] == ["1", "3"] and set(looks) == {"1", "2", "3"}
+    fit, findings = verify(Listing({"test": records}))
+    assert [r.id for r in fit["test"].records] == ["1", "3"]
     assert [(finding.kind, finding.where) for finding in findings] == [("empty", "2"), ("not-rgb", "3")]
     assert [finding.is_defect for finding in findings] == [True, False]
 
@@ -91,8 +93,8 @@ def test_duplicates_keep_the_first_by_split_and_id(tmp_path: Path) -> None:
         "validation": [record(tmp_path, "v", jpeg("b"), split="validation")],
         "test": [record(tmp_path, "z", same), record(tmp_path, "y", same), record(tmp_path, "x", jpeg("x"))],
     }
-    fit, _, findings = verify(splits)
-    assert {split: [r.id for r in rows] for split, rows in fit.items()} == {
+    fit, findings = verify(Listing(splits))
+    assert {split: [r.id for r in one.records] for split, one in fit.items()} == {
         "test": ["x", "y"],
         "validation": ["v"],
         "train": [],
@@ -107,11 +109,34 @@ def test_duplicates_keep_the_first_by_split_and_id(tmp_path: Path) -> None:
 
 def test_a_record_of_two_splits_is_no_duplicate(tmp_path: Path) -> None:
     both = [record(tmp_path, "1", jpeg("1")), record(tmp_path, "2", jpeg("1")), record(tmp_path, "3", jpeg("3"))]
-    fit, _, findings = verify({"train": both, "test": both})
-    assert [r.id for r in fit["train"]] == [r.id for r in fit["test"]] == ["1", "3"]
+    fit, findings = verify(Listing({"train": both, "test": both}))
+    assert [r.id for r in fit["train"].records] == [r.id for r in fit["test"].records] == ["1", "3"]
     assert [finding.where for finding in findings] == ["2"]
+
+
+def test_a_listing(tmp_path: Path) -> None:
+    both, other = [record(tmp_path, key, None) for key in "cab"], [record(tmp_path, "aa", None, "fear", "train")]
+    listing = Listing({"train": [*both, *other], "test": both})
+    assert listing.splits == ["test", "train"] and [r.id for r in listing] == [*"cab", *"cab", "aa"]
+    assert [listing[place].id for place in listing.places] == ["a", "a", "aa", "b", "b", "c", "c"]
+    assert list(listing.numbers) == [0, 0, 1, 2, 2, 3, 3] and list(listing.firsts) == [1, 6, 2, 0]
+    assert listing.counts == {("test", "joy"): 3, ("train", "fear"): 1}
+    with pytest.raises(DataError, match="two records are called 'a'"):
+        Listing({"test": both, "train": [record(tmp_path, "a", None, "fear")]})
+
+
+@pytest.mark.parametrize("soon", [0.0, 10.0])
+def test_threads_are_not_far_ahead(soon: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "_SOON", soon)
+    started: list[int] = []
+    results = verify_module.in_threads(started.append, range(10_000), "test")
+    next(results)
+    time.sleep(0.05)
+    assert len(started) < 2000
+    assert len([*results]) == 9999 and sorted(started) == list(range(10_000))
 
 
 def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify_module, "_CHUNK", 3)
-    assert verify_module.in_threads(lambda n: n * n, list(range(100)), "test") == [n * n for n in range(100)]
+    assert list(verify_module.in_threads(abs, [], "test")) == []
+    assert list(verify_module.in_threads(lambda n: n * n, range(100), "test")) == [n * n for n in range(100)]
