@@ -143,10 +143,13 @@ def _urls(raw: Raw) -> dict[str, tuple[str, int]]:
     if root is None:
         return {}
     found = {}
-    for number, line in enumerate(raw.text(root + URLS).splitlines(), start=1):
+    lines = raw.text(root + URLS).splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             found[root + row["file"]] = str(row["url"]), int(row["label"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{URLS}, line {number}: {line[:100]!r} is not what --download writes") from error
+            if number == len(lines) and not line.endswith("\n"):  # a kill cut it short
+                break
+            raise DataError(f"{URLS}, line {number}: {line.strip()[:100]!r} is not what --download writes") from error
     return found

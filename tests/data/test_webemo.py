@@ -105,6 +105,25 @@ def test_urls_of_our_own_download(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_kill_may_cut_the_last_url_short(tmp_path: Path) -> None:
+    lines = []
+    for index in (12, 13):
+        put(tmp_path / f"train/{index}/x.jpg", jpeg(index))
+        row = {"file": f"train/{index}/x.jpg", "url": "http://h/x.png", "label": index, "split": "train"}
+        lines.append(json.dumps(row))
+    put(tmp_path / ".partial/140", jpeg("half")[:50])
+    for length in range(1, len(lines[1])):
+        put(tmp_path / "urls.jsonl", f"{lines[0]}\n{lines[1][:length]}")
+        records, findings = read(tmp_path)
+        assert [record.source for record in records["train"]] == ["http://h/x.png", "train/13/x.jpg"] and not findings
+    put(tmp_path / "urls.jsonl", "\n".join(lines))
+    assert [record.source for record in read(tmp_path)[0]["train"]] == ["http://h/x.png"] * 2
+    for torn in (f"{lines[0]}\n{lines[1][:50]}\n", f"{lines[0][:50]}\n{lines[1]}\n"):
+        put(tmp_path / "urls.jsonl", torn)
+        with pytest.raises(DataError, match=r"urls\.jsonl, line [12]: .* is not what --download writes"):
+            read(tmp_path)
+
+
 def test_images_elsewhere_are_unlisted(tmp_path: Path) -> None:
     folder = make_webemo(tmp_path / "a")
     put(folder / "other/x.jpg", jpeg("x"))
