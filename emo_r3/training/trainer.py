@@ -60,6 +60,8 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
     args: EmoR3Config
     model: Any  # the Trainer's own annotations allow for more than is ever there
     processing_class: Any
+    train_dataset: Any
+    num_generations: int
     num_generations_eval: int
 
     _tag_names = ["trl", "grpo", "emo-r3"]  # noqa: RUF012
@@ -87,6 +89,8 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             )
         given: Any = args.generation_kwargs or {}
         args.generation_kwargs = without_images(model, processing_class, args) | given
+        # TRL relies on it for the token types of images, and sets it only on processors that it loads itself.
+        processing_class.tokenizer.padding_side = "left"
         super().__init__(
             model=model,
             reward_funcs=functions,
