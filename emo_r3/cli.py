@@ -20,6 +20,7 @@ from .errors import EmoR3Error
 MODULES = {
     "prepare": ("data.prepare", "make a data set of the original downloads"),
     "push": ("publish", "publish a prepared data set on the Hub"),
+    "train": ("training.train", "train a model as a recipe says"),
 }
 MINIATURE = {
     "train": ("miniature.train", "make the miniature again from a seed"),

@@ -99,7 +99,7 @@ class BatchPlan:
             RecipeError: there are fewer rows than prompts in a rollout.
         """
         what = "completions" if self.rollout else "rows"
-        parts = f"{self.processes} processes x {self.per_device} {what} x {self.accumulation} accumulated"
+        parts = f"{_processes(self.processes)} x {self.per_device} {what} x {self.accumulation} accumulated"
         if not self.rollout:
             return [
                 f"an update: {parts} = {self.update} rows",
@@ -187,7 +187,7 @@ def plan_batches(values: Mapping[str, Any], trainer: str, processes: int) -> Bat
         if whole := rollout % (unit := math.lcm(forward, generations)):
             below, above = rollout - whole, rollout - whole + unit
             raise RecipeError(
-                f"generation_batch_size {rollout} doesn't divide by {processes} processes x {per_device} completions "
+                f"generation_batch_size {rollout} doesn't divide by {_processes(processes)} x {per_device} completions "
                 f"and by num_generations {generations}: set it to {f'{below} or ' if below else ''}{above}"
             )
         return BatchPlan(processes, per_device, accumulation, rollout, generations, values["num_iterations"])
@@ -198,7 +198,7 @@ def plan_batches(values: Mapping[str, Any], trainer: str, processes: int) -> Bat
         sizes = _around(per_device, lambda size: size % unit == 0, per_device + unit)
         groups = _around(generations, lambda size: size > 1 and rollout % size == 0, rollout)
         raise RecipeError(
-            f"{processes} processes x {per_device} completions x {steps} steps make a rollout of {rollout}, which "
+            f"{_processes(processes)} x {per_device} completions x {steps} steps make a rollout of {rollout}, which "
             f"num_generations {generations} doesn't divide: set per_device_train_batch_size to {sizes}"
             + (f", or num_generations to {groups}" if groups else "")
         )
@@ -322,6 +322,10 @@ def _around(value: int, fits: Callable[[int], bool], most: int) -> str:
     below = next((number for number in range(value - 1, 0, -1) if fits(number)), None)
     above = next((number for number in range(value + 1, most + 1) if fits(number)), None)
     return " or ".join(str(number) for number in (below, above) if number)
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def _silent(name: str) -> bool:

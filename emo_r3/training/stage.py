@@ -1,0 +1,202 @@
+"""A stage of a run: a model that is trained on rows, from its last checkpoint if it has one, and written whole."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedModel, ProcessorMixin
+from trl import SFTTrainer, get_peft_config
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from ..checkpoint import CheckpointInfo, load_for_training, save_checkpoint, set_pixel_budget
+from ..errors import EmoR3Error, RecipeError, TrainingError
+from ..labels import LABEL_SETS, LabelSet, resolve_labels
+from ..prompts import load_prompts
+from ..scoring import adds_special_tokens, render_prompt
+from .config import EmoR3Config, SupervisedConfig
+from .progress import follow
+from .recipe import Recipe
+from .rows import check_pictures, label_rows, question_rows
+from .saving import WholeCheckpoints, last_checkpoint
+from .trainer import EmoR3Trainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class SupervisedTrainer(WholeCheckpoints, SFTTrainer):
+    """TRL's SFT trainer, with checkpoints that are whole or not there."""
+
+
+@dataclass
+class Stage:
+    """
+    A part of a run with a model and a folder of its own: Cold-Start-Emo, or what follows it.
+
+    Args:
+        recipe ([`Recipe`]): the recipe.
+        config (`EmoR3Config` or `SupervisedConfig`): settings of this stage's trainer.
+        rows (`Dataset`): all rows of the run, as [`load_rows`] returns them.
+        base (`str`, *optional*): model that it starts from; the miniature if `None`.
+        chosen (`list[int]`, *optional*): places of the rows that it trains on; all unless given.
+    """
+
+    recipe: Recipe
+    config: EmoR3Config | SupervisedConfig
+    rows: Dataset
+    base: str | None
+    chosen: list[int] | None = None
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output_dir or ".")
+
+    @property
+    def final(self) -> Path:
+        return self.output / "final"
+
+    def train(self) -> dict[str, Any]:
+        """Trains from the start, or from the last whole checkpoint, and writes `final`; returns the last metrics."""
+        trainer, info = self._trainer()
+        checkpoint = last_checkpoint(self.output)
+        if checkpoint is not None:
+            say(f"going on from {checkpoint}")
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            self._save(trainer, info)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.final} can't be saved ({error.strerror or error}); make room, then run the same command"
+            ) from error
+        logged: dict[str, Any] = {}
+        for row in trainer.state.log_history[-2:]:
+            logged |= row
+        trainer.accelerator.free_memory()
+        return logged
+
+    def _trainer(self) -> tuple[Any, CheckpointInfo]:
+        run, model_config = self.recipe.run, self.recipe.model
+        model, processor, info = load_for_training(
+            self.base, revision=model_config.model_revision, dtype=model_config.dtype or "auto"
+        )
+        if model_config.attn_implementation:
+            model.set_attn_implementation(model_config.attn_implementation)
+        supervised = isinstance(self.config, SupervisedConfig)
+        info = replace(
+            info,
+            method="direct" if supervised else run.method,
+            label_set=named_labels(self.rows.features["label"].names),
+            prompts=load_prompts(run.prompts) if run.prompts else info.prompts,
+            min_pixels=run.min_pixels or info.min_pixels,
+            max_pixels=run.max_pixels or info.max_pixels,
+            base_model=model_config.model_name_or_path,
+            recipe_hash=self.recipe.hash,
+        )
+        set_pixel_budget(processor, info)
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        question = info.prompts.question(run.method, info.label_set)
+        share = (self.config.process_index, self.config.world_size)
+        check_pictures(self.rows, run, processor, question, square=info.square, process=share)
+        peft_config: Any = get_peft_config(model_config)
+        if run.freeze_vision_tower:
+            name = freeze_vision_tower(model)
+            if peft_config is not None:
+                peft_config.exclude_modules = rf".*\b{name}\b.*"
+        given: dict[str, Any] = {
+            "model": model,
+            "args": self.config,
+            "processing_class": processor,
+            "peft_config": peft_config,
+        }
+        rows = self.rows if self.chosen is None else self.rows.select(self.chosen)
+        trainer: Any
+        try:
+            if supervised:
+                trainer = SupervisedTrainer(
+                    train_dataset=label_rows(rows, info.prompts, square=info.square),
+                    data_collator=label_collator(processor),
+                    **given,
+                )
+            else:
+                questions = question_rows(rows, run.method, info.prompts, square=info.square)
+                trainer = EmoR3Trainer(train_dataset=questions, method=run.method, prompts=info.prompts, **given)
+        except EmoR3Error:
+            raise
+        except (ValueError, NotImplementedError, ImportError) as error:  # TRL's and PEFT's checks of the settings
+            text = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RecipeError(f"these settings can't be used together: {text}") from error
+        trainer.checkpoint_info = info
+        follow(trainer, self.output)
+        return trainer, info
+
+    def _save(self, trainer: Any, info: CheckpointInfo) -> None:
+        """Writes `final`, and `adapter` under LoRA. Every process takes part: weights may be spread over them."""
+        adapter = self.recipe.model.use_peft
+        staged = self.output / (".adapter" if adapter else ".final")
+        trainer.save_model(str(staged))
+        if trainer.is_world_process_zero():
+            (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and all of it is in recipe.yaml
+            if adapter:
+                replace_folder(staged, self.output / "adapter")
+                base, _, _ = load_for_training(
+                    self.base, revision=self.recipe.model.model_revision, dtype=self.recipe.model.dtype or "auto"
+                )
+                merged: Any = PeftModel.from_pretrained(base, str(self.output / "adapter"))
+                save_checkpoint(self.final, merged.merge_and_unload(), trainer.processing_class, info)
+            else:
+                replace_folder(staged, self.final)
+        trainer.accelerator.wait_for_everyone()
+
+
+def freeze_vision_tower(model: PreTrainedModel) -> str:
+    """Leaves the vision tower as it is, and returns its name in the model; raises `RecipeError` if there is none."""
+    tower = model.get_encoder(modality="image")
+    name = next((name for name, module in model.named_modules() if name and module is tower), None)
+    if name is None:
+        raise RecipeError(f"freeze_vision_tower: {type(model).__name__} has no vision tower that can be told apart")
+    tower.requires_grad_(False)
+    return name.rpartition(".")[2]
+
+
+def named_labels(labels: Sequence[str]) -> LabelSet:
+    """The package's own set of these labels, which knows more about them, or else the caller's own."""
+    return next((known for known in LABEL_SETS.values() if list(known.labels) == list(labels)), resolve_labels(labels))
+
+
+def label_collator(processor: ProcessorMixin) -> DataCollatorForVisionLanguageModeling:
+    """TRL's collator, and prompts that begin with the mark of a beginning where the pipeline puts one (LLaVA)."""
+    start = processor.tokenizer.bos_token
+    if start and adds_special_tokens(processor, render_prompt(processor, "", with_image=True)):
+        ids = processor.tokenizer("").input_ids
+        if ids[:1] == [processor.tokenizer.bos_token_id]:
+            processor = copy.copy(processor)
+            processor.chat_template = f"{{{{ {json.dumps(start)} }}}}{processor.chat_template}"
+    return DataCollatorForVisionLanguageModeling(processor, max_length=None, completion_only_loss=True)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Puts a finished folder in its place; what was there was of a run that broke off here."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    new.rename(folder)
+
+
+def rank() -> int:
+    """Number of this process."""
+    return PartialState().process_index
+
+
+def say(text: str) -> None:
+    """A line on stderr, once for all processes."""
+    if rank() == 0:
+        print(f"emo-r3: {text}", file=sys.stderr, flush=True)
