@@ -220,24 +220,28 @@ class Reflector:
             for question in questions
         ]
         read = [""] * len(prompts)
-        forwards = 0
         for rows in chunks(range(len(prompts)), self.batch_size):
             cached, logits = read_prompts(self.judge.model, [prompts[row] for row in rows], self.end_token)
             self.tokens += sum(len(prompts[row]) for row in rows)
+            whole = cached.cache is None or not is_reusable(cached.cache)
+            parts = []
+            forwards = 0
             for labels in dict.fromkeys(choices[row] for row in rows):
                 trie = self._trie(labels)
                 own = [place for place, row in enumerate(rows) if choices[row] == labels]
                 first = logits[own][:, trie.tokens[0]] if trie.paths[0] == () else None
-                contexts = [cached.tokens[place] for place in own]
-                _, greedy = score_labels(cached, own, contexts, trie, first)
                 asked = len(own) * (len(trie.paths) - (first is not None))
-                whole = cached.cache is None or not is_reusable(cached.cache)
                 forwards += asked if whole else math.ceil(asked / cached.max_rows)
+                parts.append((labels, trie, own, first))
+            # Another process may have labels that part later, and needs our part in its forwards. Asked before them:
+            # all processes do the same in the same order.
+            most = self.judge.most(forwards)
+            for labels, trie, own, first in parts:
+                _, greedy = score_labels(cached, own, [cached.tokens[place] for place in own], trie, first)
                 for place, label in zip(own, greedy, strict=True):
                     read[rows[place]] = labels[label]
-        # Another process may have had labels that part later, and needs our part in its forwards.
-        for _ in range(self.judge.most(forwards) - forwards):
-            read_prompts(self.judge.model, prompts[:1], self.end_token)
+            for _ in range(most - forwards):
+                read_prompts(self.judge.model, prompts[:1], self.end_token)
         return read
 
     def _trie(self, labels: tuple[str, ...]) -> LabelTrie:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import use_adapter
 
 from ..checkpoint import load_for_training
@@ -156,15 +158,22 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             return Judge(self.model, own, self._as_policy, self._generate_sharded, self._most)
         if name == "reference":
             if self.ref_model is not None:
-                return Judge(self.ref_model, own, self._as_frozen, None, self._most)
+                return Judge(self.ref_model, own, self._as_frozen, self._generate_frozen(self.ref_model), self._most)
             if self._is_peft():
                 return Judge(self.model, own, self._as_base, self._generate_sharded, self._most)
             raise RecipeError(
                 "judge: reference needs a reference model: set beta above 0, train adapters (use_peft), or name the "
                 "base model's folder or repository as the judge"
             )
-        model, processor, _ = load_for_training(name, dtype=self.model.dtype)
-        return Judge(model.to(self.accelerator.device).eval(), processor, self._as_frozen, None, self._most)
+        loaded, processor, _ = load_for_training(name, dtype=self.model.dtype)
+        model: Any = loaded.eval()
+        if self.is_deepspeed_enabled:  # as TRL prepares its reference
+            model = prepare_deepspeed(model, self.accelerator)
+        elif self.is_fsdp_enabled:
+            model = prepare_fsdp(model, self.accelerator)
+        else:
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        return Judge(model, processor, self._as_frozen, self._generate_frozen(model), self._most)
 
     def _is_peft(self) -> bool:
         return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
@@ -191,8 +200,14 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         with self._as_policy(), use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
             yield
 
+    def _is_sharded(self) -> bool:
+        return (self._dist.is_fsdp or self._dist.is_zero3) and self.accelerator.num_processes > 1
+
+    def _generate_frozen(self, model: Any) -> Callable[..., Tensor]:
+        # Where weights are sharded, nobody may end before the others.
+        return functools.partial(model.generate, synced_gpus=self._is_sharded())
+
     def _generate_sharded(self, **inputs: Any) -> Tensor:
-        sharded = self._dist.is_fsdp or self._dist.is_zero3
         checkpointing: Any = self.args.gradient_checkpointing_kwargs
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with (
@@ -205,7 +220,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            return model.generate(**inputs, synced_gpus=sharded and self.accelerator.num_processes > 1)
+            return model.generate(**inputs, synced_gpus=self._is_sharded())
 
     def _most(self, number: int) -> int:
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
