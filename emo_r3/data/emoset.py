@@ -145,8 +145,8 @@ def _record(
     except (DataError, TypeError, ValueError) as error:
         findings.append(Finding("bad-annotation", record_id, str(error)))
         return None
-    if facts.get("emotion") != label:
-        findings.append(Finding("label-mismatch", record_id, f"{label}, but annotated {facts.get('emotion')!r}"))
+    if (emotion := facts.get("emotion")) not in (label, None):
+        findings.append(Finding("label-mismatch", record_id, f"{label}, but annotated {emotion!r}"))
         return None
     return Record(record_id, label, raw.file(root + image), split, fields, image)
 

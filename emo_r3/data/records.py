@@ -245,7 +245,7 @@ def _zip_members(path: Path, archive: zipfile.ZipFile, refused: list[str]) -> di
     members: dict[str, zipfile.ZipInfo] = {}
     unpacked = packed = 0
     for info in archive.infolist():
-        name = info.orig_filename.replace("\\", "/")
+        name = info.orig_filename.replace("\\", "/").removeprefix("./")
         if name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:", name) or "\0" in name:
             raise DataError(f"{path}: the member {name!r} leads out of the folder; don't trust this zip file")
         if info.is_dir():

@@ -68,6 +68,7 @@ def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
         Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
         for name in raw.refused
     ]
+    findings += [Finding("missing", name, f"in {URLS} only") for name in urls if name not in raw]
     numbers: set[int] = set()
     for name in raw.names:
         place = _PLACE.search(name)

@@ -6,6 +6,7 @@ import pytest
 from raw_folders import EMOSET, jpeg, make_emoset, make_zip, put
 
 from emo_r3.data import emoset
+from emo_r3.data.prepare import prepare
 from emo_r3.data.records import Finding, Record, open_raw
 from emo_r3.errors import DataError
 
@@ -86,7 +87,7 @@ def unlisted(folder: Path) -> None:
         (break_folder, "label-mismatch", False),
         (break_name, "label-mismatch", False),
         (annotate('{"emotion": "fear"}'), "label-mismatch", False),
-        (annotate("{}"), "label-mismatch", False),
+        (annotate('{"emotion": ["awe"]}'), "label-mismatch", False),
         (annotate("{"), "bad-annotation", False),
         (annotate("[]"), "bad-annotation", False),
         (annotate('{"emotion": "awe", "brightness": 7}'), "bad-annotation", False),
@@ -104,6 +105,31 @@ def test_what_is_wrong_with_a_row(tmp_path: Path, breakage: Callable[[Path], Non
     assert [finding.kind for finding in findings] == [kind]
     assert "00011" in findings[0].where or kind == "unlisted"
     assert len(records["train"]) == (41 if is_kept else 40)
+
+
+def test_split_files_may_mix_the_two_shapes(tmp_path: Path) -> None:
+    expected = facts(read(make_emoset(tmp_path / "a"))[0])
+    rows = json.loads((tmp_path / "a/train.json").read_text())
+    put(tmp_path / "a/train.json", json.dumps([row if n % 2 else [row[0], *row[2:]] for n, row in enumerate(rows)]))
+    assert facts(read(tmp_path / "a")[0]) == expected
+
+
+@pytest.mark.parametrize("text", ["{}", '{"emotion": null}', '{"emotion": "awe"}', '{"image_id": "awe_00011"}'])
+def test_any_attribute_may_be_absent(tmp_path: Path, text: str) -> None:
+    folder = make_emoset(tmp_path / "a")
+    annotate(text)(folder)
+    records, findings = read(folder)
+    assert not findings
+    assert [record.fields for record in records["train"] if record.id == "awe_00011"] == [{}]
+
+
+def test_an_image_of_two_splits_is_refused(tmp_path: Path) -> None:
+    folder = make_emoset(tmp_path / "a")
+    train, test = (json.loads((folder / f"{split}.json").read_text()) for split in ("train", "test"))
+    put(folder / "train.json", json.dumps([*train, test[0]]))
+    with pytest.raises(DataError, match=f"two records are called '{test[0][1]}'"):
+        prepare("emoset", folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_odd_but_clear_attributes(tmp_path: Path) -> None:
@@ -154,7 +180,12 @@ def test_a_path_that_leads_out_reads_nothing(tmp_path: Path) -> None:
 
 
 def test_published_counts() -> None:
-    assert sum(emoset.PUBLISHED.values()) == 118_102
+    assert emoset.PUBLISHED == {"train": 94_481, "validation": 5_905, "test": 17_716}
+    assert sum(emoset.PUBLISHED.values()) == 118_102 and emoset.SIZES == {"test": 2000, "train": 2000}
+    assert emoset.AUTHORS_TRAIN == {
+        "amusement": 337, "anger": 188, "awe": 272, "contentment": 291,
+        "disgust": 206, "excitement": 345, "fear": 244, "sadness": 217,
+    }  # fmt: skip
     assert sum(emoset.PUBLISHED_TEST.values()) == emoset.PUBLISHED["test"]
     assert sum(emoset.AUTHORS_TRAIN.values()) == 2100 and tuple(emoset.AUTHORS_TRAIN) == EMOSET
     assert not emoset._check_counts("test", dict(emoset.PUBLISHED_TEST))

@@ -1,9 +1,11 @@
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from raw_folders import jpeg, make_emotion6, make_zip, put
 
 from emo_r3.data import emotion6
+from emo_r3.data.draw import draw
 from emo_r3.data.records import Finding, Record, open_raw
 from emo_r3.errors import DataError
 
@@ -113,6 +115,16 @@ def test_published_counts(tmp_path: Path) -> None:
     assert [finding.kind for finding in findings] == ["count"] * 6
     assert emotion6.sizes(1980) == {"test": 594, "train": 1386}
     assert emotion6.sizes(60) == {"test": 18, "train": 42}
+
+
+def test_the_whole_of_it_is_split_evenly() -> None:
+    pool = [Record(f"{label}/{n}", label, Path()) for label in emotion6.LABELS for n in range(1, 331)]
+    sizes = emotion6.sizes(len(pool))
+    rows, findings = draw({"test": pool, "train": pool}, sizes, emotion6.LABELS, seed=0, name="emotion6")
+    counts = {split: Counter(record.label for record in rows[split]) for split in rows}
+    assert counts["test"] == dict.fromkeys(emotion6.LABELS, 99) and not findings
+    assert counts["train"] == dict.fromkeys(emotion6.LABELS, 231)
+    assert {record.id for record in rows["test"]}.isdisjoint(record.id for record in rows["train"])
 
 
 @pytest.mark.parametrize(

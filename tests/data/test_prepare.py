@@ -89,6 +89,81 @@ def test_defects_in_every_place(
     assert kept == ["amusement_00004"]
 
 
+SEVEN = {
+    "emoset": (
+        lambda folder: make_emoset(folder, {"train": 7, "val": 1, "test": 3}),
+        [(f"image/amusement/amusement_{n:05d}.jpg", f"amusement_{n:05d}") for n in range(1, 8)],
+        ("image/amusement/amusement_00067.jpg", "amusement_00067 of test"),
+    ),
+    "emotion6": (
+        make_emotion6,
+        [(f"images/joy/{n}.jpg", f"joy/{n}") for n in range(1, 8)],
+        ("images/fear/1.jpg", "fear/1, labelled fear and joy"),
+    ),
+    "webemo": (
+        lambda folder: make_webemo(folder, each=7),
+        [(f"train/13/{n}-13.jpg", f"train/13/{n}-13.jpg") for n in range(7)],
+        ("test/13/0-13.jpg", "test/13/0-13.jpg of test"),
+    ),
+}
+"""A folder, seven images of it with their ids, and another one: of the test split, where there is one."""
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_a_link_that_leads_out_is_not_followed(tmp_path: Path, name: str) -> None:
+    make, ((path, key), *_), _ = SEVEN[name]
+    raw = make(tmp_path / "raw")
+    (raw / path).rename(tmp_path / "secret.jpg")
+    (raw / path).symlink_to(tmp_path / "secret.jpg")
+    prepare(name, raw, tmp_path / "out")
+    found = {(finding.kind, finding.where) for finding in Report.load(tmp_path / "out").findings}
+    assert ("outside", path) in found and (name == "webemo" or ("missing", key) in found)
+    assert key not in {row["id"] for row in rows(tmp_path / "out", "train")}
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+@pytest.mark.parametrize("name", SEVEN)
+def test_every_defect_in_every_data_set(tmp_path: Path, name: str, is_zip: bool) -> None:
+    make, images, (other, seen) = SEVEN[name]
+    raw = make(tmp_path / "raw")
+    empty, page, half, across, within, grey, gone = (raw / path for path, _ in images)
+    keys = [key for _, key in images]
+    put(empty, b"")
+    put(page, b"<html>gone</html>")
+    put(half, jpeg("half", size=(300, 300))[:-500])
+    put(across, (raw / other).read_bytes())
+    if name != "webemo":  # which has no list of what there should be
+        gone.unlink()
+    put(grey, jpeg("grey", mode="L"))
+    put(within, grey.read_bytes())
+    raw = make_zip(raw, "inside/") if is_zip else raw
+    prepare(name, raw, tmp_path / "out")
+    found = {
+        (finding.kind, finding.where): finding.detail
+        for finding in Report.load(tmp_path / "out").findings
+        if finding.kind not in ("count", "partial", "fewer")
+    }
+    assert set(found) == {
+        ("empty", keys[0]),
+        ("undecodable", keys[1]),
+        ("undecodable", keys[2]),
+        ("duplicate", keys[3]),
+        ("not-rgb", keys[4]),
+        ("duplicate", keys[5]),
+        ("not-rgb", keys[5]),
+        *([("missing", keys[6])] if name != "webemo" else []),
+    }
+    assert "web page" in found["undecodable", keys[1]] and "cut short" in found["undecodable", keys[2]]
+    assert found["duplicate", keys[3]] == f"the same bytes as {seen}"
+    assert found["duplicate", keys[5]] == f"the same bytes as {keys[4]}"
+    there = {row["id"] for split in ("test", "train") for row in rows(tmp_path / "out", split)}
+    assert there & set(keys) == {keys[4], *(keys[6:] if name == "webemo" else [])}
+    kinds = r"(1 missing, )?1 empty, 2 undecodable, 2 duplicate(, \d+ count)? \("
+    with pytest.raises(DataError, match=f"--strict: {kinds}"):
+        prepare(name, raw, tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
 def test_rebuild(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = make_emotion6(tmp_path / "raw")
     call("emotion6", raw, "--output", tmp_path / "out", "--index", tmp_path / "index")

@@ -53,7 +53,7 @@ def test_links_that_lead_out_are_not_followed(tmp_path: Path) -> None:
             assert raw.refused == ("b/dangling.jpg", "b/out.jpg", "folder")
 
 
-@pytest.mark.parametrize("name", ["../x.jpg", "/x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg"])
+@pytest.mark.parametrize("name", ["../x.jpg", "/x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg", ".//x.jpg"])
 def test_zip_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     zip_of(tmp_path / "raw.zip", {"a/1.jpg": b"one", name: b"out"})
     with pytest.raises(DataError, match="leads out"), open_raw(tmp_path / "raw.zip"):
@@ -70,6 +70,28 @@ def test_names_are_text(tmp_path: Path, name: str) -> None:
     for path in paths:
         with open_raw(path) as raw:
             assert raw.names == ("\xe9 \u611b.jpg",) and raw.refused == (ascii(name),)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zips_of_every_kind(tmp_path: Path, method: int) -> None:
+    with open_raw(zip_of(tmp_path / "raw.zip", {"a/": b"", "a\\1.jpg": b"one", "./a/2.jpg": b"two"}, method)) as raw:
+        assert [(name, raw.read(name)) for name in raw.names] == [("a/1.jpg", b"one"), ("a/2.jpg", b"two")]
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "raw.zip", {"a/1.jpg": b"one", "a\\1.jpg": b"two"})
+    with pytest.raises(DataError, match=r"'a/1\.jpg' is there twice"), open_raw(path):
+        pass
+
+
+def test_zips_with_a_password_can_not_be_read(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "raw.zip", {"a.jpg": b"one"})
+    data = bytearray(path.read_bytes())
+    for start, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(start) + flags] |= 1
+    path.write_bytes(data)
+    with open_raw(path) as raw, pytest.raises(DataError, match=r"a\.jpg: can't be read .*encrypted"):
+        raw.read("a.jpg")
 
 
 def test_zip_links_are_not_files(tmp_path: Path) -> None:

@@ -69,8 +69,12 @@ def test_the_last_digit_bug_is_told(tmp_path: Path, layout: str) -> None:
 def test_lists_beside_the_images_are_checked(tmp_path: Path) -> None:
     folder = make_webemo(tmp_path / "a")
     put(folder / "test25.txt", "http://h/1.jpg 3\nhttp://h/with space.jpg 24\n")
+    put(folder / "train25.txt", "http://h/1.jpg 13\n")
     _, findings = read(folder)
-    assert [(f.kind, f.where, f.detail) for f in findings] == [("count", "test25.txt", "2 lines, 53,489 published")]
+    assert [(f.kind, f.where, f.detail) for f in findings] == [
+        ("count", "train25.txt", "1 lines, 213,952 published"),
+        ("count", "test25.txt", "2 lines, 53,489 published"),
+    ]
     put(folder / "test25.txt", "http://h/1.jpg 3\nhttp://h/2.jpg 9\n")
     with pytest.raises(DataError, match=r"test25\.txt hold only the classes 0 to 9"):
         read(folder)
@@ -122,6 +126,17 @@ def test_a_kill_may_cut_the_last_url_short(tmp_path: Path) -> None:
         put(tmp_path / "urls.jsonl", torn)
         with pytest.raises(DataError, match=r"urls\.jsonl, line [12]: .* is not what --download writes"):
             read(tmp_path)
+
+
+def test_urls_whose_image_is_gone(tmp_path: Path) -> None:
+    put(tmp_path / "x.jpg", jpeg("x"))
+    put(tmp_path / "raw/train/12/x.jpg", jpeg("x"))
+    names = ["train/12/x.jpg", "train/12/gone.jpg", "../x.jpg", str(tmp_path / "x.jpg")]
+    rows = [{"file": name, "url": f"http://h/{n}", "label": 12, "split": "train"} for n, name in enumerate(names)]
+    put(tmp_path / "raw/urls.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    records, findings = read(tmp_path / "raw")
+    assert [record.source for record in records["train"]] == ["http://h/0"]
+    assert [(finding.kind, finding.where) for finding in findings] == [("missing", name) for name in names[1:]]
 
 
 def test_images_elsewhere_are_unlisted(tmp_path: Path) -> None:
