@@ -29,6 +29,7 @@ AGAIN = (408, 412, 429, 500, 502, 503, 504)  # HTTP statuses after which a fresh
 LARGE = 1_000_000  # bytes
 # What can't hold a picture. Parquet is looked into; anything else is taken for one.
 TEXT_SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".toml", ".tsv", ".txt", ".yaml", ".yml")
+_NO_WRITE = "your account may not write to {}: use a token with write access, or another namespace"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,14 @@ def plan(
             `have_rights`, the tag stands for another commit, or the Hub refuses or can't be reached.
     """
     files, api = find_files(Path(folder)), open_hub(repo_id)
-    return persist(repo_id, lambda: compare(api, files, repo_id, public, have_rights, tag))
+
+    def look() -> Plan:
+        todo = compare(api, files, repo_id, public, have_rights, tag)
+        if not todo.nothing_to_do:
+            check_write(api, todo)
+        return todo
+
+    return persist(repo_id, look)
 
 
 def push(
@@ -249,6 +257,19 @@ def check_rights(
         )
 
 
+def check_write(api: HfApi, todo: Plan) -> None:
+    """Refuse a push that the Hub would refuse after the listing, as far as it tells: not of fine-grained tokens."""
+    if todo.parent is not None:
+        return api.auth_check(todo.repo_id, repo_type="dataset", write=True)
+    me = api.whoami()
+    roles = {group["name"].lower(): group.get("roleInOrg") for group in me.get("orgs", ())} | {
+        me["name"].lower(): None
+    }
+    token = me.get("auth", {}).get("accessToken", {})
+    if "read" in (roles.get(todo.repo_id.partition("/")[0].lower(), "read"), token.get("role")):
+        raise EmoR3Error(_NO_WRITE.format(todo.repo_id))
+
+
 def may_hold_pictures(path: Path) -> bool:
     """Whether a file may hold pixels: Parquet with a column of bytes, or anything that isn't plainly text."""
     if path.suffix != ".parquet":
@@ -350,7 +371,7 @@ def explain(error: Exception, repo_id: str) -> str:
     if status == 401:
         text = "the Hub does not accept the token: run `hf auth login`, or set HF_TOKEN to a valid one"
     elif status in (403, 404):
-        text = f"your account may not write to {repo_id}: use a token with write access, or another namespace"
+        text = _NO_WRITE.format(repo_id)
     elif status == 412:
         text = f"others kept committing to {repo_id} while this push was under way: run the same command again"
     elif status == 400:

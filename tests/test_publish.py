@@ -281,6 +281,9 @@ def test_rights(hub: HubServer, pusher: Pusher, folder: Path, tmp_path: Path) ->
     [
         ("hf_stranger0000000000", "emo-r3/theirs", "may not write to emo-r3/theirs"),
         ("hf_stranger0000000000", "emo-r3/mine", "may not write to emo-r3/mine"),
+        ("hf_stranger0000000000", "emo-r3/shown", "may not write to emo-r3/shown"),
+        ("hf_reader0000000000", "emo-r3/theirs", "may not write to emo-r3/theirs"),
+        ("hf_reader0000000000", "reader/mine", "may not write to reader/mine"),
         ("hf_reader0000000000", "emo-r3/mine", "may not write to emo-r3/mine"),
         ("hf_nobody0000000000", "emo-r3/mine", "does not accept the token"),
         (TOKEN, "emo-r3", "write namespace/name"),
@@ -291,7 +294,10 @@ def test_rights(hub: HubServer, pusher: Pusher, folder: Path, tmp_path: Path) ->
 def test_refusals(hub: HubServer, pusher: Pusher, folder: Path, token: str, repo_id: str, said: str) -> None:
     if hub.store.find("datasets", "emo-r3/theirs") is None:
         hub.store.create("datasets", "emo-r3/theirs", private=True, author="owner")
-    assert said in pusher.push(folder, repo_id, "--yes", token=token, code=2)
+        hub.store.create("datasets", "emo-r3/shown", private=False, author="owner")
+    have_rights = "--i-have-the-rights"  # which the Hub doesn't ask for
+    assert said in pusher.push(folder, repo_id, have_rights, token=token, code=2)  # before anything is listed
+    assert said in pusher.push(folder, repo_id, have_rights, "--yes", token=token, code=2)
     assert not titles(hub, "emo-r3/theirs") and hub.store.find("datasets", "emo-r3/mine") is None
 
 

@@ -123,6 +123,12 @@ def check_access(store: StoreOf, user: Caller, kind: Kind, owner: str, name: str
     return {}
 
 
+@router.get(REPO + "/auth-check/write")
+def check_write_access(store: StoreOf, user: Caller, kind: Kind, owner: str, name: str) -> dict[str, Any]:
+    writable(store, user, kind, f"{owner}/{name}")
+    return {}
+
+
 @router.post("/api/validate-yaml")
 def validate_yaml(payload: Payload) -> JSONResponse:
     errors, warnings = cards.validate(payload["content"], payload["repoType"])
