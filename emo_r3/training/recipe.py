@@ -187,8 +187,8 @@ def plan_batches(values: Mapping[str, Any], trainer: str, processes: int) -> Bat
         if whole := rollout % (unit := math.lcm(forward, generations)):
             below, above = rollout - whole, rollout - whole + unit
             raise RecipeError(
-                f"generation_batch_size {rollout} doesn't divide by {_processes(processes)} x {per_device} completions "
-                f"and by num_generations {generations}: set it to {f'{below} or ' if below else ''}{above}"
+                f"generation_batch_size {rollout} doesn't divide by {_processes(processes)} x {per_device} "
+                f"completions and by num_generations {generations}: set it to {f'{below} or ' if below else ''}{above}"
             )
         return BatchPlan(processes, per_device, accumulation, rollout, generations, values["num_iterations"])
     steps = accumulation if steps is None else steps

@@ -147,6 +147,7 @@ class Stage:
         if trainer.is_world_process_zero():
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and all of it is in recipe.yaml
             if adapter:
+                (staged / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a card
                 replace_folder(staged, self.output / "adapter")
                 base, _, _ = load_for_training(
                     self.base, revision=self.recipe.model.model_revision, dtype=self.recipe.model.dtype or "auto"
