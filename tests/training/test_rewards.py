@@ -1,0 +1,147 @@
+"""The rewards by table: what earns them, and what tries to without earning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from emo_r3.errors import RecipeError, TrainingError
+from emo_r3.training.config import EmoR3Config
+from emo_r3.training.reflector import Reflection
+from emo_r3.training.rewards import (
+    accuracy_reward,
+    coherence_reward,
+    completion_text,
+    consistency_reward,
+    format_reward,
+    reward_functions,
+)
+
+GOOD = "<step1>A cake.</step1> <step2>It cheers.</step2> <step3>Positive, excited.</step3> \\boxed{amusement}"
+FORM = "<step1>...</step1> <step2>...</step2> <step3>...</step3> \\boxed{label}"
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "expected"),
+    [
+        (GOOD, "set", 1.0),
+        (GOOD, None, 1.0),
+        (f"\n{GOOD}\n", "set", 1.0),
+        ("<think>A cake.</think> \\boxed{awe}", "think", 1.0),
+        ("\\boxed{awe}", "direct", 1.0),
+        (GOOD, "think", 0.0),
+        (FORM, "set", 0.0),  # the prompt's own words
+        (f"{FORM}\n{GOOD}", "set", 0.0),
+        (GOOD + GOOD, "set", 0.0),
+        (GOOD + " \\boxed{awe}", "set", 0.0),
+        (GOOD + " I am sure.", "set", 0.0),
+        (GOOD.replace("</step2>", ""), "set", 0.0),
+        (GOOD.replace("step2", "step3"), "set", 0.0),
+        ("<step2>a</step2> <step1>b</step1> <step3>c</step3> \\boxed{awe}", "set", 0.0),
+        ("<step1><step2>a</step2></step1> <step3>c</step3> \\boxed{awe}", "set", 0.0),
+        ("<step1>a</step1> <step2>\\boxed{awe}</step2> <step3>c</step3>", "set", 0.0),
+        ("<step1> </step1> <step2>b</step2> <step3>c</step3> \\boxed{awe}", "set", 0.0),
+        (GOOD.replace("amusement", ""), "set", 0.0),
+        (GOOD.replace("amusement", "awe, anger"), "set", 0.0),
+        ("", "set", 0.0),
+    ],
+)
+def test_format(text: str, method: Any, expected: float) -> None:
+    assert format_reward([text], method=method and [method]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "expected"),
+    [
+        (GOOD, "amusement", 1.0),
+        (GOOD, "Amusement", 1.0),
+        (GOOD.replace("amusement", " AMUSEMENT "), "amusement", 1.0),
+        (GOOD, "awe", 0.0),
+        ("amusement", "amusement", 0.0),  # not in a box
+        ("\\boxed{awe} \\boxed{anger}", "anger", 1.0),  # the last box counts, as the form is another reward
+        ("\\boxed{awe} \\boxed{anger}", "awe", 0.0),
+        ("\\boxed{amusement", "amusement", 0.0),
+        ("\\boxed{}", "amusement", 0.0),
+        ("", "amusement", 0.0),
+    ],
+)
+def test_accuracy(text: str, label: str, expected: float) -> None:
+    assert accuracy_reward([text], label=[label]) == [expected]
+
+
+def test_completions_may_be_conversations() -> None:
+    parts = [{"type": "text", "text": GOOD}]
+    for turns in ([{"role": "assistant", "content": GOOD}], [{"role": "assistant", "content": parts}]):
+        assert completion_text(turns) == GOOD
+        assert format_reward([turns]) == accuracy_reward([turns], label=["amusement"]) == [1.0]
+
+
+def test_reflection_rewards_read_the_rows_column() -> None:
+    rows = [Reflection(1.0, "yes", "Awe"), Reflection(0.0, "no", "awe"), Reflection(0.0, None, None, 0.5)]
+    texts = [GOOD] * 3
+    assert consistency_reward(texts, reflection=rows) == [1.0, 0.0, 0.0]
+    assert coherence_reward(texts, label=["awe", "anger", "awe"], reflection=rows) == [1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("function", [consistency_reward, coherence_reward])
+def test_without_reflection_they_say_who_adds_it(function: Any) -> None:
+    with pytest.raises(TrainingError, match="EmoR3Trainer"):
+        function([GOOD], label=["awe"])
+
+
+def config(**fields: Any) -> EmoR3Config:
+    given = {"output_dir": "unused", "use_cpu": True, "bf16": False, **fields}
+    return EmoR3Config(**given)
+
+
+@pytest.mark.parametrize(
+    ("fields", "weights"),
+    [
+        ({}, [0.8, 0.1, 0.05, 0.05]),
+        ({"reflection_preset": "authors-code"}, [0.8, 0.1, 0.1, 0.1]),
+        ({"judge": None}, [0.9, 0.1]),
+        ({"judge": "none"}, [0.9, 0.1]),
+        ({"judge": None, "overlong_buffer": 16}, [0.9, 0.1, 1.0]),
+        ({"reward_weights": [1.0, 0.0, 0.0, 0.0]}, [1.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_weights_follow_the_preset_and_the_judge(fields: dict[str, Any], weights: list[float]) -> None:
+    made = config(**fields)
+    assert made.reward_weights == weights
+    assert len(reward_functions(made)) == len(weights)
+
+
+def test_paper_and_code_differ_in_what_the_best_answer_earns() -> None:
+    assert sum(config().reward_weights or []) == pytest.approx(1.0)
+    assert sum(config(reflection_preset="authors-code").reward_weights or []) == pytest.approx(1.1)
+
+
+def test_the_overlong_penalty_grows_to_one() -> None:
+    penalty = reward_functions(config(judge=None, overlong_buffer=20, max_completion_length=100))[-1]
+    assert penalty(completion_ids=[[1] * 80, [1] * 90, [1] * 101]) == [0, -0.5, -1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"reflection_batch_size": 0}, {"dynamic_sampling_tries": 0}, {"overlong_buffer": 512}, {"overlong_buffer": -1}],
+)
+def test_impossible_settings_are_told(fields: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(fields))):
+        config(**fields)
+
+
+@pytest.mark.slow
+def test_stock_trl_takes_them_by_name() -> None:
+    """What `trl grpo --reward_funcs` does with a dotted path, in a process that knows nothing of this package."""
+    program = (
+        "from importlib import import_module\n"
+        "for name in ('format_reward', 'accuracy_reward'):\n"
+        "    function = getattr(import_module('emo_r3.training.rewards'), name)\n"
+        f"    print(function(prompts=[0], completions=[{GOOD!r}], completion_ids=[[1]], label=['amusement'], labels=[[]],\n"
+        "        trainer_state=None, log_extra=None, log_metric=None))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["[1.0]", "[1.0]"]

@@ -1,0 +1,230 @@
+"""A few real steps of every method on the miniature, and the seam to TRL held in place."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from miniature_rows import make_trainer, pictures, training_rows
+from peft import LoraConfig
+from trl import GRPOTrainer
+
+from emo_r3.errors import RecipeError
+from emo_r3.miniature import CHECKPOINT
+from emo_r3.parsing import PROBLEMS, parse_completion
+from emo_r3.training.rewards import completion_text
+from emo_r3.training.trainer import EmoR3Trainer
+
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {"method": "think", "judge": None, "beta": 0.01},
+    "dapo": {
+        "method": "think",
+        "judge": None,
+        "loss_type": "dapo",
+        "epsilon_high": 0.28,
+        "mask_truncated_completions": True,
+        "dynamic_sampling": "accuracy",
+        "dynamic_sampling_tries": 2,
+        "overlong_buffer": 16,
+    },
+    "set": {"method": "set", "judge": None},
+    "emo-r3": {"beta": 0.01},
+    "emo-r3, authors' code": {"reflection_preset": "authors-code", "reflection_mode": "generate", "epsilon_high": 0.3},
+    "emo-r3 on dapo": {"loss_type": "dapo", "dynamic_sampling": "reward", "dynamic_sampling_tries": 2},
+}
+
+
+def weights(trainer: EmoR3Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def history(trainer: EmoR3Trainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains(name: str, tmp_path: Path) -> None:
+    fields = dict(METHODS[name])
+    trainer = make_trainer(tmp_path, training_rows(method=fields.get("method", "set")), **fields)
+    before = weights(trainer)
+    trainer.train()
+    assert any(not torch.equal(before[name], value) for name, value in weights(trainer).items())
+    for function in ("accuracy_reward", "format_reward"):
+        assert (
+            len(history(trainer, f"rewards/{function}/mean")) == len(history(trainer, f"rewards/{function}/std")) == 2
+        )
+    reflects = trainer.args.judge is not None
+    for logged in ("rewards/consistency_reward/mean", "rewards/coherence_reward/mean", "reflection/seconds"):
+        assert len(history(trainer, logged)) == 2 * reflects
+    for logged in ("zero_variance", "zero_variance_accuracy", "tied_advantage_share"):
+        assert all(0 <= value <= 1 for value in history(trainer, f"groups/{logged}"))
+    assert set(PROBLEMS) == {
+        key.split("/")[1] for key in trainer.state.log_history[0] if key.startswith("format_failures")
+    }
+    assert len(history(trainer, "completions/mean_length")) == 2
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_run_and_another_another(tmp_path: Path) -> None:
+    runs = []
+    for number, seed in enumerate((1, 1, 2)):
+        trainer = make_trainer(tmp_path / str(number), seed=seed)
+        trainer.train()
+        runs.append(weights(trainer))
+    assert all(torch.equal(runs[1][name], value) for name, value in runs[0].items())
+    assert any(not torch.equal(runs[2][name], value) for name, value in runs[0].items())
+
+
+@pytest.mark.slow
+def test_reflection_leaves_the_rollouts_as_they_are(tmp_path: Path) -> None:
+    """The first batch of rollouts is that of a run without reflection: it takes nothing from the random state."""
+    written = []
+    for number, judge in enumerate((None, "policy", "shuffled")):
+        trainer = make_trainer(tmp_path / str(number), judge=judge, max_steps=1)
+        trainer.train()
+        written.append([completion_text(text) for text in trainer._logs["completion"]])
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", ["shuffled", "reference", str(CHECKPOINT)])
+def test_the_judge_is_a_choice(judge: str, tmp_path: Path) -> None:
+    answers, labels = [], []
+    for name in (judge, "policy"):
+        trainer = make_trainer(tmp_path, judge=name, beta=0.01, max_steps=1)
+        trainer.train()
+        answers.append(list(trainer._logs["extra"]["consistency_answer"]))
+        labels.append(list(trainer._logs["extra"]["read_label"]))
+    if judge == "shuffled":  # the same answers, dealt out otherwise
+        assert sorted(map(str, labels[0])) == sorted(map(str, labels[1]))
+        assert (answers[0], labels[0]) != (answers[1], labels[1])
+    else:  # before the first update, they are the policy
+        assert answers[0] == answers[1]
+        assert labels[0] == labels[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", ["policy", "reference"])
+def test_adapters(judge: str, tmp_path: Path) -> None:
+    """The reference is the model without its adapter: what it answers doesn't change with the adapter."""
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    trainer = make_trainer(tmp_path, judge=judge, max_steps=1, peft_config=lora)
+    plain = make_trainer(tmp_path, max_steps=1)
+    image = pictures()[0][0]
+    text = "<step1>A grave and rain.</step1> <step2>It saddens.</step2> <step3>Negative.</step3> \\boxed{sadness}"
+    arguments = ([image], [text], [parse_completion(text)], [training_rows()[0]["labels"]])
+    assert trainer.reflector is not None and plain.reflector is not None
+    found, base = trainer.reflector(*arguments)[0], plain.reflector(*arguments)[0]
+    assert (found.yes == pytest.approx(base.yes, abs=1e-5)) == (judge == "reference")
+    trainer.train()
+    assert all("lora" in name for name, weight in trainer.model.named_parameters() if weight.requires_grad)
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_gives_the_same_run(tmp_path: Path) -> None:
+    runs = []
+    for on in (False, True):
+        trainer = make_trainer(tmp_path / str(on), gradient_checkpointing=on, max_steps=1)
+        trainer.train()
+        runs.append((history(trainer, "reward"), history(trainer, "reflection/yes_rate"), weights(trainer)))
+    assert runs[0][:2] == runs[1][:2]
+    for name, value in runs[0][2].items():
+        torch.testing.assert_close(runs[1][2][name], value, atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_keeps_informative_groups(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, dynamic_sampling="accuracy", dynamic_sampling_tries=20, max_steps=1, temperature=1.5
+    )
+    batches: list[dict[str, Any]] = []
+    inner = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(inner(inputs)) or batches[-1]
+    trainer.train()
+    assert history(trainer, "dynamic_sampling/starved") == [0.0]
+    assert history(trainer, "dynamic_sampling/tries")[0] >= 1
+    # No completion of a group that ties has an advantage from accuracy; every group here has both signs.
+    groups = batches[0]["advantages"].view(-1, 4)
+    assert (groups.amax(1) > 0.1).all() and (groups.amin(1) < -0.1).all()
+
+
+@pytest.mark.slow
+def test_starvation_is_reported_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Greedy rollouts are all the same, so that no group ever differs."""
+    trainer = make_trainer(
+        tmp_path, dynamic_sampling="reward", dynamic_sampling_tries=3, max_steps=1, generation_kwargs={"top_k": 1}
+    )
+    before = weights(trainer)
+    trainer.train()
+    assert history(trainer, "dynamic_sampling/tries") == [3]
+    assert history(trainer, "dynamic_sampling/starved") == [1.0]
+    assert history(trainer, "dynamic_sampling/informative") == [0.0]
+    assert "starved at step 0: 0 of 6 groups" in caplog.text
+    assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
+
+
+def test_reward_mode_keeps_what_reflection_tells_apart(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, dynamic_sampling="accuracy")
+    # Columns: accuracy, format, consistency, coherence. Two groups of four; in the second, only consistency differs.
+    trainer._last_rewards = torch.tensor([[1.0, 1, 1, 1], [0, 1, 1, 0]] * 2 + [[1.0, 1, 1, 1], [1, 1, 0, 1]] * 2)
+    assert trainer._informative().tolist() == [True] * 4 + [False] * 4
+    trainer.args.dynamic_sampling = "reward"
+    assert trainer._informative().tolist() == [True] * 8
+
+
+def test_other_rows_are_the_same_after_a_resume(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    prompts = [[row["label"] for row in trainer._other_rows(8, tries)] for tries in (1, 2, 1)]
+    assert prompts[0] == prompts[2]
+    images = [row["image"].tobytes() for row in trainer._other_rows(8, 1)]
+    assert len(set(images)) == 2 and images[0] == images[3] != images[4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"reward_weights": [0.5, 0.5]}, "has 2 numbers; these settings have 4"),
+        ({"judge": "reference", "beta": 0.0}, "set beta above 0"),
+    ],
+)
+def test_settings_that_do_not_fit_together(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=words):
+        make_trainer(tmp_path, **fields)
+
+
+def test_a_completion_can_hold_no_image_token(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    config = trainer.model.config
+    assert {config.image_token_id, config.video_token_id} <= set(trainer.generation_config.suppress_tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
+        ("_generate_and_score_completions", ["self", "inputs"]),
+        ("_log_metric", ["self", "name", "value"]),
+        ("_log_completion_extra", ["self", "column", "values"]),
+    ],
+)
+def test_the_private_methods_that_the_trainer_builds_on(name: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters
+
+
+def test_the_private_attributes_that_the_trainer_reads(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    for name in (
+        "_metrics",
+        "_dist",
+        "_tokenizer",
+        "reward_weights",
+        "num_generations",
+        "num_generations_eval",
+        "ref_model",
+    ):
+        assert hasattr(trainer, name), name
+    assert {"is_fsdp", "is_zero3", "summon_full_params"} <= set(dir(trainer._dist))
