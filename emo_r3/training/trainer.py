@@ -13,6 +13,7 @@ import torch
 from accelerate.logging import get_logger
 from peft import PeftConfig
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
@@ -204,6 +205,8 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         return (self._dist.is_fsdp or self._dist.is_zero3) and self.accelerator.num_processes > 1
 
     def _generate_frozen(self, model: Any) -> Callable[..., Tensor]:
+        if self._dist.fsdp_version == 2:  # transformers does so for the policy alone
+            register_fsdp_forward_method(model, "generate")
         # Where weights are sharded, nobody may end before the others.
         return functools.partial(model.generate, synced_gpus=self._is_sharded())
 
