@@ -179,7 +179,7 @@ def check_output(recipe: Recipe, output: Path) -> None:
     try:
         old = json.loads((output / "run.json").read_text(encoding="utf-8"))["recipe_hash"]
         stated = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         raise TrainingError(f"{output} holds a run that can't be read ({error}): choose another output_dir") from error
@@ -246,5 +246,10 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     for name in ("trl", "peft", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_is_error)  # it warns on stdout, and sets its level at import
     for module in ("transformers", "trl", "peft", "accelerate", "torch"):
         warnings.filterwarnings("ignore", module=rf"{module}\b")
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

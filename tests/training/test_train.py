@@ -1,0 +1,312 @@
+"""`emo-r3 train`, from the command to a model that loads: SFT, cold start and GRPO, LoRA, resuming, refusing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from emo_r3.checkpoint import load_for_training
+from emo_r3.cli import main
+from emo_r3.data.load import load_emotion_dataset
+from emo_r3.data.miniature_sets import make_miniature
+from emo_r3.errors import RecipeError, TrainingError
+from emo_r3.labels import LABEL_SETS
+from emo_r3.pipeline import EmoR3Pipeline
+from emo_r3.prompts import load_prompts
+from emo_r3.scoring import prompt_tokens, render_prompt
+from emo_r3.training.recipe import load_recipe
+from emo_r3.training.rows import label_rows, load_rows
+from emo_r3.training.stage import freeze_vision_tower, label_collator, named_labels
+from emo_r3.training.train import split_words, train
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "rows"
+    make_miniature("miniature-8", folder, sizes={"train": 16, "test": 2})
+    return folder
+
+
+@pytest.fixture
+def recipe(data: Path, tmp_path: Path) -> Write:
+    """Writes a recipe for two small updates and returns the file."""
+
+    def write(**stated: Any) -> Path:
+        path = tmp_path / "recipe.yaml"
+        fields = {
+            "trainer": "sft",
+            "method": "direct",
+            "dataset_name": str(data),
+            "model_name_or_path": str(tiny_models.tiny_checkpoint("qwen2_5_vl")),
+            "output_dir": str(tmp_path / "run"),
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 4,
+            "max_steps": 2,
+            "save_steps": 1,
+            "logging_steps": 1,
+            "seed": 1,
+        }
+        grpo = {"num_generations": 4, "max_completion_length": 8, "beta": 0.0, "method": "set"}
+        if stated.get("trainer") == "grpo":
+            fields |= grpo
+        path.write_text(yaml.safe_dump(fields | stated), encoding="utf-8")
+        return path
+
+    return write
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(one: Path, other: Path) -> set[str]:
+    """Names of weights that differ."""
+    first, second = weights(one), weights(other)
+    assert set(first) == set(second)
+    return {name for name in first if not torch.equal(first[name].float(), second[name].float())}
+
+
+def base() -> Path:
+    return tiny_models.tiny_checkpoint("qwen2_5_vl")
+
+
+def test_supervised_from_the_command_to_a_model_that_loads(
+    recipe: Write, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--max_steps", "2", "--config", str(recipe(max_steps=9, max_pixels=4000)), "--weight-decay=0.1"]
+    capsys.readouterr()  # what making the model said
+    assert main(words) == 0
+    run, said = tmp_path / "run", capsys.readouterr()
+    assert "an update: 1 process x 4 rows x 1 accumulated = 4 rows\n" in said.err
+    assert "an epoch: 16 rows = 4 updates\n" in said.err
+    assert "step 2/2" in said.err
+    assert not said.out
+    assert sorted(path.name for path in run.iterdir()) == [
+        *("checkpoint-1", "checkpoint-2", "curves.png", "final", "log.csv", "recipe.yaml", "run.json")
+    ]
+    assert not list(run.rglob("final/*.bin"))
+
+    pipe = EmoR3Pipeline.from_pretrained(run / "final")
+    row = load_emotion_dataset(data, split="test")[0]
+    assert pipe(row["image"], max_new_tokens=8).label in LABEL_SETS["emoset"].labels
+    assert isinstance(AutoModelForImageTextToText.from_pretrained(run / "final"), type(pipe.model))
+    assert changed(run / "final", base())
+    assert any("visual" in name for name in changed(run / "final", base()))
+
+    facts, stated = json.loads((run / "run.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (stated["max_steps"], stated["weight_decay"]) == (2, 0.1)
+    assert (pipe.info.method, pipe.info.label_set) == ("direct", LABEL_SETS["emoset"])
+    assert (pipe.info.base_model, pipe.info.recipe_hash) == (str(base()), facts["recipe_hash"])
+    assert pipe.info.max_pixels == 4000 == pipe.processor.image_processor.size["longest_edge"]
+    assert facts["dataset"]["rows"] == 16
+    assert facts["dataset"]["fingerprint"]
+    assert (facts["vision_tower"], facts["weights"], facts["batch"]["per_device"]) == ("trained", "full", 4)
+    assert facts["seconds"] > 0
+    assert facts["metrics"]["step"] == 2
+    assert facts["versions"]["torch"] == torch.__version__
+
+    # A finished run is finished, and another recipe doesn't touch it.
+    before = (run / "final" / "model.safetensors").stat().st_mtime_ns
+    assert main(words) == 0
+    assert "final is finished" in capsys.readouterr().err
+    assert main([*words, "--seed", "2", "--save_steps", "7"]) == 2
+    said = capsys.readouterr()
+    assert "holds a run of another recipe (seed: 1 -> 2): choose another --output_dir" in said.err
+    assert (run / "final" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_stopped_run_goes_on_by_itself(recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(max_steps=3)
+    whole = train(load_recipe(path, ["--output_dir", str(tmp_path / "whole")]))
+    # What a kill between the second and the third step leaves behind.
+    part = tmp_path / "part"
+    (tmp_path / "whole").rename(part)
+    whole = part / "final"
+    expected = weights(whole)
+    for name in ("final", "checkpoint-3"):
+        (part / name).rename(tmp_path / f"taken-{name}")
+    capsys.readouterr()
+    train(load_recipe(path, ["--output_dir", str(part)]))
+    said = capsys.readouterr().err
+    assert f"going on from {part / 'checkpoint-2'}" in said
+    assert "step 3/3" in said
+    assert "step 2/3" not in said
+    found = weights(part / "final")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_cold_start_comes_first(recipe: Write, data: Path) -> None:
+    # With a learning rate of nothing after it, the cold-started weights are what comes out.
+    path = recipe(trainer="grpo", cold_start_samples=8, cold_start_learning_rate=1e-3, max_steps=1, learning_rate=0.0)
+    final = train(load_recipe(path))
+    run, first = final.parent, final.parent / "cold-start" / "final"
+    assert changed(first, base())
+    assert not changed(first, final)
+    assert EmoR3Pipeline.from_pretrained(first).info.method == "direct"
+    assert EmoR3Pipeline.from_pretrained(final).info.method == "set"
+
+    drawn = json.loads((run / "cold_start.json").read_text())
+    rows = load_emotion_dataset(data, split="train")
+    assert (drawn["selection"], drawn["seed"], len(set(drawn["rows"]))) == ("balanced", 1, 8)
+    assert drawn["ids"] == [rows["id"][place] for place in drawn["rows"]]
+    # A run that goes on doesn't start again.
+    shutil.rmtree(final)
+    stamp = (first / "model.safetensors").stat().st_mtime_ns
+    assert train(load_recipe(path)).is_dir()
+    assert (first / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_lora_gives_an_adapter_and_a_merged_model(recipe: Write, tmp_path: Path) -> None:
+    path = recipe(use_peft=True, lora_target_modules=["q_proj", "v_proj"], freeze_vision_tower=True)
+    final = train(load_recipe(path))
+    assert sorted(path.name for path in (final.parent / "adapter").glob("adapter*")) == [
+        *("adapter_config.json", "adapter_model.safetensors")
+    ]
+    names = changed(final, base())
+    assert names
+    assert all("q_proj" in name or "v_proj" in name for name in names)
+    assert EmoR3Pipeline.from_pretrained(final).info.recipe_hash == load_recipe(path).hash
+    model, _, _ = load_for_training(base())
+    merged: Any = PeftModel.from_pretrained(model, str(final.parent / "adapter")).merge_and_unload()
+    plain = AutoModelForImageTextToText.from_pretrained(final)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, merged.state_dict()[name])
+
+
+def test_a_frozen_vision_tower_stays(recipe: Write) -> None:
+    final = train(load_recipe(recipe(freeze_vision_tower=True)))
+    names = changed(final, base())
+    assert names
+    assert not [name for name in names if "visual" in name]
+    assert json.loads((final.parent / "run.json").read_text())["vision_tower"] == "frozen"
+
+
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_every_architecture_has_a_tower_to_freeze(architecture: str) -> None:
+    model, _, _ = load_for_training(tiny_models.tiny_checkpoint(architecture))
+    name = freeze_vision_tower(model)
+    frozen = [key for key, weight in model.named_parameters() if not weight.requires_grad]
+    assert frozen
+    assert all(f".{name}." in f".{key}" for key in frozen)
+    assert any(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_targets_follow_the_question_that_the_pipeline_asks(architecture: str, data: Path, recipe: Write) -> None:
+    _, processor, info = load_for_training(tiny_models.tiny_checkpoint(architecture))
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    template = processor.chat_template
+    rows = label_rows(load_rows(load_recipe(recipe()).run), load_prompts(), square=info.square)
+    [ids], [labels] = (label_collator(processor)([rows[0]])[name].tolist() for name in ("input_ids", "labels"))
+    asked = load_prompts().question("direct", LABEL_SETS["emoset"])
+    prompt = prompt_tokens(processor, render_prompt(processor, asked, with_image=True))
+    start = next(place for place, label in enumerate(labels) if label != -100)
+    # The image is many tokens in one and one or few in the other; what is around it is the same.
+    assert (ids[:1], ids[start - 40 : start]) == (prompt[:1], prompt[-40:])
+    answer = processor.tokenizer.decode(labels[start:], skip_special_tokens=True)
+    assert answer.strip().startswith(rows[0]["completion"][0]["content"])
+    assert processor.chat_template == template
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({"use_peft": True, "lora_target_modules": ["nothing"]}, "can't be used together: Target modules"),
+        ({"dataset_name": "./nowhere"}, "nowhere"),
+        ({"model_name_or_path": "./nowhere"}, "there is no model folder ./nowhere"),
+        ({"prompts": "nowhere.toml"}, "can't read the prompt file"),
+        ({"max_prompt_tokens": 20}, "and max_prompt_tokens is 20"),
+        ({"trainer": "grpo", "generation_batch_size": 400}, "16 rows don't fill a rollout of 100 prompts"),
+        ({"trainer": "grpo", "cold_start_samples": 17}, "the split has 16 rows"),
+        ({"trainer": "grpo", "reward_weights": [1.0]}, "reward_weights has 1 numbers"),
+    ],
+)
+def test_what_is_refused_before_a_step(
+    recipe: Write, tmp_path: Path, stated: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", str(recipe(**stated))]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert "step 1" not in said
+    assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
+def test_a_folder_that_cannot_be_written(recipe: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="can't be written"):
+        train(load_recipe(recipe(output_dir=str(tmp_path / "file" / "run"))))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    with pytest.raises(TrainingError, match="holds a run that can't be read"):
+        train(load_recipe(recipe(output_dir=str(tmp_path / "broken"))))
+
+
+def test_a_full_disk_at_the_end(recipe: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = recipe(max_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("emo_r3.training.stage.replace_folder", full)
+        with pytest.raises(TrainingError, match=r"final can't be saved \(No space left on device\); make room, then"):
+            train(load_recipe(path))
+    assert train(load_recipe(path)).is_dir()
+
+
+def test_words() -> None:
+    assert split_words(["--seed", "3", "--config", "x.yaml", "--no_x"]) == ("x.yaml", ["--seed", "3", "--no_x"])
+    assert split_words(["--config=x.yaml"]) == ("x.yaml", [])
+    for words in (["--seed", "3"], ["--config"]):
+        with pytest.raises(RecipeError, match="no recipe is named: emo-r3 train --config RECIPE"):
+            split_words(words)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--config", "x", "-h"]])
+def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *words]) == 0
+    assert "emo-r3 train --config RECIPE [--field value ...]" in capsys.readouterr().out
+
+
+def test_labels_have_their_name() -> None:
+    assert named_labels(list(LABEL_SETS["emotion6"].labels)) is LABEL_SETS["emotion6"]
+    assert named_labels(["calm", "tense"]).name == "custom"
+
+
+@pytest.mark.slow
+def test_two_processes(recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under torchrun one process speaks, and a mistake is told once."""
+    path = recipe(trainer="grpo", per_device_train_batch_size=2, max_steps=1, cold_start_samples=8)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "emo_r3", "train"]
+
+    def launch(*words: str) -> Any:
+        return subprocess.run([*command, "--config", str(path), *words], capture_output=True, text=True, check=False)
+
+    done = launch()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("an update: 2 processes x 2 completions x 1 accumulated = 4 completions") == 1
+    assert done.stderr.count("step 1/1, reward") == 1
+    assert EmoR3Pipeline.from_pretrained(tmp_path / "run" / "final").info.method == "set"
+    wrong = launch("--seed", "7")
+    assert wrong.returncode != 0
+    assert wrong.stderr.count("holds a run of another recipe") == 1
