@@ -6,8 +6,10 @@ item counts only by its cell in a table of outcomes, so drawing the cells' count
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -192,7 +194,8 @@ def _read(**given: Any) -> dict[str, list[Any]]:
             continue
         if isinstance(column, str):
             raise DataError(f"{name} is the text {column[:40]!r}; give a list with one value for each row")
-        columns[name] = column.tolist() if hasattr(column, "tolist") else list(column)
+        as_list = column.tolist() if hasattr(column, "tolist") else column
+        columns[name] = as_list if isinstance(as_list, list) else list(as_list)
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or not lengths["predictions"]:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -204,24 +207,29 @@ def _read(**given: Any) -> dict[str, list[Any]]:
 
 def _encode(columns: Mapping[str, list[Any]]) -> dict[str, Array]:
     """Answers as whole numbers, equal for equal labels and the same for any order of the rows; 0 for no answer."""
-    folded: dict[str, dict[Hashable, Any]] = {}
+    folded: dict[str, list[Any]] = {}
+    places: dict[str, Array] = {}
     for name, column in columns.items():
         try:
-            folded[name] = {value: _fold(value) for value in dict.fromkeys(column)}
+            values, places[name] = _distinct(column)
+            folded[name] = [_fold(value) for value in values]
         except TypeError:
             raise DataError(f"{name} hold something else than text and ids; give a label, an id or None") from None
-    if None in folded["references"].values():
-        row = next(row for row, value in enumerate(columns["references"]) if folded["references"][value] is None)
+    if None in folded["references"]:
+        row = next(row for row, value in enumerate(columns["references"]) if _fold(value) is None)
         raise DataError(f"row {row} has no reference; leave out rows whose right answer isn't known")
-    labels = {label for values in folded.values() for label in values.values() if label is not None}
+    labels = {label for values in folded.values() for label in values if label is not None}
     if len({isinstance(label, str) for label in labels}) > 1:
         raise DataError("some answers are text and some are ids; give predictions and references of one kind")
     numbers = {label: number for number, label in enumerate(sorted(labels), start=1)} | {None: 0}
-    codes = {name: {value: numbers[label] for value, label in values.items()} for name, values in folded.items()}
-    return {
-        name: np.fromiter(map(codes[name].__getitem__, column), np.int64, len(column))
-        for name, column in columns.items()
-    }
+    return {name: np.array([numbers[label] for label in folded[name]])[places[name]] for name in columns}
+
+
+def _distinct(column: list[Any]) -> tuple[list[Any], Array]:
+    """The values of a column as they first come, and the place of each row's among them."""
+    places: defaultdict[Any, int] = defaultdict(itertools.count().__next__)
+    at = np.fromiter(map(places.__getitem__, column), np.int64, len(column))
+    return list(places), at
 
 
 def _fold(value: Any) -> Any:
@@ -253,14 +261,15 @@ def _cells(columns: Mapping[str, list[Any]], references: Array) -> Cells:
 
 
 def _group(column: list[Any], name: str) -> tuple[list[str], Array]:
+    """The names in a column, sorted, and the place of each row's among them."""
     try:
-        names = list(dict.fromkeys(column))
-    except TypeError:  # what can't be a key is no text
+        names, at = _distinct(column)
+    except TypeError:  # something that can't be a key, so no text
         names = column
     if wrong := [value for value in names if not isinstance(value, str)]:
         raise DataError(f"{name} hold {wrong[0]!r}; give a name as text for each row")
-    places = {value: place for place, value in enumerate(sorted(names))}
-    return list(places), np.fromiter(map(places.__getitem__, column), np.int64, len(column))
+    ordered = sorted(names)
+    return ordered, np.array([ordered.index(value) for value in names])[at]
 
 
 def _series(cells: Cells, answers: Mapping[str, Array], seed: int) -> dict[str, Cells]:
@@ -285,18 +294,24 @@ def _share_right(cells: Cells, right: Sequence[Array], seed: int) -> Cells:
     shares: Cells = {training: {} for training in cells}
     for domain in sorted({domain for by_domain in cells.values() for domain in by_domain}):
         trainings = [training for training in cells if domain in cells[training]]
-        table = np.array([hits[cells[training][domain]] for training in trainings for hits in right])
-        # Which pattern of right and wrong an item has, numbered afresh with each system so that numbers stay small.
-        pattern = np.zeros(table.shape[1], int)
-        for hits in table:
-            _, first, pattern, counts = np.unique(
-                2 * pattern + hits, return_index=True, return_inverse=True, return_counts=True
-            )
-        drawn = _draw(counts, rng, RESAMPLES)
-        parts = np.split(np.vstack([counts, drawn]) @ table[:, first].T / len(pattern), len(trainings), axis=1)
+        patterns, counts = _patterns([hits[cells[training][domain]] for training in trainings for hits in right])
+        drawn = np.vstack([counts, _draw(counts, rng, RESAMPLES)])
+        parts = np.split(drawn @ patterns / counts.sum(), len(trainings), axis=1)
         for training, part in zip(trainings, parts, strict=True):
             shares[training][domain] = part
     return shares
+
+
+def _patterns(table: Sequence[Array]) -> tuple[Array, Array]:
+    """Which systems have an item right: the patterns that occur, of shape `(patterns, systems)`, and how often."""
+    patterns, which = np.zeros((1, 0), int), np.zeros(len(table[0]), int)
+    for hits in table:  # numbered afresh with each system, so that the numbers stay small
+        codes = 2 * which + hits
+        counts = np.bincount(codes)
+        kept = np.flatnonzero(counts)
+        patterns = np.column_stack([patterns[kept >> 1], kept & 1])
+        which = (np.cumsum(counts > 0) - 1)[codes]
+    return patterns, counts[kept]
 
 
 def _draw(counts: Array, rng: np.random.Generator, times: int) -> Array:

@@ -283,6 +283,7 @@ ROWS: dict[str, Any] = {"predictions": ["joy", "joy"], "references": ["joy", "aw
         ({"references": ["joy", None]}, "row 1 has no reference"),
         ({"references": ["joy", "  "]}, "row 1 has no reference"),
         ({"domains": ["a", 1]}, "domains hold 1"),
+        ({"domains": ["a", None]}, "domains hold None"),
         ({"domains": ["a", ["b"]]}, r"domains hold \['b'\]"),
         ({"in_domain": "c"}, r"'c' is none of the domains \['a', 'b'\]"),
         ({"in_domain": 3}, "3 is none of the domains"),
