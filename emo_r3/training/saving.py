@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -96,7 +96,7 @@ class WholeCheckpoints(Trainer):
     - Each epoch's order depends on the seed and the epoch alone. (TRL's goes on from where the last epoch left a
       generator that no checkpoint keeps.)
     - On SIGTERM the run saves at the end of the step, or of the updates on the same generation, and exits with 143.
-    - A loss or a gradient that is not finite stops the run before the weights that it makes are saved.
+    - A reward, loss or gradient that is not finite stops the run before the weights that it makes are saved.
     """
 
     checkpoint_info: CheckpointInfo | None = None
@@ -269,19 +269,20 @@ class WholeCheckpoints(Trainer):
             )
         return norm
 
-    def check_rewards(self, rewards: torch.Tensor, names: Sequence[str]) -> None:
-        """
-        Checks rewards of shape (completions, functions), the same on all ranks, before anything is made of them.
-
-        Raises:
-            [`TrainingError`]: one is infinite or NaN, which TRL would leave out in silence.
-        """
-        bad = [name for name, column in zip(names, rewards.T, strict=True) if not column.isfinite().all()]
-        if bad:
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """GRPO's rewards of shape (completions, functions), gathered from all ranks."""
+        own: Any = self
+        behind: Any = super()  # GRPOTrainer
+        rewards = behind._calculate_rewards(*args, **kwargs)
+        # TRL would make advantages of zero of those that are not, and learn nothing in silence.
+        finite = rewards.isfinite().all(dim=0).tolist()
+        if not all(finite):
+            names = ", ".join(name for name, good in zip(own.reward_func_names, finite, strict=True) if not good)
             raise TrainingError(
-                f"{', '.join(bad)} of step {self.state.global_step + 1} gave a reward that is not finite; "
+                f"{names} gave a reward that is not finite for step {self.state.global_step + 1}; "
                 f"{self._where_to_go_on()}: mend it, then run the same command"
             )
+        return rewards
 
 
 class _StopWhenTold(TrainerCallback):

@@ -1,0 +1,95 @@
+"""Runs a training in a process of its own, which a test stops: `python killed_run.py FOLDER KIND JSON-OF-SETTINGS`.
+
+`python killed_run.py FOLDER kill-often SEED` kills and resumes one until it is done: imports once, forks for each try.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_run import make_trainer, random_reward, weights
+from tiny_models import tiny_checkpoint
+
+from emo_r3.errors import EmoR3Error
+from emo_r3.training.progress import follow
+from emo_r3.training.saving import last_checkpoint
+
+KILLS, STEPS = 20, 60  # updates, two on each generation
+
+
+def terminating_reward(completions: list[Any], **kwargs: Any) -> list[float]:
+    if kwargs["trainer_state"].global_step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return random_reward(completions)
+
+
+def infinite_reward(completions: list[Any], **kwargs: Any) -> list[float]:
+    return [float("inf") if kwargs["trainer_state"].global_step == 2 else 0.0 for _ in completions]
+
+
+def train(folder: Path, kind: str = "grpo", fault: str = "", **settings: Any) -> None:
+    """Goes on from the last checkpoint, and leaves its weights in a file. A fault comes on the last rank."""
+    torch.set_num_threads(1)
+    last_rank = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+    reward = {"": random_reward, "sigterm": terminating_reward, "infinite": infinite_reward}[
+        fault if last_rank else ""
+    ]
+    trainer = make_trainer(folder, kind, reward, **settings)
+    follow(trainer, folder)
+    last = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if trainer.is_world_process_zero():
+        torch.save(weights(trainer), folder / "weights.pt")
+
+
+def forked(folder: Path) -> int:
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        train(folder, max_steps=STEPS, save_total_limit=2)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def kill_often(folder: Path, seed: int) -> None:
+    """An unbroken run in `folder/whole`, and one in `folder/killed` that dies `KILLS` times; prints where it did."""
+    draw = random.Random(seed)
+    start = time.monotonic()
+    assert os.waitpid(forked(folder / "whole"), 0)[1] == 0
+    per_step = (time.monotonic() - start) / STEPS
+    killed = folder / "killed"
+    moments = []
+    for _ in range(KILLS):
+        before = last_checkpoint(killed)
+        pid = forked(killed)
+        if draw.random() < 0.7:  # after one more checkpoint, so that it gets on; else at any moment from the start
+            while last_checkpoint(killed) == before:
+                assert os.waitpid(pid, os.WNOHANG) == (0, 0), "ended by itself"
+                time.sleep(0.005)
+        time.sleep(draw.uniform(0, 4 * per_step))
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, "ended by itself"
+        last = last_checkpoint(killed)
+        moments.append((last.name if last else None, (killed / ".saving").exists()))
+    assert os.waitpid(forked(killed), 0)[1] == 0
+    print(json.dumps(moments))
+
+
+if __name__ == "__main__":
+    folder, kind, rest = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    if kind == "kill-often":
+        tiny_checkpoint("qwen2_5_vl")
+        kill_often(folder, int(rest))
+    else:
+        try:
+            train(folder, kind, **json.loads(rest))
+        except EmoR3Error as error:
+            sys.exit(f"emo-r3: {error}")

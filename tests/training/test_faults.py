@@ -1,0 +1,216 @@
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from killed_run import KILLS, STEPS, terminating_reward
+from small_run import make_trainer, weights
+from transformers import TrainerCallback
+
+from emo_r3.errors import TrainingError
+from emo_r3.training.saving import STAGING, last_checkpoint
+
+SCRIPT = Path(__file__).parent / "killed_run.py"
+PATHS = os.pathsep.join(map(str, SCRIPT.parents[:2]))
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": PATHS}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def checkpoints(folder):
+    return sorted(name for name in os.listdir(folder) if name.startswith(("checkpoint", STAGING)))
+
+
+class At(TrainerCallback):
+    """Does something at an event of a step."""
+
+    def __init__(self, event, step, action):
+        def act(args, state, control, **kwargs):
+            if state.global_step == step:
+                action()
+
+        setattr(self, event, act)
+
+
+@pytest.fixture
+def limited_files():
+    """A function that limits how large a file may get, as a full disk does in the middle of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# Too small for the weights, and for the optimizer's state alone.
+@pytest.mark.parametrize("size", [100_000, 1_000_000])
+def test_a_full_disk_leaves_the_last_checkpoint_whole(size, tmp_path, limited_files):
+    expected = make_trainer(tmp_path / "whole", "sft")
+    expected.train()
+    trainer = make_trainer(tmp_path / "full", "sft")
+    trainer.add_callback(At("on_step_begin", 2, lambda: limited_files(size)))
+    with pytest.raises(TrainingError) as caught:
+        trainer.train()
+    limited_files(resource.RLIM_INFINITY)
+    message = str(caught.value)
+    last = tmp_path / "full/checkpoint-2"
+    assert "checkpoint-3 can't be saved" in message and f"the last whole checkpoint is {last}:" in message
+    assert "make room" in message and "\n" not in message
+    assert checkpoints(tmp_path / "full") == ["checkpoint-1", "checkpoint-2"]
+    again = make_trainer(tmp_path / "full", "sft")
+    again.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "full")))
+    assert same(weights(again), weights(expected))
+
+
+def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    trainer = make_trainer(tmp_path, "sft")
+    monkeypatch.setattr(trainer, "_save_rng_state", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_an_old_checkpoint_stays_until_the_new_one_is_whole(limit, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, "sft", save_total_limit=limit)
+    seen = []
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *paths: (seen.append(checkpoints(tmp_path)), rename(*paths))[1])
+    trainer.train()
+    # A name that appears is the next one, and one that disappears is not the newest.
+    newest = [max(int(name.rpartition("-")[2]) for name in names if name != STAGING) for names in seen[1:]]
+    assert newest == sorted(newest) and newest[-1] >= 4
+    assert checkpoints(tmp_path)[-1] == "checkpoint-5"
+
+
+def test_sigterm_saves_when_the_generation_is_used_up(tmp_path, capsys):
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer(tmp_path / "ended", reward=terminating_reward, save_steps=100)
+    with pytest.raises(SystemExit) as caught:
+        trainer.train()
+    assert caught.value.code == 143
+    assert "emo-r3: stopped at step 4; the same command goes on from there" in capsys.readouterr().err.splitlines()
+    assert checkpoints(tmp_path / "ended") == ["checkpoint-4"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    again = make_trainer(tmp_path / "ended", save_steps=100)
+    again.train(resume_from_checkpoint=str(tmp_path / "ended/checkpoint-4"))
+    assert same(weights(again), weights(whole))
+
+
+def test_sigterm_in_the_last_step_is_the_end_as_usual(tmp_path):
+    trainer = make_trainer(tmp_path, "sft", max_steps=2)
+    trainer.add_callback(At("on_step_begin", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_stops_the_run(value, tmp_path):
+    def reward(completions, trainer_state, **kwargs):
+        return [value if trainer_state.global_step == 2 else 0.5, *[0.0] * (len(completions) - 1)]
+
+    trainer = make_trainer(tmp_path, reward=reward)
+    message = (
+        r"accuracy_reward gave a reward that is not finite for step 3; the last whole checkpoint is .*checkpoint-2:"
+    )
+    with pytest.raises(TrainingError, match=message):
+        trainer.train()
+    assert checkpoints(tmp_path) == ["checkpoint-2"]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    trainer = make_trainer(tmp_path, "sft")
+    weight = next(iter(trainer.model.parameters()))
+    trainer.add_callback(At("on_step_begin", 1, lambda: weight.register_hook(lambda gradient: gradient / 0)))
+    with pytest.raises(TrainingError, match=r"the gradient of step 2 is not finite.*checkpoint-1.*learning rate"):
+        trainer.train()
+    assert checkpoints(tmp_path) == ["checkpoint-1"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    trainer = make_trainer(tmp_path, "sft")
+    weight = trainer.model.model.language_model.norm.weight
+    trainer.add_callback(At("on_step_begin", 0, lambda: weight.data.fill_(float("nan"))))
+    with pytest.raises(TrainingError, match=r"the loss of step 1 is not finite; there is no checkpoint yet"):
+        trainer.train()
+    assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path, "kill-often", "0"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    moments = json.loads(done.stdout.splitlines()[-1])
+    assert len(moments) == KILLS and len({step for step, _ in moments}) > 5
+    whole, killed = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "killed"))
+    assert same(whole, killed)
+    logs = []
+    for name in ("whole", "killed"):
+        with (tmp_path / name / "log.csv").open(newline="") as file:
+            logs.append([(row["step"], row["loss"], row["reward"], row["kl"]) for row in csv.DictReader(file)])
+    assert logs[0] == logs[1] and len(logs[0]) == STEPS
+
+
+@pytest.mark.slow
+def test_sigterm_from_outside(tmp_path):
+    run = subprocess.Popen(
+        [sys.executable, SCRIPT, tmp_path, "grpo", json.dumps({"max_steps": 10_000, "save_steps": 5_000})],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not ((log := tmp_path / "log.csv").exists() and len(log.read_text().splitlines()) > 3):
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.terminate()
+    errors = run.communicate(timeout=60)[1]
+    assert run.returncode == 143
+    last = last_checkpoint(tmp_path)
+    step = int(last.name.rpartition("-")[2])
+    assert errors.splitlines()[-1] == f"emo-r3: stopped at step {step}; the same command goes on from there"
+    assert step % 2 == 0
+
+
+def two_ranks(folder, **settings):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = json.dumps({"per_device_train_batch_size": 1} | settings)
+    return subprocess.run(
+        [*command, SCRIPT, folder, "grpo", options], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.slow
+def test_ranks_stop_together_and_go_on(tmp_path):
+    """A SIGTERM that reaches one of two ranks."""
+    assert two_ranks(tmp_path / "whole").returncode == 0
+    ended = two_ranks(tmp_path / "ended", fault="sigterm", save_steps=100)
+    assert ended.returncode != 0
+    assert ended.stderr.count("emo-r3: stopped at step 4;") == 1
+    assert checkpoints(tmp_path / "ended") == ["checkpoint-4"]
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(tmp_path / "ended/checkpoint-4"))
+    again = two_ranks(tmp_path / "ended", save_steps=100)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert same(*(torch.load(tmp_path / name / "weights.pt") for name in ("whole", "ended")))
+
+
+@pytest.mark.slow
+def test_ranks_fail_together(tmp_path):
+    """A reward that is infinite on one of two ranks."""
+    failed = two_ranks(tmp_path, fault="infinite")
+    assert failed.returncode != 0
+    assert "is not finite for step 3; the last whole checkpoint is" in failed.stderr
+    assert checkpoints(tmp_path) == ["checkpoint-2"]
