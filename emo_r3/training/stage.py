@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer, get_peft_config
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -145,10 +146,16 @@ class Stage:
         staged = self.output / (".adapter" if adapter else ".final")
         trainer.save_model(str(staged))
         if trainer.is_world_process_zero():
+            if not any(staged.glob("*.safetensors")):  # what ZeRO-3 leaves unless told to gather them
+                raise TrainingError(
+                    f"{staged} has no safetensors: set zero3_save_16bit_model in the launcher's file, or "
+                    "stage3_gather_16bit_weights_on_model_save for DeepSpeed, and run the same command"
+                )
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and all of it is in recipe.yaml
             if adapter:
                 (staged / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a card
                 replace_folder(staged, self.output / "adapter")
+                unset_hf_deepspeed_config()  # or ZeRO-3 would spread it over processes that don't take part
                 base, _, _ = load_for_training(
                     self.base, revision=self.recipe.model.model_revision, dtype=self.recipe.model.dtype or "auto"
                 )

@@ -21,6 +21,7 @@ import torch
 import transformers
 import yaml
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 
 from ..errors import EmoR3Error, RecipeError, TrainingError
 from .config import SupervisedConfig
@@ -171,6 +172,8 @@ def cold_start(stage: Stage) -> str:
             write(stage.output / "cold_start.json", as_json(drawn))
         first.train()
         gc.collect()
+        # accelerate lets the first trainer of a process settle how weights are spread, and refuses another's settings.
+        AcceleratorState._reset_state()
     return str(first.final)
 
 
