@@ -177,8 +177,8 @@ def _qwen(name: str, folder: Path) -> None:
     _save(model, processor, folder)
 
 
-def save_random_miniature(folder: Path) -> None:
-    """A random Qwen2.5-VL of the miniature's size: for timing, where its checkpoint is not there."""
+def save_random_miniature(folder: Path, scale: int = 1) -> None:
+    """A random Qwen2.5-VL of the miniature's size, or `scale` times as wide: for timing."""
     from transformers import Qwen2_5_VLProcessor
 
     tokenizer = _byte_level_tokenizer(_QWEN, eos_token="<|im_end|>", pad_token="<|endoftext|>")
@@ -186,23 +186,23 @@ def save_random_miniature(folder: Path) -> None:
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": 192,
-            "intermediate_size": 512,
+            "hidden_size": 192 * scale,
+            "intermediate_size": 512 * scale,
             "num_hidden_layers": 6,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
+            "num_attention_heads": 6 * scale,
+            "num_key_value_heads": 2 * scale,
             "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
         },
         vision_config={
             "depth": 4,
-            "hidden_size": 192,
-            "intermediate_size": 384,
-            "num_heads": 6,
+            "hidden_size": 192 * scale,
+            "intermediate_size": 384 * scale,
+            "num_heads": 6 * scale,
             "patch_size": 12,
             "window_size": 96,
-            "out_hidden_size": 192,
+            "out_hidden_size": 192 * scale,
             "fullatt_block_indexes": [0, 1, 2, 3],
         },
         image_token_id=ids["<|image_pad|>"],

@@ -1,0 +1,151 @@
+"""What reflection costs in training, on the miniature and on a larger random model of its kind.
+
+    python tests/benchmarks/bench_training.py [--steps 6] [--size miniature large]
+
+Three ratios, of processor time and of medians over the steps but the first: a step with reflection over the same step
+without it; the authors' way of reflecting, by generating, over reading the answers off; and our step over that of
+TRL's own GRPO trainer on the same rows. A random model writes no answer that could be reflected on, so both ways judge
+the same well-formed text of a usual length in the place of each completion. One thread, as threads that wait for each
+other would be counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+from miniature_rows import training_rows
+from trl import GRPOTrainer
+
+from emo_r3.checkpoint import load_for_training
+from emo_r3.miniature import CHECKPOINT
+from emo_r3.parsing import parse_completion
+from emo_r3.training.config import EmoR3Config
+from emo_r3.training.reflector import Reflector
+from emo_r3.training.rewards import accuracy_reward, format_reward
+from emo_r3.training.trainer import EmoR3Trainer
+
+TEXT = (
+    "<step1>A child blows out the candles of a birthday cake, friends laugh, balloons hang above.</step1> "
+    "<step2>Most people would feel warm and would smile with them.</step2> "
+    "<step3>Positive, rather excited.</step3> \\boxed{amusement}"
+)
+PROMPTS, GENERATIONS, TOKENS = 4, 8, 64
+
+
+def settings(folder: Path, steps: int, judge: str | None) -> EmoR3Config:
+    return EmoR3Config(
+        output_dir=str(folder),
+        per_device_train_batch_size=PROMPTS * GENERATIONS,
+        num_generations=GENERATIONS,
+        max_completion_length=TOKENS,
+        generation_kwargs={"min_new_tokens": TOKENS},
+        max_steps=steps,
+        learning_rate=1e-6,
+        beta=0.01,
+        loss_type="bnpo",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        judge=judge,
+    )
+
+
+class Timed(EmoR3Trainer):
+    """Reflects in both ways on each batch and takes the time."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.times: dict[str, list[float]] = {"step": [], "logits": [], "generate": []}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        loss = super().training_step(*args, **kwargs)
+        reflecting = sum(self.times[mode][-1] for mode in ("logits", "generate")) if self.times["logits"] else 0.0
+        self.times["step"].append(time.process_time() - start - reflecting)
+        return loss
+
+    def _reflect(self, rows: Any, texts: Any, found: Any) -> Any:
+        reflector = self.reflector
+        assert isinstance(reflector, Reflector)
+        texts = [TEXT] * len(texts)
+        found = [parse_completion(text) for text in texts]
+        for mode in ("generate", "logits"):
+            reflector.mode = mode
+            start = time.process_time()
+            answers = super()._reflect(rows, texts, found)
+            self.times[mode].append(time.process_time() - start)
+        return answers
+
+
+class Stock(GRPOTrainer):
+    """TRL's own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.times: list[float] = []
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        loss = super().training_step(*args, **kwargs)
+        self.times.append(time.process_time() - start)
+        return loss
+
+
+def measure(model_path: Path, folder: Path, steps: int) -> str:
+    rows = training_rows(32)
+    model, processor, info = load_for_training(model_path)
+    size = model.num_parameters() / 1e6
+    ours = Timed(model, settings(folder, steps, "policy"), rows, processor, prompts=info.prompts)
+    ours.train()
+    model, processor, _ = load_for_training(model_path)
+    args = settings(folder, steps, None)
+    functions: list[Any] = [accuracy_reward, format_reward]
+    stock = Stock(model=model, reward_funcs=functions, args=args, train_dataset=rows, processing_class=processor)
+    stock.train()
+    middle = {name: statistics.median(values[1:]) for name, values in ours.times.items()}
+    plain = statistics.median(stock.times[1:])
+    return (
+        f"{size:6.1f} M parameters: step with reflection {1 + middle['logits'] / middle['step']:.3f} x a step without "
+        f"({middle['step']:.2f} s); by generating {1 + middle['generate'] / middle['step']:.3f} x; reflection itself "
+        f"{middle['generate'] / middle['logits']:.1f} x less than by generating; step with reflection "
+        f"{(middle['step'] + middle['logits']) / plain:.3f} x TRL's GRPO"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--size", nargs="+", choices=("miniature", "large"), default=("miniature", "large"))
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    print(f"{PROMPTS} prompts x {GENERATIONS} completions of {TOKENS} tokens a step, 96 x 96 pixels")
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in args.size:
+            path = CHECKPOINT
+            if name == "large":
+                from tiny_models import save_random_miniature
+
+                path = Path(temporary) / name
+                save_random_miniature(path, scale=4)
+            print(measure(path, Path(temporary) / "run", args.steps), flush=True)
+
+
+if __name__ == "__main__":
+    main()
