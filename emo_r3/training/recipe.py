@@ -213,6 +213,8 @@ def check_fields(run: RunArguments, config: EmoR3Config | SupervisedConfig, mode
         raise RecipeError("load_in_4bit and load_in_8bit are not offered: use LoRA on full weights (use_peft)")
     if config.eval_strategy != "no":
         raise RecipeError("eval_strategy: training evaluates nothing on its way; evaluate its checkpoints instead")
+    if config.push_to_hub:
+        raise RecipeError("push_to_hub: training uploads nothing on its way; push its folder `final` afterwards")
     if run.trainer == "sft" and run.method != "direct":
         raise RecipeError(f"method {run.method}: targets of trainer sft are labels alone, so say method: direct")
     if run.trainer == "sft" and run.cold_start_samples:

@@ -1,4 +1,4 @@
-"""GRPO with reflection in the reward. The one file that touches private parts of TRL, each held by a contract test."""
+"""GRPO with reflection in the reward. What is private in TRL is touched here alone, and held by contract tests."""
 
 from __future__ import annotations
 

@@ -97,6 +97,7 @@ def test_the_written_recipe_is_the_same(load: Load, tmp_path: Path) -> None:
         ({"model_name_or_path": None}, [], "no model_name_or_path"),
         ({"load_in_4bit": True}, [], "use LoRA"),
         ({"eval_strategy": "steps"}, [], "evaluates nothing"),
+        ({"push_to_hub": True}, [], "uploads nothing"),
         ({"trainer": "sft", "method": "set"}, [], "say method: direct"),
         ({**SFT, "cold_start_samples": 8}, [], "supervised from the start"),
         ({"method": "think"}, [], "say judge: null"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from miniature_rows import make_trainer, pictures, training_rows
+from accelerate.state import AcceleratorState
 from peft import LoraConfig
 from trl import GRPOTrainer
 
@@ -209,6 +210,13 @@ def test_a_completion_can_hold_no_image_token(tmp_path: Path) -> None:
         ("_generate_and_score_completions", ["self", "inputs"]),
         ("_log_metric", ["self", "name", "value"]),
         ("_log_completion_extra", ["self", "column", "values"]),
+        ("_get_output_dir", ["self", "trial"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_save", ["self", "output_dir", "state_dict"]),
+        ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+        ("_load_best_model", ["self"]),
+        ("_get_train_sampler", ["self", "dataset"]),
+        ("_get_grad_norm", ["self", "model", "grad_norm"]),
     ],
 )
 def test_the_private_methods_that_the_trainer_builds_on(name: str, parameters: list[str]) -> None:
@@ -228,3 +236,5 @@ def test_the_private_attributes_that_the_trainer_reads(tmp_path: Path) -> None:
     ):
         assert hasattr(trainer, name), name
     assert {"is_fsdp", "is_zero3", "summon_full_params"} <= set(dir(trainer._dist))
+    assert trainer._step == 0 and trainer.state.epoch is None
+    assert hasattr(AcceleratorState, "_reset_state")  # between a cold start and what follows it
