@@ -21,6 +21,8 @@ MODULES = {
     "prepare": ("data.prepare", "make a data set of the original downloads"),
     "push": ("publish", "publish a prepared data set on the Hub"),
     "train": ("training.train", "train a model as a recipe says"),
+    "evaluate": ("evaluation", "measure a model on data sets"),
+    "compare": ("comparison", "put measured models side by side"),
 }
 MINIATURE = {
     "train": ("miniature.train", "make the miniature again from a seed"),

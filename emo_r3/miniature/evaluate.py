@@ -60,16 +60,12 @@ def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Cal
 
     report(f"{domain}: {count} answers")
     results = pipe(images, labels=labels, method="set", decoding="free", reflect=True, batch_size=BATCH)
-    named = [world.mentioned(result.step1 or "") for result in results]
-    there = [set(scene.triggers) for scene in scenes]
-    found = sum(len(said & true) for said, true in zip(named, there, strict=True))
     right = [result.label == reference for result, reference in zip(results, references, strict=True)]
     numbers = {
         "accuracy": rate(sum(right), count),
         "ceiling": rate(sum(world.label_distribution(s, domain, labels).max() for s in scenes), count),
         "well_formed": rate(sum(result.well_formed for result in results), count),
-        "trigger_recall": rate(found, sum(map(len, there))),
-        "trigger_precision": rate(found, sum(map(len, named))),
+        **grounding([result.step1 for result in results], [scene.triggers for scene in scenes]),
     }
     report(f"{domain}: {2 * count} questions about image and text")
     others = [scenes[(index + 1) % count] for index in range(count)]
@@ -89,7 +85,12 @@ def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Cal
         "swapped": rate(said_no[1::2].sum(), len(said_no[1::2])),
         "other": rate(said_no[::2].sum(), len(said_no[::2])),
     }
-    faithful = np.array([said <= true for said, true in zip(named, there, strict=True)])
+    faithful = np.array(
+        [
+            world.mentioned(result.step1 or "") <= {*scene.triggers}
+            for result, scene in zip(results, scenes, strict=True)
+        ]
+    )
     judged = np.array([(result.consistency or 0) > 0.5 for result in results])
     numbers |= {
         "own_true": rate(judged[faithful].sum(), faithful.sum()),
@@ -102,6 +103,16 @@ def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Cal
     ]
     numbers["coherence"] = rate(label_texts(pipe, texts, labels, references), count)
     return numbers
+
+
+def grounding(texts: Sequence[str | None], triggers: Sequence[Iterable[str]]) -> dict[str, Any]:
+    """How well texts name the triggers of their scenes: `trigger_recall` and `trigger_precision`, each a `rate`."""
+    named, there = [world.mentioned(text or "") for text in texts], [set(names) for names in triggers]
+    found = sum(len(said & true) for said, true in zip(named, there, strict=True))
+    return {
+        "trigger_recall": rate(found, sum(map(len, there))),
+        "trigger_precision": rate(found, sum(map(len, named))),
+    }
 
 
 def ask(pipe: EmoR3Pipeline, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:

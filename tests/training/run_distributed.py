@@ -1,7 +1,7 @@
 """Trains tiny models in a mode: `torchrun --nproc_per_node 2 run_distributed.py MODE JOBS OUT`.
 
-JOBS is a JSON file of `{name: {"model": folder, "peft": bool, **settings}}`; OUT gets what each process found. Every
-mode sees the same rows and the same completions, so that all must come to the same weights.
+JOBS is a JSON file of `{name: {"model": folder, "peft": bool, "from": checkpoint, **settings}}`; OUT gets what each
+process found. Every mode sees the same rows and the same completions, so that all must come to the same weights.
 """
 
 from __future__ import annotations
@@ -74,7 +74,11 @@ def zero(stage: int) -> dict[str, Any]:
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
     }
 
 
@@ -193,14 +197,14 @@ def whole_weights(trainer: EmoR3Trainer) -> dict[str, torch.Tensor]:
 
 def train(name: str, job: dict[str, Any]) -> None:
     """One run; what it found goes to OUT."""
-    settings = {key: value for key, value in job.items() if key not in ("model", "peft")}
+    settings = {key: value for key, value in job.items() if key not in ("model", "peft", "from")}
     if MODE.startswith("zero"):
         settings["deepspeed"] = zero(int(MODE[-1]))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     args = EmoR3Config(
         **{
             **SETTINGS,
-            "output_dir": str(OUT / "run"),
+            "output_dir": str(OUT / f"{name} run"),
             "per_device_train_batch_size": 4 * GROUP // processes,
             "per_device_eval_batch_size": 4 * GROUP // processes,
             **settings,
@@ -218,7 +222,7 @@ def train(name: str, job: dict[str, Any]) -> None:
         model, args, rows(), processor, eval_dataset=rows(4) if args.do_eval else None, peft_config=lora
     )
     before = whole_weights(trainer)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=str(OUT / job["from"]) if "from" in job else None)
     weights = whole_weights(trainer)
     found = {
         "rewards": trainer.rewards,

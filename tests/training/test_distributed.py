@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_checkpoint
 
+from emo_r3.checkpoint import load_for_training
+
 pytestmark = pytest.mark.slow
 
 MODES = ("ddp", "fsdp2", "zero2", "zero3")
@@ -26,6 +28,7 @@ FSDP2 = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen2_5_VLDecoderLayer,Qwen2_5_VLVisionBlock",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
 }
 ZERO = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
 ENVIRONMENTS = {"fsdp2": FSDP2, "zero2": ZERO, "zero3": ZERO}
@@ -33,13 +36,15 @@ ENVIRONMENTS = {"fsdp2": FSDP2, "zero2": ZERO, "zero3": ZERO}
 PATIENCE = 400
 
 WRITTEN: dict[str, Any] = {"reflection_mode": "generate", "max_steps": 1}
+SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
 JOBS: dict[str, dict[str, Any]] = {
-    "policy": {},
+    "policy": SAVED,
+    "policy, resumed": {"from": "policy run/checkpoint-1"},
     "policy writes": WRITTEN,
     "reference": {"judge": "reference", "beta": 0.1},
     "reference writes": {"judge": "reference", "beta": 0.1, **WRITTEN},
     "another": {"judge": "llava", "max_steps": 1},
-    "adapters": {"peft": True},
+    "adapters": {"peft": True, **SAVED},
     "adapters off": {"peft": True, "judge": "reference"},
     "dynamic": {"dynamic_sampling": "accuracy", "dynamic_sampling_tries": 3},
 }
@@ -132,7 +137,7 @@ def test_all_rewards_are_logged_and_weights_move(two: tuple[str, Runs]) -> None:
     for job, settings in JOBS.items():
         found = runs.found(job)
         steps = [entry for entry in found[0]["history"] if "loss" in entry]
-        assert len(steps) == settings.get("max_steps", 2)
+        assert len(steps) == settings.get("max_steps", 2)  # of a resumed run too: it knows those before
         assert len({process["moved"] for process in found}) == 1
         assert found[0]["moved"] > 1e-3
         for entry in steps:
@@ -158,3 +163,24 @@ def test_dynamic_sampling_tries_equally_often(two: tuple[str, Runs]) -> None:
     tries = [[entry.get("dynamic_sampling/tries") for entry in found["history"]] for found in runs.found("dynamic")]
     assert tries[0] == tries[1]
     assert max(filter(None, tries[0])) > 1
+
+
+def test_a_resumed_run_equals_an_unbroken_one(two: tuple[str, Runs]) -> None:
+    _, runs = two
+    whole, resumed = runs.weights("policy"), runs.weights("policy, resumed")
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert runs.found("policy")[0]["rewards"][1:] == runs.found("policy, resumed")[0]["rewards"]
+
+
+def test_checkpoints_hold_whole_weights(two: tuple[str, Runs]) -> None:
+    _, runs = two
+    model, _, _ = load_for_training(runs.folder / "policy run" / "checkpoint-2")
+    saved = dict(model.named_parameters())
+    right = runs.weights("policy")
+    assert saved.keys() == right.keys()
+    assert all(torch.equal(saved[name], value) for name, value in right.items())
+
+    adapter = load_file(runs.folder / "adapters run" / "checkpoint-2" / "adapter_model.safetensors")
+    right = {name.replace(".default", ""): value for name, value in runs.weights("adapters").items()}
+    assert adapter.keys() == right.keys()
+    assert all(torch.equal(adapter[name], value) for name, value in right.items())
