@@ -1,0 +1,247 @@
+"""`emo-r3 evaluate`: a model's answers to data sets, and what they are worth.
+
+Answers are made in batches that never change: a batch is written as one line when it is done, processes share batches,
+not items, and what a kill cut short is made again whole. So a resumed run, or one of many processes, computes the same
+numbers to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+
+from . import __version__
+from .cli import EXIT_SOME_FAILED, check_output, positive, with_progress
+from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
+from .data.build import import_datasets
+from .environment import environment
+from .errors import DataError, EmoR3Error
+from .items import SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
+from .output import json_text
+from .pipeline import EmoR3Pipeline
+
+SETTINGS = "settings.json"
+VERSIONS = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+"""Libraries whose version can change a number."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `emo-r3 evaluate`."""
+    parser.add_argument("--model", metavar="PATH|REPO", help="folder or repository (default: the miniature)")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model's repository")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="folders, repositories (NAME@REVISION too), or the miniature's: miniature-8, miniature-6, miniature-7",
+    )
+    parser.add_argument(
+        "--in-domain", nargs="+", default=[], metavar="NAME", help="those that the model was trained on"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="an interrupted run goes on here")
+    parser.add_argument("--split", default="test", help="(default: %(default)s)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N items of each data set")
+    parser.add_argument("--method", choices=("set", "think", "direct"), help="(default: what the model was made for)")
+    parser.add_argument(
+        "--decoding", choices=("free", "constrained"), default="free", help="(default: free, as the paper measures)"
+    )
+    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, or goes on where that was stopped, and prints the table."""
+    _quiet_libraries()
+    check_output(args.output / RESULTS, ())
+    # Processes wait at the end for the slowest.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    try:
+        failed = evaluate(args, state)
+    except EmoR3Error:
+        # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
+        if state.process_index:
+            time.sleep(10)
+        raise
+    state.destroy_process_group()
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def evaluate(args: argparse.Namespace, state: PartialState) -> int:
+    """Does what `run` says, in each process; returns how many items could not be read."""
+    with state.main_process_first():  # it may have to draw the miniature's pictures
+        sets = [load_items(name, args.split, args.limit) for name in args.datasets]
+    in_domain = _check_names(sets, args.in_domain)
+    engine, facts = load_engine(args, state)
+    machine = environment()
+    settings = facts | {
+        "datasets": [items.facts() for items in sets],
+        "decoding": args.decoding,
+        "max_new_tokens": args.max_new_tokens,
+        "batch_size": args.batch_size,
+        "seed": SEED,
+        "versions": {"emo_r3": __version__} | {name: machine[name] for name in VERSIONS},
+    }
+    _check_settings(args.output, settings)
+    total = sum(len(items.ids) for items in sets)
+    finished, answered, start = (args.output / PREDICTIONS).exists(), 0, time.monotonic()
+    if not finished:
+        options = {"method": facts["method"], **{name: settings[name] for name in ("decoding", "max_new_tokens")}}
+        answered = _answer(args, state, engine, sets, options)
+    seconds = time.monotonic() - start
+    if state.process_index:
+        return 0
+    if not finished:
+        _merge(args.output, sets, args.batch_size)
+    rows = read_rows(args.output)
+    timing = {"seconds": round(seconds, 2), "answered": answered, "processes": state.num_processes}
+    timing |= {name: machine[name] for name in ("platform", "python", "device")}
+    if finished and (args.output / RESULTS).exists():
+        timing = json.loads((args.output / RESULTS).read_text(encoding="utf-8"))["run"]
+    results = settings | {"in_domain": in_domain} | score(sets, rows, in_domain) | {"run": timing}
+    _write(args.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    print(markdown(make_table([load_run(str(args.output))])))
+    failed = sum("error" in row for row in rows)
+    if failed:
+        print(f"emo-r3: {failed} of {total} pictures could not be read, see their rows", file=sys.stderr)
+    return failed
+
+
+def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, dict[str, Any]]:
+    """What answers, and what decides its answers: `model`, `method` and `prompts`."""
+    # With a process for each device, a model is on its process's.
+    device = state.device if state.num_processes > 1 and state.device.type != "cpu" else None
+    pipe = EmoR3Pipeline.from_pretrained(args.model, revision=args.revision, dtype=args.dtype, device_map=device)
+    folder, info = Path(pipe.model.config.name_or_path or ""), pipe.info
+    model = {
+        "name": pipe.name,
+        "revision": args.revision,
+        "commit": folder.name if folder.parent.name == "snapshots" else None,  # as the Hub's cache lays it out
+        "recipe_hash": info.recipe_hash,
+        "base_model": info.base_model,
+        "dtype": str(pipe.model.dtype).removeprefix("torch."),
+    }
+    digest = hashlib.sha256(json_text(info.prompts.to_dict()).encode()).hexdigest()[:16]
+    prompts = {"version": info.prompts.version, "digest": digest}
+    return pipe, {"model": model, "method": args.method or info.method, "prompts": prompts}
+
+
+def _answer(
+    args: argparse.Namespace, state: PartialState, engine: Engine, sets: Sequence[Items], options: Mapping[str, Any]
+) -> int:
+    """Answers this process's share of the batches that nobody has done; returns how many items all answer now."""
+    journal, size = Journal(args.output), args.batch_size
+    done = journal.read()
+    state.wait_for_everyone()  # all have read the same before one writes
+    todo = {
+        items.name: [n for n in range(-(-len(items.ids) // size)) if (items.name, n) not in done] for items in sets
+    }
+    kept, total = sum(map(len, done.values())), sum(len(items.ids) for items in sets)
+    if done and not state.process_index:
+        print(f"emo-r3: {kept} of {total} answered before, going on", file=sys.stderr)
+
+    def rows() -> Iterator[Row]:
+        for items in sets:
+            own = todo[items.name][state.process_index :: state.num_processes]
+            if own:
+                batches = predict_items(engine, items, own, size, **options)
+                yield from journal.append(state.process_index, items.name, batches)
+
+    share = (total - kept) // state.num_processes
+    try:
+        for _ in with_progress(rows(), share, show=not state.process_index):
+            pass
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(": what is done is kept, the same command goes on from there") from None
+    state.wait_for_everyone()
+    return total - kept
+
+
+def _merge(folder: Path, sets: Sequence[Items], size: int) -> None:
+    """Writes `predictions.jsonl`, whole and in the order of the data sets."""
+    journal = Journal(folder)
+    done = journal.read()
+    lines = []
+    for items in sets:
+        rows = [row for number in range(-(-len(items.ids) // size)) for row in done.get((items.name, number), ())]
+        if [row["id"] for row in rows] != items.ids:
+            raise EmoR3Error(
+                f"{folder} has {len(rows)} of {len(items.ids)} answers to {items.name}, another run may have "
+                "used it: run the same command again"
+            )
+        lines += [json_text(row) + "\n" for row in rows]
+    _write(folder / PREDICTIONS, "".join(lines))
+    journal.remove()
+
+
+def _check_names(sets: Sequence[Items], in_domain: Sequence[str]) -> list[str]:
+    """The in-domain data sets by name, in order; raises `DataError` if a name is unknown, or one stands twice."""
+    names = [items.name for items in sets]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"two data sets are called {twice[0]}: evaluate them one by one, in folders of their own")
+    own = [short_name(name) for name in in_domain]
+    if unknown := [name for name in own if name not in names]:
+        raise DataError(f"--in-domain {unknown[0]} is none of the data sets {', '.join(names)}: name one of them")
+    return [name for name in names if name in own]
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keeps the settings in the folder; raises `EmoR3Error` if answers made with others are there."""
+    path = folder / SETTINGS
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if (folder / PREDICTIONS).exists():
+            raise EmoR3Error(f"{folder} has {PREDICTIONS} without {SETTINGS}: give another --output") from None
+        _write(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        return
+    except (OSError, ValueError) as error:
+        raise EmoR3Error(f"{path} can't be read ({error}): give another --output") from None
+    if difference := _difference(stored, json.loads(json.dumps(settings))):
+        raise EmoR3Error(f"{folder} holds answers made with {difference}: give another --output, or remove it")
+
+
+def _difference(was: Any, now: Any, name: str = "") -> str | None:
+    """The first place where two trees differ, in words."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        pairs = [(f"{name}.{key}".lstrip("."), was.get(key), now.get(key)) for key in {**now, **was}]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        pairs = [(f"{name}[{place}]", *pair) for place, pair in enumerate(zip(was, now, strict=True))]
+    else:
+        return None if was == now else f"{name} = {json.dumps(was)}, and now it is {json.dumps(now)}"
+    return next(filter(None, (_difference(old, new, path) for path, old, new in pairs)), None)
+
+
+def _quiet_libraries() -> None:
+    """Keeps the libraries' remarks off the screen; `EMO_R3_DEBUG` lets them speak."""
+    if not os.environ.get("EMO_R3_DEBUG"):
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        import_datasets().disable_progress_bars()
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    from .cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))
