@@ -177,8 +177,8 @@ def _qwen(name: str, folder: Path) -> None:
     _save(model, processor, folder)
 
 
-def save_random_miniature(folder: Path, scale: int = 1) -> None:
-    """A random Qwen2.5-VL of the miniature's size, or `scale` times as wide: for timing."""
+def save_random_miniature(folder: Path, scale: int = 1, pixels: int = 96) -> None:
+    """A random Qwen2.5-VL of the miniature's size, or `scale` times as wide, for images of a side: for timing."""
     from transformers import Qwen2_5_VLProcessor
 
     tokenizer = _byte_level_tokenizer(_QWEN, eos_token="<|im_end|>", pad_token="<|endoftext|>")
@@ -213,7 +213,9 @@ def save_random_miniature(folder: Path, scale: int = 1) -> None:
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config = GenerationConfig(eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"])
-    image_processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 96 * 96, "longest_edge": 96 * 96}, patch_size=12)
+    image_processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": pixels**2, "longest_edge": pixels**2}, patch_size=12
+    )
     _save(model, image_only(Qwen2_5_VLProcessor)(image_processor, tokenizer, chat_template=_QWEN_TEMPLATE), folder)
 
 

@@ -41,14 +41,16 @@ TEXT = (
     "<step2>Most people would feel warm and would smile with them.</step2> "
     "<step3>Positive, rather excited.</step3> \\boxed{amusement}"
 )
-PROMPTS, GENERATIONS, TOKENS = 4, 8, 64
+TOKENS = 64
+SIZES = {"miniature": (96, 4, 8), "large": (448, 2, 4)}
+"""Side of an image in pixels, prompts and completions of each in a step. What an image costs decides the ratios."""
 
 
-def settings(folder: Path, steps: int, judge: str | None) -> EmoR3Config:
+def settings(folder: Path, steps: int, judge: str | None, prompts: int, generations: int) -> EmoR3Config:
     return EmoR3Config(
         output_dir=str(folder),
-        per_device_train_batch_size=PROMPTS * GENERATIONS,
-        num_generations=GENERATIONS,
+        per_device_train_batch_size=prompts * generations,
+        num_generations=generations,
         max_completion_length=TOKENS,
         generation_kwargs={"min_new_tokens": TOKENS},
         max_steps=steps,
@@ -106,23 +108,25 @@ class Stock(GRPOTrainer):
         return loss
 
 
-def measure(model_path: Path, folder: Path, steps: int) -> str:
-    rows = training_rows(32)
+def measure(model_path: Path, folder: Path, steps: int, pixels: int, prompts: int, generations: int) -> str:
+    rows = training_rows(8)
+    rows = rows.map(lambda row: {"image": row["image"].resize((pixels, pixels))})
     model, processor, info = load_for_training(model_path)
     size = model.num_parameters() / 1e6
-    ours = Timed(model, settings(folder, steps, "policy"), rows, processor, prompts=info.prompts)
+    ours = Timed(model, settings(folder, steps, "policy", prompts, generations), rows, processor, prompts=info.prompts)
     ours.train()
     model, processor, _ = load_for_training(model_path)
-    args = settings(folder, steps, None)
+    args = settings(folder, steps, None, prompts, generations)
     functions: list[Any] = [accuracy_reward, format_reward]
     stock = Stock(model=model, reward_funcs=functions, args=args, train_dataset=rows, processing_class=processor)
     stock.train()
     middle = {name: statistics.median(values[1:]) for name, values in ours.times.items()}
     plain = statistics.median(stock.times[1:])
     return (
-        f"{size:6.1f} M parameters: step with reflection {1 + middle['logits'] / middle['step']:.3f} x a step without "
-        f"({middle['step']:.2f} s); by generating {1 + middle['generate'] / middle['step']:.3f} x; reflection itself "
-        f"{middle['generate'] / middle['logits']:.1f} x less than by generating; step with reflection "
+        f"{size:.1f} M parameters, {pixels} x {pixels} pixels, {prompts} prompts x {generations} completions: a step "
+        f"with reflection is {1 + middle['logits'] / middle['step']:.3f} x one without ({middle['step']:.2f} s), by "
+        f"generating {1 + middle['generate'] / middle['step']:.3f} x; reflection takes "
+        f"{middle['generate'] / middle['logits']:.1f} x less than by generating; a step with reflection is "
         f"{(middle['step'] + middle['logits']) / plain:.3f} x TRL's GRPO"
     )
 
@@ -135,7 +139,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    print(f"{PROMPTS} prompts x {GENERATIONS} completions of {TOKENS} tokens a step, 96 x 96 pixels")
+    print(f"completions of {TOKENS} tokens")
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.size:
             path = CHECKPOINT
@@ -143,8 +147,8 @@ def main() -> None:
                 from tiny_models import save_random_miniature
 
                 path = Path(temporary) / name
-                save_random_miniature(path, scale=4)
-            print(measure(path, Path(temporary) / "run", args.steps), flush=True)
+                save_random_miniature(path, scale=4, pixels=448)
+            print(measure(path, Path(temporary) / "run", args.steps, *SIZES[name]), flush=True)
 
 
 if __name__ == "__main__":
