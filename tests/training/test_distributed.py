@@ -37,9 +37,11 @@ PATIENCE = 400
 
 WRITTEN: dict[str, Any] = {"reflection_mode": "generate", "max_steps": 1}
 SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+ADAM = {"optim": "adamw_torch", "learning_rate": 1e-2}  # has a state to resume
 JOBS: dict[str, dict[str, Any]] = {
-    "policy": SAVED,
-    "policy, resumed": {"from": "policy run/checkpoint-1"},
+    "policy": {},
+    "unbroken": {**ADAM, **SAVED},
+    "resumed": {**ADAM, "from": "unbroken run/checkpoint-1"},
     "policy writes": WRITTEN,
     "reference": {"judge": "reference", "beta": 0.1},
     "reference writes": {"judge": "reference", "beta": 0.1, **WRITTEN},
@@ -50,7 +52,7 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 ASKED = [name for name in JOBS if "writes" not in name]
 # A process keeps what its own rollouts give it, so that another number of processes keeps other groups.
-LIKE_ONE_PROCESS = [name for name in JOBS if name != "dynamic"]
+LIKE_ONE_PROCESS = [name for name in JOBS if name not in ("dynamic", "unbroken", "resumed")]
 
 
 class Runs:
@@ -167,16 +169,16 @@ def test_dynamic_sampling_tries_equally_often(two: tuple[str, Runs]) -> None:
 
 def test_a_resumed_run_equals_an_unbroken_one(two: tuple[str, Runs]) -> None:
     _, runs = two
-    whole, resumed = runs.weights("policy"), runs.weights("policy, resumed")
+    whole, resumed = runs.weights("unbroken"), runs.weights("resumed")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    assert runs.found("policy")[0]["rewards"][1:] == runs.found("policy, resumed")[0]["rewards"]
+    assert runs.found("unbroken")[0]["rewards"][1:] == runs.found("resumed")[0]["rewards"]
 
 
 def test_checkpoints_hold_whole_weights(two: tuple[str, Runs]) -> None:
     _, runs = two
-    model, _, _ = load_for_training(runs.folder / "policy run" / "checkpoint-2")
+    model, _, _ = load_for_training(runs.folder / "unbroken run" / "checkpoint-2")
     saved = dict(model.named_parameters())
-    right = runs.weights("policy")
+    right = runs.weights("unbroken")
     assert saved.keys() == right.keys()
     assert all(torch.equal(saved[name], value) for name, value in right.items())
 
