@@ -25,6 +25,8 @@ from .miniature import CHECKPOINT
 from .prompts import Method, Prompts, load_prompts
 
 INFO_FILE = "emo_r3.json"
+MINIATURE = "miniature"
+"""Name of the package's own model, where a folder or a repository is named."""
 FORMAT_VERSION = 1
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
@@ -119,7 +121,8 @@ def load_model_and_processor(
     """Loads a checkpoint from a folder or the Hub: safetensors only, and never code that it brings along.
 
     Args:
-        repo_or_path (`str` or `Path`, *optional*): folder or Hub repository; the miniature unless given.
+        repo_or_path (`str` or `Path`, *optional*): folder or Hub repository; `"miniature"`, the package's own, unless
+            given.
         revision (`str`, *optional*): branch, tag or commit of a repository.
         dtype (`str` or `torch.dtype`, *optional*): of the weights; float32 on a CPU, else as saved, unless given.
         device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
@@ -218,6 +221,8 @@ def complete_checkpoint(folder: Path, processor: ProcessorMixin, info: Checkpoin
 def _folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> Path:
     """The local folder of a checkpoint, checked before any weight is read (or, from the Hub, even fetched)."""
     path = Path(repo_or_path).expanduser()
+    if repo_or_path == MINIATURE and not path.exists():  # as recipes and results call it
+        path = CHECKPOINT
     if path.is_dir():
         _check_code(path)
         _check_weights(path)

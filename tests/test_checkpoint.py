@@ -174,3 +174,11 @@ def test_a_pixel_budget_needs_a_processor_that_has_one(folder: Path, tmp_path: P
     assert load_model_and_processor(folder)[1].image_processor.size["longest_edge"] == 4 * 28 * 28
     with pytest.raises(CheckpointError, match="Qwen-VL"):
         load_model_and_processor(other)
+
+
+def test_the_miniature_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, plain = load_model_and_processor("miniature")[0], load_model_and_processor()[0]
+    assert named.num_parameters() == plain.num_parameters()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint("llava"), "miniature")  # a folder of the name is what it says
+    assert type(load_model_and_processor("miniature")[0]).__name__.startswith("Llava")

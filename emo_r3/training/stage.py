@@ -54,7 +54,7 @@ class Stage:
     recipe: Recipe
     config: EmoR3Config | SupervisedConfig
     rows: Dataset
-    base: str | None
+    base: str
     chosen: list[int] | None = None
 
     @property

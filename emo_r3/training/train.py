@@ -29,7 +29,6 @@ from .recipe import Recipe, differences, load_recipe
 from .rows import fingerprint, load_rows, row_ids, select_cold_start
 from .stage import Stage, rank, say
 
-MINIATURE = "miniature"
 PACKAGES = ("emo-r3", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm")
 
 # A cold start takes these from the GRPO stage. It needs no accumulation: an update is one batch of each process.
@@ -124,7 +123,7 @@ def train(recipe: Recipe) -> Path:
         )
     with config.main_process_first(local=False):
         rows = load_rows(run)
-    stage = Stage(recipe, config, rows, None if model_name == MINIATURE else model_name)
+    stage = Stage(recipe, config, rows, model_name)
     for line in recipe.plan.lines(len(rows)):
         say(line)
     facts = run_facts(recipe, stage)
