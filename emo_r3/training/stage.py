@@ -47,14 +47,14 @@ class Stage:
         recipe ([`Recipe`]): the recipe.
         config (`EmoR3Config` or `SupervisedConfig`): settings of this stage's trainer.
         rows (`Dataset`): all rows of the run, as [`load_rows`] returns them.
-        base (`str`, *optional*): model that it starts from; the miniature if `None`.
+        base (`str`, *optional*): model that it starts from.
         chosen (`list[int]`, *optional*): places of the rows that it trains on; all unless given.
     """
 
     recipe: Recipe
     config: EmoR3Config | SupervisedConfig
     rows: Dataset
-    base: str
+    base: str | None
     chosen: list[int] | None = None
 
     @property
