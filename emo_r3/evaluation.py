@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,11 @@ from .data.build import import_datasets
 from .environment import environment
 from .errors import DataError, EmoR3Error
 from .items import SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
+from .labels import LabelSet
 from .output import json_text
 from .pipeline import EmoR3Pipeline
+from .results import EmotionResult
+from .sepm import PRESETS, SepmPipeline
 
 SETTINGS = "settings.json"
 VERSIONS = ("torch", "transformers", "tokenizers", "pillow", "numpy")
@@ -56,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="an interrupted run goes on here")
     parser.add_argument("--split", default="test", help="(default: %(default)s)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N items of each data set")
-    parser.add_argument("--method", choices=("set", "think", "direct"), help="(default: what the model was made for)")
+    parser.add_argument(
+        "--method",
+        choices=("set", "think", "direct", "sepm"),
+        help="sepm: a baseline without training, on Qwen2.5-VL (default: what the model was made for)",
+    )
+    parser.add_argument("--sepm-preset", choices=tuple(PRESETS), help="thresholds of sepm (default: paper)")
     parser.add_argument(
         "--decoding", choices=("free", "constrained"), default="free", help="(default: free, as the paper measures)"
     )
@@ -88,14 +96,14 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> int:
     in_domain = _check_names(sets, args.in_domain)
     engine, facts = load_engine(args, state)
     machine = environment()
-    settings = facts | {
+    settings = {
         "datasets": [items.facts() for items in sets],
         "decoding": args.decoding,
         "max_new_tokens": args.max_new_tokens,
         "batch_size": args.batch_size,
         "seed": SEED,
         "versions": {"emo_r3": __version__} | {name: machine[name] for name in VERSIONS},
-    }
+    } | facts
     _check_settings(args.output, settings)
     total = sum(len(items.ids) for items in sets)
     finished, answered, start = (args.output / PREDICTIONS).exists(), 0, time.monotonic()
@@ -122,7 +130,9 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> int:
 
 
 def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, dict[str, Any]]:
-    """What answers, and what decides its answers: `model`, `method` and `prompts`."""
+    """What answers, and what decides its answers: `model`, `method`, `prompts`, and what else it settles itself."""
+    if args.sepm_preset and args.method != "sepm":
+        raise EmoR3Error(f"--sepm-preset {args.sepm_preset} is for --method sepm: add that, or leave the preset out")
     # With a process for each device, a model is on its process's.
     device = state.device if state.num_processes > 1 and state.device.type != "cpu" else None
     pipe = EmoR3Pipeline.from_pretrained(args.model, revision=args.revision, dtype=args.dtype, device_map=device)
@@ -137,7 +147,16 @@ def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, 
     }
     digest = hashlib.sha256(json_text(info.prompts.to_dict()).encode()).hexdigest()[:16]
     prompts = {"version": info.prompts.version, "digest": digest}
-    return pipe, {"model": model, "method": args.method or info.method, "prompts": prompts}
+    facts = {"model": model, "method": args.method or info.method, "prompts": prompts}
+    if args.method != "sepm":
+        return pipe, facts
+    preset = args.sepm_preset or "paper"
+    sepm = SepmPipeline(pipe, preset)
+
+    def read(images: Iterable[Any], *, labels: LabelSet, on_error: Any, **_: Any) -> Iterator[EmotionResult]:
+        return sepm(images, labels=labels, on_error=on_error)  # of the other options, it has none
+
+    return read, facts | {"sepm_preset": preset, "decoding": "constrained"}
 
 
 def _answer(
