@@ -218,8 +218,9 @@ def _of(run: Run, name: str) -> list[Row]:
 
 
 def _percent(estimate: dict[str, float], sign: str = "") -> tuple[str, str]:
-    value, low, high = (f"{100 * estimate[name]:{sign}z.1f}" for name in ("value", "low", "high"))
-    return value, f"[{low}, {high}]"
+    """Value, with as many digits as the paper has, and interval."""
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:{sign}z.2f}", f"[{low:{sign}z.1f}, {high:{sign}z.1f}]"
 
 
 def _p(difference: dict[str, float]) -> str:
