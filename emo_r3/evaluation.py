@@ -14,8 +14,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, re
 from .data.build import import_datasets
 from .environment import environment
 from .errors import DataError, EmoR3Error
+from .faithfulness import Judge, Probe, check_probed, summarize
 from .items import SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
 from .labels import LabelSet
 from .output import json_text
@@ -37,8 +39,12 @@ from .results import EmotionResult
 from .sepm import PRESETS, SepmPipeline
 
 SETTINGS = "settings.json"
+FAITHFULNESS = "faithfulness.jsonl"
 VERSIONS = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 """Libraries whose version can change a number."""
+
+Batches = Iterator[tuple[int, list[Row]]]
+"""Number and rows of each batch as it is done."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--faithfulness", action="store_true", help="ask again with changed texts and pictures, about 8 times the work"
+    )
+    parser.add_argument(
+        "--judge", metavar="PATH|REPO", help="text model that reads the label out of the reasoning, for --faithfulness"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,6 +107,10 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> int:
         sets = [load_items(name, args.split, args.limit) for name in args.datasets]
     in_domain = _check_names(sets, args.in_domain)
     engine, facts = load_engine(args, state)
+    if args.faithfulness:
+        check_probed(engine, facts["method"])
+    elif args.judge:
+        raise EmoR3Error(f"--judge {args.judge} is for --faithfulness: add that, or leave the judge out")
     machine = environment()
     settings = {
         "datasets": [items.facts() for items in sets],
@@ -104,23 +120,26 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> int:
         "seed": SEED,
         "versions": {"emo_r3": __version__} | {name: machine[name] for name in VERSIONS},
     } | facts
+    settings |= {"judge": args.judge} if args.judge else {}
     _check_settings(args.output, settings)
     total = sum(len(items.ids) for items in sets)
-    finished, answered, start = (args.output / PREDICTIONS).exists(), 0, time.monotonic()
-    if not finished:
-        options = {"method": facts["method"], **{name: settings[name] for name in ("decoding", "max_new_tokens")}}
-        answered = _answer(args, state, engine, sets, options)
+    finished, start = (args.output / PREDICTIONS).exists(), time.monotonic()
+    options = {name: settings[name] for name in ("method", "decoding", "max_new_tokens")}
+
+    def answer(items: Items, batches: Sequence[int]) -> Batches:
+        return predict_items(engine, items, batches, args.batch_size, **options)
+
+    answered = _do(args, state, sets, args.output / PREDICTIONS, answer)
     seconds = time.monotonic() - start
+    rows = read_rows(args.output)
+    faithfulness = _faithfulness(args, state, engine, sets, rows, options) if args.faithfulness else {}
     if state.process_index:
         return 0
-    if not finished:
-        _merge(args.output, sets, args.batch_size)
-    rows = read_rows(args.output)
     timing = {"seconds": round(seconds, 2), "answered": answered, "processes": state.num_processes}
     timing |= {name: machine[name] for name in ("platform", "python", "device")}
     if finished and (args.output / RESULTS).exists():
         timing = json.loads((args.output / RESULTS).read_text(encoding="utf-8"))["run"]
-    results = settings | {"in_domain": in_domain} | score(sets, rows, in_domain) | {"run": timing}
+    results = settings | {"in_domain": in_domain} | score(sets, rows, in_domain) | faithfulness | {"run": timing}
     _write(args.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(markdown(make_table([load_run(str(args.output))])))
     failed = sum("error" in row for row in rows)
@@ -159,11 +178,38 @@ def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, 
     return read, facts | {"sepm_preset": preset, "decoding": "constrained"}
 
 
-def _answer(
-    args: argparse.Namespace, state: PartialState, engine: Engine, sets: Sequence[Items], options: Mapping[str, Any]
+def _faithfulness(
+    args: argparse.Namespace,
+    state: PartialState,
+    engine: Engine,
+    sets: Sequence[Items],
+    rows: Sequence[Row],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Asks about all answers again; what that comes to by data set, under `faithfulness`."""
+    path, remaining = args.output / FAITHFULNESS, iter(rows)
+    judge = Judge.from_pretrained(args.judge) if args.judge and not path.exists() else None
+    probes = {
+        items.name: Probe(check_probed(engine, ""), items, list(islice(remaining, len(items.ids))), options, judge)
+        for items in sets
+    }
+    _do(args, state, sets, path, lambda items, batches: probes[items.name](batches, args.batch_size))
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    found = {items.name: [record for record in records if record["dataset"] == items.name] for items in sets}
+    return {"faithfulness": {name: summarize(own) for name, own in found.items()}}
+
+
+def _do(
+    args: argparse.Namespace,
+    state: PartialState,
+    sets: Sequence[Items],
+    path: Path,
+    work: Callable[[Items, Sequence[int]], Batches],
 ) -> int:
-    """Answers this process's share of the batches that nobody has done; returns how many items all answer now."""
-    journal, size = Journal(args.output), args.batch_size
+    """Makes a file of rows, unless it is there; returns how many items were left to do, for all processes together."""
+    if path.exists():
+        return 0
+    journal, size = Journal(path), args.batch_size
     done = journal.read()
     state.wait_for_everyone()  # all have read the same before one writes
     todo = {
@@ -171,14 +217,13 @@ def _answer(
     }
     kept, total = sum(map(len, done.values())), sum(len(items.ids) for items in sets)
     if done and not state.process_index:
-        print(f"emo-r3: {kept} of {total} answered before, going on", file=sys.stderr)
+        print(f"emo-r3: {kept} of {total} in {path.name} done before, going on", file=sys.stderr)
 
     def rows() -> Iterator[Row]:
         for items in sets:
             own = todo[items.name][state.process_index :: state.num_processes]
             if own:
-                batches = predict_items(engine, items, own, size, **options)
-                yield from journal.append(state.process_index, items.name, batches)
+                yield from journal.append(state.process_index, items.name, work(items, own))
 
     share = (total - kept) // state.num_processes
     try:
@@ -187,23 +232,25 @@ def _answer(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(": what is done is kept, the same command goes on from there") from None
     state.wait_for_everyone()
+    if not state.process_index:
+        _merge(journal, sets, size)
+    state.wait_for_everyone()  # all are to read it
     return total - kept
 
 
-def _merge(folder: Path, sets: Sequence[Items], size: int) -> None:
-    """Writes `predictions.jsonl`, whole and in the order of the data sets."""
-    journal = Journal(folder)
+def _merge(journal: Journal, sets: Sequence[Items], size: int) -> None:
+    """Writes the one file, whole and in the order of the data sets."""
     done = journal.read()
     lines = []
     for items in sets:
         rows = [row for number in range(-(-len(items.ids) // size)) for row in done.get((items.name, number), ())]
         if [row["id"] for row in rows] != items.ids:
             raise EmoR3Error(
-                f"{folder} has {len(rows)} of {len(items.ids)} answers to {items.name}, another run may have "
+                f"{journal.path} has {len(rows)} of {len(items.ids)} rows of {items.name}, another run may have "
                 "used it: run the same command again"
             )
         lines += [json_text(row) + "\n" for row in rows]
-    _write(folder / PREDICTIONS, "".join(lines))
+    _write(journal.path, "".join(lines))
     journal.remove()
 
 

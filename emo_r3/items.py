@@ -150,17 +150,17 @@ def predict_items(
 
 
 class Journal:
-    """The answers of an unfinished evaluation: a file for each process, a line for each batch.
+    """The rows of an unfinished evaluation: a file for each process, a line for each batch.
 
     Args:
-        folder (`Path`): of the evaluation.
+        path (`Path`): the file that all rows will be in; those of the processes are beside it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("predictions-*.jsonl"))
+        return sorted(self.path.parent.glob(f"{self.path.stem}-*.jsonl"))
 
     def read(self) -> dict[tuple[str, int], list[Row]]:
         """The finished batches by data set and number. A line that can't be read was cut short, so it is none."""
@@ -176,7 +176,7 @@ class Journal:
 
     def append(self, process: int, dataset: str, batches: Iterable[tuple[int, list[Row]]]) -> Iterator[Row]:
         """Writes each batch as it comes, and yields its rows."""
-        path = self.folder / f"predictions-{process}.jsonl"
+        path = self.path.with_name(f"{self.path.stem}-{process}.jsonl")
         with path.open("a", encoding="utf-8") as stream:
             stream.write("\n")  # ends what a kill may have cut short
             for number, rows in batches:
@@ -185,7 +185,7 @@ class Journal:
                 yield from rows
 
     def remove(self) -> None:
-        """Deletes the files: everything is in `predictions.jsonl`."""
+        """Deletes the files: everything is in the one file."""
         for path in self._files():
             path.unlink()
 
