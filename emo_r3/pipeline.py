@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from .prompts import Method, Prompts, load_prompts
 from .results import EmotionResult
 from .scoring import prompt_tokens, render_prompt
 from .streaming import Cancelled, StreamEvent, stream_events
+
+if TYPE_CHECKING:
+    from .endpoint import EndpointPipeline
 
 
 class EmoR3Pipeline:
@@ -55,7 +59,7 @@ class EmoR3Pipeline:
     ) -> None:
         self.model, self.processor = model, processor
         self.info = CheckpointInfo() if info is None else info
-        self.batch_size = _positive("batch_size", batch_size)
+        self.batch_size = positive("batch_size", batch_size)
         self.name = name or model.config.name_or_path or type(model).__name__
         self._engine = Engine(model, processor, self.info, self.name)
 
@@ -97,6 +101,23 @@ class EmoR3Pipeline:
         name = "miniature" if repo_or_path is None else os.fspath(repo_or_path)
         return cls(model, processor, info, batch_size=batch_size, name=name)
 
+    @classmethod
+    def from_endpoint(cls, url: str, model: str | None = None, **options: Any) -> EndpointPipeline:
+        """Asks a server instead of a model of its own; see [`~emo_r3.endpoint.EndpointPipeline`] for what it can do.
+
+        Args:
+            url (`str`): of any OpenAI-compatible chat server (vLLM, `transformers serve`, an Inference Provider), such
+                as `"http://localhost:8000/v1"`.
+            model (`str`, *optional*): what the server calls the model; its only one unless given.
+            options: of `EndpointPipeline`: `info`, `token`, `timeout` and `concurrency`.
+
+        Raises:
+            EndpointError: there is no such server, or it has no such model.
+        """
+        from .endpoint import EndpointPipeline
+
+        return EndpointPipeline(url, model, **options)
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes weights, processor and `emo_r3.json` to a new folder, all or nothing.
 
@@ -104,6 +125,29 @@ class EmoR3Pipeline:
             CheckpointError: the folder exists and is not empty.
         """
         save_checkpoint(Path(folder), self.model, self.processor, self.info)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, tag: str | None = None) -> str:
+        """Makes a repository of the Hub hold this model, `emo_r3.json` and a card, in one commit or not at all.
+
+        For a card that knows the run, or for an adapter alone, push its folder: `emo-r3 push model RUN REPO`.
+
+        Args:
+            repo_id (`str`): `namespace/name`.
+            private (`bool`, *optional*, defaults to `True`): of a new repository; `False` opens an old one too.
+            tag (`str`, *optional*): a name for this state; a tag is never moved.
+
+        Returns:
+            `str`: the commit; the newest one if nothing had to be done.
+
+        Raises:
+            EmoR3Error: there is no token, or the Hub refuses or can't be reached.
+        """
+        from .publish import model_target, push
+
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            self.save_pretrained(folder)
+            return push(model_target(folder, repo_id, public=not private, tag=tag))
 
     def __call__(
         self,
@@ -164,17 +208,8 @@ class EmoR3Pipeline:
             on_error=on_error,
             allow_private_hosts=allow_private_hosts,
         )
-        size = max(1, _positive("batch_size", batch_size or self.batch_size) // num_candidates)
-        if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Mapping)):
-            [result] = self._run([images], request, 1)
-            return result
-        if isinstance(images, (list, tuple)):
-            return list(self._run(images, request, size))
-        if not isinstance(images, Iterable) and not hasattr(images, "__getitem__"):
-            raise ImageError(
-                f"{type(images).__name__} is no picture: give a path, URL, PIL image, bytes, array, or many"
-            )
-        return self._run(images, request, size)
+        size = max(1, positive("batch_size", batch_size or self.batch_size) // num_candidates)
+        return one_or_many(images, lambda many: self._run(many, request, size))
 
     def stream(self, image: Any, **options: Any) -> Iterator[StreamEvent]:
         """Yields the answer for one picture as it grows, then the result.
@@ -222,7 +257,7 @@ class EmoR3Pipeline:
         if temperature is not None and not temperature > 0:
             raise EmoR3Error(f"temperature={temperature} is not above 0; leave it out for greedy decoding")
         question = self.info.prompts.question(method, label_set)
-        reflect = reflect or _positive("num_candidates", num_candidates) > 1
+        reflect = reflect or positive("num_candidates", num_candidates) > 1
         if reflect and method == "direct":
             raise EmoR3Error("a direct answer has no text to reflect on; use method set or think")
         if num_candidates > 1 and temperature is None:
@@ -234,7 +269,7 @@ class EmoR3Pipeline:
             decoding,
             reflect,
             num_candidates,
-            _positive("max_new_tokens", max_new_tokens),
+            positive("max_new_tokens", max_new_tokens),
             temperature,
             seed,
             on_error,
@@ -252,7 +287,20 @@ class EmoR3Pipeline:
             yield from self._engine.predict(batch, request)
 
 
-def _positive(name: str, value: int) -> int:
+def one_or_many(images: Any, run: Callable[[Iterable[Any]], Iterator[EmotionResult]]) -> Any:
+    """The results in the form of `images`: one picture gives one, a list or tuple a list, all else an iterator."""
+    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Mapping)):
+        [result] = run([images])
+        return result
+    if isinstance(images, (list, tuple)):
+        return list(run(images))
+    if not isinstance(images, Iterable) and not hasattr(images, "__getitem__"):
+        raise ImageError(f"{type(images).__name__} is no picture: give a path, URL, PIL image, bytes, array, or many")
+    return run(images)
+
+
+def positive(name: str, value: int) -> int:
+    """The value; raises `EmoR3Error` unless it is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise EmoR3Error(f"{name}={value!r} must be a whole number of at least 1")
     return value
