@@ -350,7 +350,7 @@ def test_the_miniature_s_options_are_its_modules(monkeypatch: pytest.MonkeyPatch
     [
         (["prepare", "emoset"], "--authors-train"),
         (["prepare", "webemo"], "--download"),
-        (["push"], "--i-have-the-rights"),
+        (["push", "dataset"], "--i-have-the-rights"),
         (["miniature", "evaluate"], "--count"),
     ],
 )

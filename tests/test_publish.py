@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import HubServer, client_command, run_client
 
-from emo_r3 import publish
+from emo_r3 import publish, repositories
 from emo_r3.errors import EmoR3Error
 
 TOKEN = "hf_owner0000000000"
@@ -38,10 +38,10 @@ def pusher_process() -> None:
     import huggingface_hub.hf_api  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
-    from emo_r3 import publish
+    from emo_r3 import publish, repositories
     from emo_r3.errors import EmoR3Error
 
-    publish.PAUSE = 0.01
+    repositories.PAUSE = 0.01
     for line in sys.stdin:
         job = json.loads(line)
         process = os.fork()
@@ -218,7 +218,7 @@ def test_a_hub_in_trouble(
 def test_giving_up_and_going_on(hub: HubServer, pusher: Pusher, tmp_path: Path, fault: str, said: str) -> None:
     folder, repo_id = tmp_path, f"emo-r3/given-up-{fault}"
     write_rows(folder / "data/test-00000-of-00001.parquet", int(fault) // 100, size=400_000)  # unknown to the Hub yet
-    hub.faults.add(fault, "/commit/", publish.ATTEMPTS)
+    hub.faults.add(fault, "/commit/", repositories.ATTEMPTS)
     output = pusher.push(folder, repo_id, "--yes", code=2)
     assert said in output and "run the same command again" in output
     assert not set(files_on(hub, repo_id)) & set(files_in(folder))
@@ -311,23 +311,26 @@ def test_a_card_that_the_hub_refuses(hub: HubServer, pusher: Pusher, folder: Pat
 
 def lfs_client(folder: str, repo_id: str) -> None:
     """A push whose commit fails for good, and one that goes on, without Xet."""
-    from emo_r3 import publish
+    from pathlib import Path
+
+    from emo_r3 import publish, repositories
     from emo_r3.errors import EmoR3Error
 
-    publish.PAUSE = 0.01
+    repositories.PAUSE = 0.01
+    target = publish.dataset_target(Path(folder), repo_id)
     try:
-        publish.push(folder, repo_id)
+        publish.push(target)
         raise AssertionError("the Hub fails until we give up")
     except EmoR3Error:
         pass
-    publish.push(folder, repo_id)
-    assert publish.plan(folder, repo_id).nothing_to_do
+    publish.push(target)
+    assert repositories.plan(target).nothing_to_do
 
 
 def test_without_xet(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     for path in folder.glob("data/*.parquet"):
         write_rows(path, 11)  # unknown to the Hub yet
-    hub.faults.add("503", "/commit/", publish.ATTEMPTS)
+    hub.faults.add("503", "/commit/", repositories.ATTEMPTS)
     run_client(hub, tmp_path / "home", lfs_client, str(folder), "emo-r3/lfs", HF_HUB_DISABLE_XET="1")
     assert files_on(hub, "emo-r3/lfs") == files_in(folder)
     assert len([seen for seen in hub.faults.seen if seen.what.startswith("PUT /_lfs")]) == 2  # each file once
@@ -375,26 +378,26 @@ def test_killed_at_twenty_points(hub: HubServer, pusher: Pusher, tmp_path: Path)
 
 def test_folders_that_are_not_datasets(tmp_path: Path) -> None:
     with pytest.raises(EmoR3Error, match="is not a folder"):
-        publish.find_files(tmp_path / "none")
+        publish.dataset_target(tmp_path / "none", "emo-r3/x")
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/x.parquet").touch()
     with pytest.raises(EmoR3Error, match="holds no Parquet file"):
-        publish.find_files(tmp_path)
+        publish.dataset_target(tmp_path, "emo-r3/x")
 
 
 def test_no_token_and_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(EmoR3Error, match="hf auth login"):
-        publish.plan(folder, "emo-r3/x")
+        repositories.plan(publish.dataset_target(folder, "emo-r3/x"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for call in (publish.plan, publish.push):
+    for call in (repositories.plan, repositories.push):
         with pytest.raises(EmoR3Error, match="HF_HUB_OFFLINE is set"):
-            call(folder, "emo-r3/x")
+            call(publish.dataset_target(folder, "emo-r3/x"))
 
 
 def test_a_token_in_an_error_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    text = publish.explain(RuntimeError(f"curl -H 'Bearer {TOKEN}'"), "emo-r3/x")
+    text = repositories.explain(RuntimeError(f"curl -H 'Bearer {TOKEN}'"), "emo-r3/x")
     assert "curl -H 'Bearer ***'" in text
 
 
@@ -415,34 +418,34 @@ def test_a_token_in_an_error_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_parquet_that_may_hold_pictures(tmp_path: Path, column: Any, pictures: bool) -> None:
     pq.write_table(pa.table({"id": ["a"], "column": column}), tmp_path / "a.parquet")
-    assert publish.may_hold_pictures(tmp_path / "a.parquet") is pictures
+    assert repositories.may_hold_pictures(tmp_path / "a.parquet") is pictures
 
 
 @pytest.mark.parametrize("name, pictures", [("a.md", False), ("a.json", False), ("a.png", True), ("a", True)])
 def test_other_files_that_may_hold_pictures(tmp_path: Path, name: str, pictures: bool) -> None:
-    assert publish.may_hold_pictures(tmp_path / name) is pictures
+    assert repositories.may_hold_pictures(tmp_path / name) is pictures
 
 
 def test_broken_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no")
     with pytest.raises(EmoR3Error, match=r"a\.parquet can't be read"):
-        publish.may_hold_pictures(tmp_path / "a.parquet")
+        repositories.may_hold_pictures(tmp_path / "a.parquet")
 
 
 def test_same_content_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"hello\n")
-    file = publish.LocalFile("a", path, 6)
+    file = repositories.LocalFile("a", path, 6)
     git = SimpleNamespace(size=6, lfs=None, blob_id="ce013625030ba8dba906f756967f9e9ca394464a")
     sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
     large = SimpleNamespace(size=6, lfs=SimpleNamespace(sha256=sha256), blob_id="of the pointer")
     for theirs in (git, large):
-        assert not publish.differs(file, theirs)
-        assert publish.differs(publish.LocalFile("a", path, 7), theirs)
+        assert not repositories.differs(file, theirs)
+        assert repositories.differs(repositories.LocalFile("a", path, 7), theirs)
     path.write_bytes(b"hallo\n")
-    assert publish.differs(file, git) and publish.differs(file, large)
+    assert repositories.differs(file, git) and repositories.differs(file, large)
 
 
 def test_sizes() -> None:
     sizes = {0: "0 B", 999: "999 B", 1000: "1 kB", 12_345_678: "12.3 MB", 5_000_000_000: "5 GB"}
-    assert {size: publish.size_text(size) for size in sizes} == sizes
+    assert {size: repositories.size_text(size) for size in sizes} == sizes

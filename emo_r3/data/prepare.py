@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import DataError
-from ..publish import push
+from ..publish import dataset_target, push
 from . import emoset, emotion6, webemo
 from .build import PIXEL_BUDGET, select, write
 from .draw import Size
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         for folder in filter(None, (args.output, args.index)):
             print(f'emo-r3: wrote {folder}; read it with load_dataset("{folder}")', file=sys.stderr)
         if output is not None and args.push_to_hub:
-            commit = push(output, args.push_to_hub)
+            commit = push(dataset_target(Path(output), args.push_to_hub))
             print(f"emo-r3: pushed to {args.push_to_hub}, commit {commit}", file=sys.stderr)
     return 0
 

@@ -11,6 +11,8 @@ from raw_folders import make_emoset, make_emotion6, make_webemo
 
 def push_client(folders: dict[str, str], index: str, raw: str) -> None:
     """Push each folder to its repository, tagged, one of them by `prepare` before, and an index for everybody."""
+    from pathlib import Path
+
     from huggingface_hub import HfApi
 
     from emo_r3 import publish
@@ -19,10 +21,11 @@ def push_client(folders: dict[str, str], index: str, raw: str) -> None:
     assert main(["prepare", "emotion6", raw, "--push-to-hub", "emo-r3/emotion6"]) == 0
     before = HfApi().dataset_info("emo-r3/emotion6")
     assert before.private
-    assert publish.push(folders["emo-r3/emotion6"], "emo-r3/emotion6") == before.sha, "the same files are no commit"
+    target = publish.dataset_target(Path(folders["emo-r3/emotion6"]), "emo-r3/emotion6")
+    assert publish.push(target) == before.sha, "the same files are no commit"
     for repo_id, folder in folders.items():
-        publish.push(folder, repo_id, tag="v1.0")
-    publish.push(index, "emo-r3/emoset-2k-index", public=True)
+        publish.push(publish.dataset_target(Path(folder), repo_id, tag="v1.0"))
+    publish.push(publish.dataset_target(Path(index), "emo-r3/emoset-2k-index", public=True))
 
 
 def load_client(folders: dict[str, str]) -> None:
