@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -126,29 +125,6 @@ class EmoR3Pipeline:
             CheckpointError: the folder exists and is not empty.
         """
         save_checkpoint(Path(folder), self.model, self.processor, self.info)
-
-    def push_to_hub(self, repo_id: str, *, private: bool = True, tag: str | None = None) -> str:
-        """Makes a repository of the Hub hold this model, `emo_r3.json` and a card, in one commit or not at all.
-
-        For a card that knows the run, or for an adapter alone, push its folder: `emo-r3 push model RUN REPO`.
-
-        Args:
-            repo_id (`str`): `namespace/name`.
-            private (`bool`, *optional*, defaults to `True`): of a new repository; `False` opens an old one too.
-            tag (`str`, *optional*): a name for this state; a tag is never moved.
-
-        Returns:
-            `str`: the commit; the newest one if nothing had to be done.
-
-        Raises:
-            EmoR3Error: there is no token, or the Hub refuses or can't be reached.
-        """
-        from .publish import model_target, push
-
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "model"
-            self.save_pretrained(folder)
-            return push(model_target(folder, repo_id, public=not private, tag=tag))
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, tag: str | None = None) -> str:
         """Makes a repository of the Hub hold this model, `emo_r3.json` and a card, in one commit or not at all.
