@@ -140,8 +140,8 @@ def test_stock_trl_takes_them_by_name() -> None:
         "from importlib import import_module\n"
         "for name in ('format_reward', 'accuracy_reward'):\n"
         "    function = getattr(import_module('emo_r3.training.rewards'), name)\n"
-        f"    print(function(prompts=[0], completions=[{GOOD!r}], completion_ids=[[1]], label=['amusement'], labels=[[]],\n"
-        "        trainer_state=None, log_extra=None, log_metric=None))"
+        f"    print(function(prompts=[0], completions=[{GOOD!r}], completion_ids=[[1]], label=['amusement'],\n"
+        "        labels=[[]], trainer_state=None, log_extra=None, log_metric=None))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["[1.0]", "[1.0]"]

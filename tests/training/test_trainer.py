@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from miniature_rows import make_trainer, pictures, training_rows
 from accelerate.state import AcceleratorState
+from miniature_rows import make_trainer, pictures, training_rows
 from peft import LoraConfig
 from trl import GRPOTrainer
 
