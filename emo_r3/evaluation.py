@@ -207,9 +207,10 @@ def _do(
     work: Callable[[Items, Sequence[int]], Batches],
 ) -> int:
     """Makes a file of rows, unless it is there; returns how many items were left to do, for all processes together."""
-    if path.exists():
-        return 0
     journal, size = Journal(path), args.batch_size
+    if path.exists():
+        journal.remove()  # a kill may have left them
+        return 0
     done = journal.read()
     state.wait_for_everyone()  # all have read the same before one writes
     todo = {

@@ -187,7 +187,7 @@ class Journal:
     def remove(self) -> None:
         """Deletes the files: everything is in the one file."""
         for path in self._files():
-            path.unlink()
+            path.unlink(missing_ok=True)  # several processes may do this at once
 
 
 def score(sets: Sequence[Items], rows: Sequence[Row], in_domain: Sequence[str] = ()) -> dict[str, Any]:

@@ -169,6 +169,11 @@ def test_a_finished_run_is_scored_again_and_asks_nothing(tmp_path: Path, read: A
     read(tmp_path)
     before = json.loads((tmp_path / "results.json").read_text())
     assert "A_I" not in before["metrics"] and before["run"]["answered"] == 44
+    (tmp_path / "predictions-1.jsonl").touch()  # left by a kill between the last two steps
+    (tmp_path / "results.json").unlink()
+    assert read(tmp_path) == (0, 0)
+    assert outcome(tmp_path)[1]["metrics"] == before["metrics"]
+    (tmp_path / "results.json").write_text(json.dumps(before))
     assert read(tmp_path, "--in-domain", "miniature-7") == (0, 0)
     after = json.loads((tmp_path / "results.json").read_text())
     domains = after["metrics"]["domains"]
