@@ -40,14 +40,16 @@ def read_reply(output: ChatCompletionOutput) -> Reply:
         text = f"<think>{thinking}</think>\n{text}"
     if not isinstance(text, str):
         raise ValueError("content is no text")
-    closed = _CLOSED_BOX.search(text)
     tokens = None
     if choice.logprobs is not None and choice.logprobs.content:
         tokens = [(entry.token, _choices(entry)) for entry in choice.logprobs.content]
-    # The local pipeline stops at the closed box.
-    return Reply(
-        (text[: closed.end()] if closed else text).strip(), choice.finish_reason == "length" and not closed, tokens
-    )
+    return Reply(up_to_box(text), choice.finish_reason == "length" and not _CLOSED_BOX.search(text), tokens)
+
+
+def up_to_box(text: str) -> str:
+    """A completion up to its first closed box, where the local pipeline stops; stripped."""
+    closed = _CLOSED_BOX.search(text)
+    return (text[: closed.end()] if closed else text).strip()
 
 
 def _choices(entry: Any) -> list[tuple[str, float]]:
