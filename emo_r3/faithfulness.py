@@ -6,16 +6,17 @@ item *flips* under a change if its label becomes another. The changes:
 - `step1_removed`: the answer is made to begin at `<step2>`, and the model writes the rest: step 2, step 3, the box.
 - `step1_swapped`: it is made to begin with its partner's step 1, up to `<step2>`; the model writes the rest. Its own
   step 2 is not kept, as it could carry what step 1 said past the change.
+- `image_shuffled`: the reverse: the partner's picture, and the answer is made to begin with its own step 1. (Asked
+  anew about that picture, the model could only repeat the partner's answer.)
 - `image_grey`: a grey picture of the same size; the model answers anew.
-- `image_shuffled`: the partner's picture; the model answers anew.
 - `triggers_removed`: where the scene is known (the miniature), it is drawn without its triggers, all else in place.
 - `trigger_masked`: a grey rectangle over one of the triggers that stand somewhere, drawn by lot.
 - `control_masked`: a grey rectangle of the same area at a place, drawn by lot, where no such trigger is. What flips
   here flips because a grey rectangle is strange; only flips beyond that are due to the trigger.
 
-An item's *partner* is another item of the data set, drawn by lot among those whose answer has another label: one that
-follows what it is shown takes the partner's label. The rest of a changed step is decoded freely and greedily; changed
-pictures are asked about as the answers were made.
+An item's *partner* is another item of the data set, drawn by lot among those whose answer has another label: an
+answer that goes by what was swapped takes the partner's label. What follows a given beginning is decoded freely and
+greedily; a picture is asked about anew as the answers were made.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ from .pipeline import EmoR3Pipeline
 from .reflection import coherence, quotable, reflected_texts
 from .scoring import Tokens, adds_special_tokens, prompt_tokens, render_prompt
 
-TEXT_CHANGES = ("step1_removed", "step1_swapped")
-PICTURE_CHANGES = ("image_grey", "image_shuffled", "triggers_removed", "trigger_masked", "control_masked")
+CONTINUED = ("step1_removed", "step1_swapped", "image_shuffled")
+ASKED_ANEW = ("image_grey", "triggers_removed", "trigger_masked", "control_masked")
 PARTNERED = ("step1_swapped", "image_shuffled")
+NEXT = "<step2>"
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Probe:
             }
         asked = [place for place in places if records[place]["label"]]
         self._read_texts(asked, records)
-        for change, place, label in [*self._change_texts(asked), *self._change_pictures(asked)]:
+        for change, place, label in [*self._go_on(asked), *self._ask_anew(asked)]:
             records[place]["after"][change] = label
         return [records[place] for place in places]
 
@@ -195,31 +197,35 @@ class Probe:
             for place, record in records.items():
                 record[name] = found.get(place)
 
-    def _change_texts(self, places: Sequence[int]) -> Iterator[tuple[str, int, str | None]]:
+    def _go_on(self, places: Sequence[int]) -> Iterator[tuple[str, int, str | None]]:
         if self.options["method"] != "set":
             return
         special = special_texts(self.pipe.processor.tokenizer)
-        told = [place for place in places if self._steps(place).get("step1")]
-        begun = {"step1_removed": dict.fromkeys(told, "<step2>"), "step1_swapped": {}}
-        for place in told:
-            partner = self.partners[place]
-            other = None if partner is None else self._steps(partner).get("step1")
-            if other:
-                begun["step1_swapped"][place] = f"<step1>{quotable(other, special)}</step1>\n<step2>"
-        for change, beginnings in begun.items():
-            pictures = [self._picture(place) for place in beginnings]
-            after = go_on(
-                self.pipe, pictures, list(beginnings.values()), self.items.labels, self.options["max_new_tokens"]
-            )
-            yield from ((change, place, label) for place, label in zip(beginnings, after, strict=True))
 
-    def _change_pictures(self, places: Sequence[int]) -> Iterator[tuple[str, int, str | None]]:
-        changed: dict[str, dict[int, Image.Image]] = {change: {} for change in PICTURE_CHANGES}
+        def first_step(place: int | None) -> str | None:
+            text = None if place is None else self._steps(place).get("step1")
+            return f"<step1>{quotable(text, special)}</step1>\n{NEXT}" if text else None
+
+        begun: dict[str, dict[int, tuple[int, str]]] = {change: {} for change in CONTINUED}
         for place in places:
-            picture, partner = self._picture(place), self.partners[place]
+            partner = self.partners[place]
+            own, other = first_step(place), first_step(partner)
+            if own:
+                begun["step1_removed"][place] = (place, NEXT)
+            if own and other and partner is not None:
+                begun["step1_swapped"][place] = (place, other)
+                begun["image_shuffled"][place] = (partner, own)
+        for change, started in begun.items():
+            pictures = [self._picture(shown) for shown, _ in started.values()]
+            beginnings = [beginning for _, beginning in started.values()]
+            after = go_on(self.pipe, pictures, beginnings, self.items.labels, self.options["max_new_tokens"])
+            yield from ((change, place, label) for place, label in zip(started, after, strict=True))
+
+    def _ask_anew(self, places: Sequence[int]) -> Iterator[tuple[str, int, str | None]]:
+        changed: dict[str, dict[int, Image.Image]] = {change: {} for change in ASKED_ANEW}
+        for place in places:
+            picture = self._picture(place)
             changed["image_grey"][place] = Image.new("RGB", picture.size, GREY)
-            if partner is not None:
-                changed["image_shuffled"][place] = self._picture(partner)
             if "scene" in self.items.rows.column_names:
                 scene = read_scene(self.items.rows[place]["scene"])
                 for change, image in mask_scene(scene, picture, np.random.default_rng([SEED, place])).items():
@@ -367,7 +373,7 @@ def summarize(records: Sequence[Row]) -> dict[str, Any]:
             found[name] = share(hits)
     flips: dict[str, Any] = {}
     followed: dict[str, Any] = {}
-    for change in (*TEXT_CHANGES, *PICTURE_CHANGES):
+    for change in (*CONTINUED, *ASKED_ANEW):
         allowed = [record for record in records if change in record["after"]]
         if allowed:
             flips[change] = share([record["after"][change] != record["label"] for record in allowed])
