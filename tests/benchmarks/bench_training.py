@@ -42,7 +42,7 @@ TEXT = (
     "<step3>Positive, rather excited.</step3> \\boxed{amusement}"
 )
 TOKENS = 64
-SIZES = {"miniature": (96, 4, 8), "large": (448, 2, 4)}
+SIZES = {"miniature": (96, 4, 8), "large": (448, 1, 8)}
 """Side of an image in pixels, prompts and completions of each in a step. What an image costs decides the ratios."""
 
 

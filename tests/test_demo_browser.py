@@ -1,0 +1,218 @@
+"""The demo as a person sees it, in Debian's Chromium: `apt-get install chromium` and `pip install playwright`."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_demo import SAMPLES, Server, serve
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+]
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}
+DARK = {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"}
+# Writes down each state of the three cards, when it changes.
+WATCH = """() => {
+    window.seen = [];
+    const cards = ["step1", "step2", "step3"].map((name) => document.getElementById(name));
+    new MutationObserver(() => {
+        window.seen.push(cards.map((card) => [card.querySelector(".card")?.classList[2], card.innerText]));
+    }).observe(document.body, {childList: true, subtree: true, characterData: true});
+}"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    import sys
+
+    yield from serve([sys.executable, "-m", "emo_r3", "demo"], tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    options = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
+    with playwright.sync_playwright() as started, started.chromium.launch(**options) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(server: Server, browser: Any) -> Iterator[Any]:
+    """Opens the page; afterwards there must have been no request to elsewhere and no error in the console."""
+    pages, wrong = [], []
+
+    def note(request: Any) -> None:
+        if not request.url.startswith((server.url, "data:", "blob:")):
+            wrong.append(request.url)
+
+    def opened(query: str = "", **options: Any) -> Any:
+        page = browser.new_page(**options)
+        pages.append(page)
+        page.on("request", note)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(server.url + query)
+        page.wait_for_selector("#read")
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert not wrong
+
+
+def give(page: Any, path: Path) -> None:
+    """Uploads a picture and waits for its preview."""
+    page.set_input_files("#picture input[type=file]", path)
+    page.wait_for_selector("#picture img[src*='file=']")
+
+
+def read(page: Any) -> None:
+    """Presses the button and waits for the answer."""
+    page.click("#read")
+    page.wait_for_selector("#answer .plane")
+
+
+def violations(page: Any) -> list[str]:
+    """What axe-core finds serious or critical."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        f"{item['id']}: {node['html'][:200]}"
+        for item in found
+        if item["impact"] in ("serious", "critical")
+        for node in item["nodes"]
+    ]
+
+
+def test_a_picture_is_read_in_three_steps_one_after_another(visit: Any) -> None:
+    page = visit("?labels=emoset&check=1")
+    give(page, SAMPLES[3])
+    page.evaluate(WATCH)
+    read(page)
+    seen = page.evaluate("window.seen")
+    states = [[state for state, _ in cards] for cards in seen]
+    begun = [next(at for at, cards in enumerate(states) if cards[step] == "writing") for step in range(3)]
+    assert begun == sorted(begun) and len(set(begun)) == 3, "one after another"
+    assert states[begun[1]] == ["written", "writing", "waiting"]
+    for step in range(3):
+        texts = {cards[step][1] for cards in seen if cards[step][0] == "writing"}
+        assert len(texts) > 2, "each grows"
+        final = seen[-1][step][1].splitlines()[-1]
+        assert any(final.startswith(text.splitlines()[-1][:9]) for text in texts)
+    assert page.locator("#answer .bars li").count() == 8
+    shares = page.locator("#answer .bars .share").all_inner_texts()
+    label = page.locator("#answer .label").inner_text()
+    assert page.locator("#answer .bars .name").first.inner_text() == label and shares[0].endswith("%")
+    assert "Valence" in page.locator("#answer svg").get_attribute("aria-label")
+    assert page.locator("#answer svg .point").bounding_box()["width"] > 5, "the point can be seen"
+    assert "confidence" in page.locator("#answer").inner_text()
+    assert "Consistency" in page.locator("#check").inner_text()
+    assert page.locator(".status[role=status]").first.inner_text() == f"The answer: {label}."
+    assert "miniature" in page.locator(".model").inner_text()
+
+
+def test_settings_travel_in_the_link(visit: Any) -> None:
+    page = visit("?labels=awe,fear&check=1")
+    page.get_by_role("button", name="Settings").first.click()
+    assert page.get_by_label("My own labels").input_value() == "awe, fear"
+    assert page.get_by_label("Self-check").is_checked()
+    page.get_by_label("emotion6").check()
+    link = page.get_by_label("Link to these settings")
+    playwright.expect(link).to_have_value(f"{page.url.split('?')[0]}?labels=emotion6&check=1")
+    again = visit(link.input_value().split("/")[-1])
+    give(again, SAMPLES[0])
+    read(again)
+    assert again.locator("#answer .bars li").count() == 6
+    wrong = visit("?labels=nothing")
+    wrong.get_by_text("no label set is called").wait_for()
+    assert wrong.get_by_label("emoset").is_checked()
+
+
+def test_one_asks_again_although_the_upload_is_deleted(visit: Any, server: Server) -> None:
+    page = visit()
+    give(page, SAMPLES[4])
+    for labels, count in (("webemo-25", 25), ("webemo-2", 2)):
+        if not page.get_by_label(labels, exact=False).first.is_visible():
+            page.get_by_role("button", name="Settings").first.click()
+        page.get_by_role("radio", name=labels).last.check()
+        page.click("#read")
+        playwright.expect(page.locator("#answer .bars li")).to_have_count(count)
+    assert not [path for path in server.folder.rglob("*.png") if path.parent.name != "examples"]
+
+
+def test_examples_by_keyboard(visit: Any) -> None:
+    page = visit()
+    first = page.locator(".examples button").first
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if first.evaluate("button => button === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#picture img[src*='example-1']")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.locator("#read").evaluate("button => button === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#answer .plane")
+
+
+def test_what_is_no_picture_is_told_in_words(visit: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(SAMPLES[0].read_bytes()[:400])
+    page = visit()
+    page.click("#read")
+    page.get_by_text("no picture yet").wait_for()
+    give(page, broken)
+    page.click("#read")
+    page.get_by_text("broken.png: damaged or cut short").wait_for()
+    assert page.locator(".step.waiting").count() == 3
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(30 * 2**20))
+    page = visit()
+    page.set_input_files("#picture input[type=file]", large)
+    page.get_by_text("exceeds the maximum").wait_for()
+
+
+def test_several_pictures_give_a_gallery_and_a_table_to_download(visit: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(SAMPLES[0].read_bytes()[:400])
+    page = visit()
+    page.get_by_role("tab", name="Several pictures").click()
+    page.set_input_files("#pictures input[type=file]", [*SAMPLES[:3], broken])
+    page.get_by_text("broken.png").wait_for()
+    page.click("#read-many")
+    page.wait_for_selector("#downloads a")
+    assert page.locator(".gallery img").count() == 3
+    assert page.locator("#gallery tbody tr").count() == 4
+    assert "damaged" in page.locator("#gallery tbody tr").last.inner_text()
+    for style in ("csv", "json"):
+        with page.expect_download() as waiting:
+            page.click(f"#downloads a[download$={style}]")
+        waiting.value.save_as(tmp_path / f"table.{style}")
+    with (tmp_path / "table.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["image"] for row in rows] == [*(path.name for path in SAMPLES[:3]), "broken.png"]
+    assert rows[0]["step1"] and rows[3]["error"]
+    assert violations(page) == []
+
+
+@pytest.mark.parametrize("options", [{}, PHONE, DARK], ids=["light", "phone", "dark"])
+def test_axe_finds_nothing_serious(visit: Any, options: dict[str, Any]) -> None:
+    page = visit("?labels=awe,fear,joy&check=1", **options)
+    assert violations(page) == [], "when it opens"
+    page.get_by_role("button", name="Settings").first.click()
+    give(page, SAMPLES[5])
+    read(page)
+    page.wait_for_timeout(500)  # the accordion unfolds: colours are mixed while it does
+    assert violations(page) == [], "with an answer"
+    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width[0] <= width[1], "nothing to scroll sideways"
