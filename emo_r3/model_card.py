@@ -137,6 +137,9 @@ def load_model_facts(
                 f"{folder} holds results of another model ({model['name']}): give those of `emo-r3 evaluate --model "
                 f"{run / 'final' if run else weights}`"
             )
+        measured = [items["name"] for one in (*evaluations, found) for items in one.results["datasets"]]
+        if len(set(measured)) < len(measured):
+            raise EmoR3Error(f"{folder} holds results on a data set that another of the results has: give one of them")
         evaluations.append(replace(found, system=repo_id.rpartition("/")[2]))
     return ModelFacts(
         repo_id=repo_id,
@@ -279,28 +282,29 @@ def _front_matter(facts: ModelFacts) -> str:
 
 def _scores(run: Run) -> list[EvalResult]:
     """The entries of `model-index`, out of `results.json`."""
+    return [
+        _score(items["name"], items, run.results["metrics"]["domains"][items["name"]][metric], kind, title)
+        for items in run.results["datasets"]
+        for metric, kind, title in (("accuracy", "accuracy", "Accuracy"), ("macro_f1", "f1", "Macro F1"))
+    ]
+
+
+def _score(dataset: str, items: Mapping[str, Any], estimate: Mapping[str, float], kind: str, title: str) -> EvalResult:
     from huggingface_hub import EvalResult
 
-    found = []
-    for items in run.results["datasets"]:
-        domain = run.results["metrics"]["domains"][items["name"]]
-        for metric, kind, name in (("accuracy", "accuracy", "Accuracy"), ("macro_f1", "f1", "Macro F1")):
-            found.append(
-                EvalResult(
-                    task_type="image-classification",
-                    task_name="Visual emotion recognition",
-                    dataset_type=items["name"],
-                    dataset_name=items["name"],
-                    dataset_split=items["split"],
-                    dataset_revision=items["revision"],
-                    dataset_args={"items": items["count"], "fingerprint": items["fingerprint"]},
-                    metric_type=kind,
-                    metric_name=name,
-                    metric_value=domain[metric]["value"],
-                    metric_args={"interval_95": [domain[metric]["low"], domain[metric]["high"]]},
-                )
-            )
-    return found
+    return EvalResult(
+        task_type="image-classification",
+        task_name="Visual emotion recognition",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split=items.get("split"),
+        dataset_revision=items.get("revision"),
+        dataset_args={name: items[name] for name in ("count", "fingerprint", "scene_seed") if name in items},
+        metric_type=kind,
+        metric_name=title,
+        metric_value=estimate["value"],
+        metric_args={"interval_95": [estimate["low"], estimate["high"]]},
+    )
 
 
 def _measured(results: Sequence[Run]) -> str:
@@ -423,3 +427,20 @@ def _unmeasured(facts: ModelFacts) -> list[str]:
         "What it may have kept of its training pictures, and the energy that training took.",
         *([] if facts.run.get("seconds") is not None else ["How long it was trained."]),
     ]
+
+
+def miniature_card(folder: Path = CHECKPOINT) -> str:
+    """The miniature's card for the Hub: the one beside its weights, and the results in `evaluation.json`."""
+    from huggingface_hub import ModelCard
+
+    card, told = ModelCard((folder / CARD).read_text(encoding="utf-8")), _read(folder / "evaluation.json")
+    items = {"count": told["count"], "scene_seed": told["scene_seed"]}
+    scores = [
+        _score(name, items, found["accuracy"], "accuracy", "Accuracy") for name, found in told["results"].items()
+    ]
+    card.data.model_name, card.data.eval_results = MINIATURE_REPO.rpartition("/")[2], scores
+    return str(card)
+
+
+if __name__ == "__main__":  # > hub/models/emo-r3-mini/README.md
+    print(miniature_card(), end="")

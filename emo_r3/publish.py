@@ -13,8 +13,6 @@ from typing import Any, get_args
 from .errors import EmoR3Error
 from .repositories import Kind, LocalFile, Target, find_files, local_file, plan, push
 
-__all__ = ["Collection", "dataset_target", "load_collection", "metric_target", "model_target", "push", "space_target"]
-
 COLLECTION = Path("hub/collection.toml")
 EXIT_LEFT_OUT = 1
 RUN_FILES = ("run.json", "recipe.yaml", "cold_start.json", "log.csv", "curves.png")

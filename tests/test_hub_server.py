@@ -288,6 +288,26 @@ def test_card_metadata(metadata: str, complaint: str | None) -> None:
     assert (complaint in errors[0]) if complaint else not errors
 
 
+@pytest.mark.parametrize(
+    "kind, metadata, complaint",
+    [
+        ("model", "base_model: Qwen/Qwen2.5-VL-3B-Instruct\nbase_model_relation: finetune", None),
+        ("model", "base_model: /home/me/model", '"base_model" with value'),
+        ("model", "datasets: [a/b/c]", '"datasets" with value'),
+        ("model", "base_model_relation: child", '"base_model_relation"'),
+        ("model", "model-index: [{name: a}]", "are required"),
+        ("model", "model-index: [{name: a, results: [{task: {type: t}, dataset: {type: d}}]}]", "dataset.name"),
+        ("model", "model-index: [{name: a, results: [{metrics: [{type: accuracy}]}]}]", "task.type"),
+        ("space", "sdk: gradio\ncolorFrom: brown", '"colorFrom"'),
+        ("space", f"sdk: gradio\nshort_description: {'long ' * 20}", '"short_description"'),
+        ("space", "sdk: gradio\ncolorTo: indigo\nshort_description: short", None),
+    ],
+)
+def test_metadata_of_models_and_spaces(kind: str, metadata: str, complaint: str | None) -> None:
+    errors, _ = validate(f"---\n{metadata}\n---\n", kind)
+    assert (complaint in errors[0]) if complaint else not errors
+
+
 def test_card_without_metadata() -> None:
     assert validate("# Text\n", "dataset") == ([], ["empty or missing yaml metadata in repo card"])
     assert validate("---\nlicense: mit\n---\n", "space")[0][0].startswith('"sdk" must be')

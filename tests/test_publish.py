@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import re
 import signal
-import subprocess
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,89 +15,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import HubServer, client_command, run_client
+from hub_server import HubServer, run_client
+from pusher import TOKEN, Pusher, files_in, files_on, titles
 
 from emo_r3 import publish, repositories
 from emo_r3.errors import EmoR3Error
 
-TOKEN = "hf_owner0000000000"
-
-
-def pusher_process() -> None:
-    """Read pushes from stdin, do each in a fork, and say its process id and then its exit code."""
-    import argparse
-    import json
-    import os
-    import sys
-
-    import hf_xet  # noqa: F401
-    import huggingface_hub.hf_api  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-
-    from emo_r3 import publish, repositories
-    from emo_r3.errors import EmoR3Error
-
-    repositories.PAUSE = 0.01
-    for line in sys.stdin:
-        job = json.loads(line)
-        process = os.fork()
-        if process == 0:
-            file = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            os.environ.update(job["environment"])
-            parser = argparse.ArgumentParser()
-            publish.add_arguments(parser)
-            try:
-                code = publish.run(parser.parse_args(job["arguments"]))
-            except EmoR3Error as error:
-                print(f"error: {error}")
-                code = 2
-            sys.stdout.flush()
-            os._exit(code)
-        print(process, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
-
-
-class Pusher:
-    """`emo-r3 push dataset ...` as a person types it."""
-
-    def __init__(self, hub: HubServer, folder: Path) -> None:
-        self.folder = folder
-        environment = hub.environment(folder / "home", PYTHONPATH=str(Path(publish.__file__).parents[1]))
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(client_command(pusher_process), env=environment, **pipes)
-        self.running: int | None = None  # the process id of the push under way
-        self.started = threading.Event()
-
-    def push(self, *arguments: str | Path, token: str = TOKEN, code: int = 0, **environment: str) -> str:
-        """What the push printed, after a check of its exit code and that the token is not in it."""
-        output = self.folder / "output.txt"
-        job = {"output": str(output), "arguments": ["dataset", *map(str, arguments)]}
-        job["environment"] = {"HF_TOKEN": token} | environment
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        self.running = int(self.process.stdout.readline())
-        self.started.set()
-        ended = int(self.process.stdout.readline())
-        self.started.clear()
-        text = output.read_text()
-        assert token not in text
-        assert ended == code, text
-        return text
-
-    def kill(self) -> None:
-        """Kill the push under way; called by the Hub's thread, which may be quicker than ours."""
-        if self.started.wait(timeout=10) and self.running:
-            os.kill(self.running, signal.SIGKILL)
-
 
 @pytest.fixture(scope="module")
 def pusher(running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pusher]:
-    pusher = Pusher(running_hub, tmp_path_factory.mktemp("pusher"))
-    yield pusher
-    pusher.process.stdin.close()
-    assert pusher.process.wait(timeout=10) == 0
+    with Pusher(running_hub, tmp_path_factory.mktemp("pusher")) as pusher:
+        yield pusher
 
 
 def write_rows(path: Path, count: int, size: int = 100, pixels: bool = True) -> None:
@@ -123,25 +47,6 @@ def folder(tmp_path: Path) -> Path:
     (folder / "README.md").write_text("---\nlicense: other\n---\n# A set\n")
     (folder / ".DS_Store").write_bytes(b"\0")
     return folder
-
-
-def files_on(hub: HubServer, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-    """The content of a repository, without what the Hub adds itself."""
-    repo = hub.store.find("datasets", repo_id)
-    tree = repo.tree(repo.resolve(revision))
-    return {path: hub.store.blob(entry).read_bytes() for path, entry in tree.items() if path != ".gitattributes"}
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    """The content of a folder, without hidden files."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
-def titles(hub: HubServer, repo_id: str) -> list[str]:
-    """The titles of all commits after the one that makes the repository."""
-    repo = hub.store.find("datasets", repo_id)
-    return [commit["title"] for commit in repo.commits.values()][1:]
 
 
 def status_for(hub: HubServer, repo_id: str, token: str | None = None) -> int:

@@ -9,6 +9,7 @@ import yaml
 
 FRONT_MATTER = re.compile(r"^\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 SDKS = ("gradio", "docker", "static")
+COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # those that a test may come to
 LICENSES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "unknown", "other")
 TEXT_LISTS = ("tags", "task_categories", "task_ids", "language", "datasets", "metrics", "source_datasets")
@@ -55,6 +56,51 @@ def validate(readme: str, kind: str) -> tuple[list[str], list[str]]:
         errors.append('"configs" must be an array')
     if not isinstance(metadata.get("dataset_info", {}), (dict, list)):
         errors.append('"dataset_info" must be an object or an array')
-    if kind == "space" and metadata.get("sdk") not in SDKS:
-        errors.append(f'"sdk" must be one of [{", ".join(SDKS)}]')
+    if kind == "model":
+        errors += model_errors(metadata)
+    if kind == "space":
+        errors += space_errors(metadata)
     return errors, []
+
+
+def model_errors(metadata: dict[str, Any]) -> list[str]:
+    """What only a model's metadata can have wrong: its base and its results."""
+    errors = []
+    for name in ("base_model", "datasets"):
+        value = metadata.get(name, [])
+        for repo_id in value if isinstance(value, list) else [value]:
+            if not (isinstance(repo_id, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id)):
+                errors.append(
+                    f'"{name}" with value "{repo_id}" is not valid. Use a model id from https://hf.co/models.'
+                )
+    relations = ("finetune", "adapter", "merge", "quantized")
+    if metadata.get("base_model_relation", relations[0]) not in relations:
+        errors.append(f'"base_model_relation" must be one of [{", ".join(relations)}]')
+    index = metadata.get("model-index", [])
+    for place, model in enumerate(index if isinstance(index, list) else [{}]):
+        if not isinstance(model.get("name"), str) or not isinstance(model.get("results"), list):
+            errors.append(f'"model-index[{place}].name" and ".results" are required')
+            continue
+        for number, result in enumerate(model["results"]):
+            where = f"model-index[{place}].results[{number}]"
+            needed = {"task": ("type",), "dataset": ("type", "name")}
+            for part, names in needed.items():
+                errors += [
+                    f'"{where}.{part}.{name}" is required' for name in names if name not in result.get(part, {})
+                ]
+            for metric in result.get("metrics") or [{}]:
+                errors += [f'"{where}.metrics.{name}" is required' for name in ("type", "value") if name not in metric]
+    return errors
+
+
+def space_errors(metadata: dict[str, Any]) -> list[str]:
+    """What only a Space's metadata can have wrong."""
+    errors = []
+    if metadata.get("sdk") not in SDKS:
+        errors.append(f'"sdk" must be one of [{", ".join(SDKS)}]')
+    for name in ("colorFrom", "colorTo"):
+        if metadata.get(name, COLOURS[0]) not in COLOURS:
+            errors.append(f'"{name}" must be one of [{", ".join(COLOURS)}]')
+    if len(metadata.get("short_description", "")) > 60:
+        errors.append('"short_description" length must be less than or equal to 60 characters long')
+    return errors
