@@ -25,6 +25,7 @@ import transformers
 from accelerate import PartialState
 
 from . import __version__
+from .checkpoint import CheckpointInfo
 from .cli import EXIT_SOME_FAILED, check_output, positive, with_progress
 from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
 from .data.build import import_datasets
@@ -50,6 +51,11 @@ Batches = Iterator[tuple[int, list[Row]]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `emo-r3 evaluate`."""
     parser.add_argument("--model", metavar="PATH|REPO", help="folder or repository (default: the miniature)")
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="ask an OpenAI-compatible server; --model is what it calls the model, $EMO_R3_ENDPOINT_TOKEN its token",
+    )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model's repository")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
     parser.add_argument(
@@ -132,7 +138,8 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> int:
     answered = _do(args, state, sets, args.output / PREDICTIONS, answer)
     seconds = time.monotonic() - start
     rows = read_rows(args.output)
-    faithfulness = _faithfulness(args, state, engine, sets, rows, options) if args.faithfulness else {}
+    asked_again = args.faithfulness or (args.output / FAITHFULNESS).exists()
+    faithfulness = _faithfulness(args, state, engine, sets, rows, options) if asked_again else {}
     if state.process_index:
         return 0
     timing = {"seconds": round(seconds, 2), "answered": answered, "processes": state.num_processes}
@@ -152,6 +159,8 @@ def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, 
     """What answers, and what decides its answers: `model`, `method`, `prompts`, and what else it settles itself."""
     if args.sepm_preset and args.method != "sepm":
         raise EmoR3Error(f"--sepm-preset {args.sepm_preset} is for --method sepm: add that, or leave the preset out")
+    if args.endpoint:
+        return _load_endpoint(args)
     # With a process for each device, a model is on its process's.
     device = state.device if state.num_processes > 1 and state.device.type != "cpu" else None
     pipe = EmoR3Pipeline.from_pretrained(args.model, revision=args.revision, dtype=args.dtype, device_map=device)
@@ -164,9 +173,7 @@ def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, 
         "base_model": info.base_model,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
     }
-    digest = hashlib.sha256(json_text(info.prompts.to_dict()).encode()).hexdigest()[:16]
-    prompts = {"version": info.prompts.version, "digest": digest}
-    facts = {"model": model, "method": args.method or info.method, "prompts": prompts}
+    facts = {"model": model} | _how_asked(args, info)
     if args.method != "sepm":
         return pipe, facts
     preset = args.sepm_preset or "paper"
@@ -176,6 +183,22 @@ def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, 
         return sepm(images, labels=labels, on_error=on_error)  # of the other options, it has none
 
     return read, facts | {"sepm_preset": preset, "decoding": "constrained"}
+
+
+def _load_endpoint(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
+    """A server's model, asked about as many pictures at once as are in a batch."""
+    given = {"--revision": args.revision, "--dtype": args.dtype, "--faithfulness": args.faithfulness}
+    given |= {"--method sepm": args.method == "sepm", "--decoding constrained": args.decoding == "constrained"}
+    if wrong := [name for name, value in given.items() if value]:
+        raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
+    pipe = EmoR3Pipeline.from_endpoint(args.endpoint, args.model, concurrency=args.batch_size)
+    recipe = {"recipe_hash": pipe.info.recipe_hash, "base_model": pipe.info.base_model}
+    return pipe, {"model": {"name": pipe.name, "endpoint": pipe.url} | recipe} | _how_asked(args, pipe.info)
+
+
+def _how_asked(args: argparse.Namespace, info: CheckpointInfo) -> dict[str, Any]:
+    digest = hashlib.sha256(json_text(info.prompts.to_dict()).encode()).hexdigest()[:16]
+    return {"method": args.method or info.method, "prompts": {"version": info.prompts.version, "digest": digest}}
 
 
 def _faithfulness(

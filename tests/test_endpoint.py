@@ -30,6 +30,8 @@ from PIL import Image
 import emo_r3.endpoint
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, ImageError
 from emo_r3.checkpoint import CheckpointInfo
+from emo_r3.cli import main
+from emo_r3.data.miniature_sets import make_miniature
 from emo_r3.endpoint import EndpointError, EndpointPipeline
 from emo_r3.miniature import CHECKPOINT, world
 from emo_r3.miniature.drawing import render
@@ -413,3 +415,23 @@ def test_broken_log_probabilities_leave_the_answer(server: ChatServer) -> None:
     server.script = [says("\\boxed{awe}", logprobs=[entry, odd])]
     result = EndpointPipeline(server.url)(WHITE, method="direct")
     assert result.label == "awe" and result.probabilities == {} and json.loads(result.to_json())
+
+
+def test_evaluate_asks_a_server_and_goes_on_when_it_is_back(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_miniature("miniature-6", tmp_path / "miniature-6", sizes={"train": 1, "test": 9})
+    words = ["evaluate", "--datasets", str(tmp_path / "miniature-6"), "--output", str(tmp_path / "out")]
+    words += ["--endpoint", server.url, "--batch-size", "2"]
+    assert main([*words, "--dtype", "float32"]) == 2 and "--dtype is for a model that is" in capsys.readouterr().err
+    server.script = [says("\\boxed{joy}")] * 5
+    server.usual = fails(403)
+    assert main(words) == 2 and "it answered 403" in capsys.readouterr().err
+    server.requests.clear()
+    server.usual = says("<step1>A dog.</step1> <step2>Joy.</step2> <step3>Calm.</step3> \\boxed{joy}")
+    assert main(words) == 0 and "miniature" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in rows] == ["joy"] * 9 and not any(row["distribution"] for row in rows)
+    assert 5 <= len(server.requests) <= 7  # what was done is not asked again
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["model"]["name"] == "miniature" and results["model"]["endpoint"] == server.url

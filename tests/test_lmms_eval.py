@@ -16,8 +16,8 @@ from emo_r3.data.miniature_sets import make_miniature
 
 FOLDER = Path(__file__).parents[1] / "hub/lmms_eval"
 TASKS = {"emoset_2k": "emoset", "emotion6": "emotion6", "webemo_2k": "webemo"}
-# The fields of `TaskConfig` in lmms-eval 0.7 (lmms_eval/api/task.py), of which docs/guides/task_guide.md describes most.
-# They are the arguments of a dataclass, so any other key is an error.
+# The fields of `TaskConfig` in lmms-eval 0.7 (lmms_eval/api/task.py); docs/guides/task_guide.md describes most.
+# They are a dataclass's arguments, so any other key is an error.
 FIELDS = """
 task task_alias tag group group_alias dataset_path dataset_name dataset_kwargs training_split validation_split
 test_split fewshot_split full_docs process_results_use_image process_docs doc_to_visual doc_to_text doc_to_target
