@@ -143,6 +143,17 @@ def test_answers_without_steps_are_asked_what_they_allow(items: Items, rows: lis
     assert summarize(records)["flips"]["image_grey"]["count"] == 1
 
 
+@pytest.mark.parametrize("method", ["think", "direct"])
+def test_other_methods_have_no_first_step_to_change(items: Items, method: str) -> None:
+    options = OPTIONS | {"method": method, "decoding": "constrained"}
+    [(_, rows)] = predict_items(miniature(), items, [0], 2, **options)
+    [(_, records)] = Probe(miniature(), items, rows, options)([0], 2)
+    for record in records:
+        assert {"image_grey", "triggers_removed"} <= set(record["after"])
+        assert not any(change.startswith("step1") or change == "image_shuffled" for change in record["after"])
+        assert (record["read_by_itself"] in LABELS.labels) == (method == "think")
+
+
 @pytest.mark.parametrize("labels", ["a b a c b a", "a a a", "a b", "a - b - a"])
 def test_partners_have_another_label(labels: str) -> None:
     given = [None if label == "-" else label for label in labels.split()]
