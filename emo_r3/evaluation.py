@@ -211,10 +211,11 @@ def _faithfulness(
 ) -> dict[str, Any]:
     """Asks about all answers again; what that comes to by data set, under `faithfulness`."""
     path, remaining = args.output / FAITHFULNESS, iter(rows)
-    judge = Judge.from_pretrained(args.judge) if args.judge and not path.exists() else None
+    pipe, judge = check_probed(engine, options["method"]), None
+    if args.judge and not path.exists():
+        judge = Judge.from_pretrained(args.judge, device_map=str(pipe.model.device))
     probes = {
-        items.name: Probe(check_probed(engine, ""), items, list(islice(remaining, len(items.ids))), options, judge)
-        for items in sets
+        items.name: Probe(pipe, items, list(islice(remaining, len(items.ids))), options, judge) for items in sets
     }
     _do(args, state, sets, path, lambda items, batches: probes[items.name](batches, args.batch_size))
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
