@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def test_commands_parse() -> None:
 
 
 def test_options_in_the_text_exist() -> None:
-    usage = make_parser().parse_args(["predict", "x"])
-    names = {name.replace("_", "-") for name in vars(usage)}
+    names = set()
+    for words in (["predict", "x"], ["evaluate", "--datasets", "x", "--output", "y"]):
+        names |= {name.replace("_", "-") for name in vars(make_parser(words).parse_args(words))}
     assert set(re.findall(r"`--([a-z-]+)", README)) <= names
 
 
@@ -58,3 +60,16 @@ def test_the_tree_lists_every_file_of_the_package() -> None:
     package = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("emo_r3/**/*") if path.is_file()}
     missing = {name for name in package if "__pycache__" not in name and "/checkpoint/" not in name} - listed
     assert missing == set()
+
+
+def test_the_table_is_what_was_measured() -> None:
+    results = ROOT / "docs" / "results"
+    table = (results / "table.md").read_text(encoding="utf-8").strip()
+    assert table in README
+    for name, file in (("miniature", "miniature"), ("GRPO", "grpo"), ("SET", "set"), ("EMO-R3", "emo-r3")):
+        (row,) = [line for line in table.split("\n\n")[0].splitlines() if line.startswith(f"| {name} |")]
+        metrics = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))["metrics"]
+        measured = [metrics["domains"][domain]["accuracy"] for domain in metrics["domains"]]
+        measured += [metrics[average] for average in ("A_I", "A_O", "A")]
+        shown = [cell.split()[0] for cell in row.split("|")[2:-1]]
+        assert shown == [f"{100 * one['value']:.2f}" for one in measured]
