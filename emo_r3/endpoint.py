@@ -260,7 +260,7 @@ class EndpointPipeline:
             status = error.response.status_code
             # Not the whole message: it shows the address with its query, where some servers want their key.
             said = self._without_token(_first_line(error.server_message or error.response.reason_phrase))
-            if status in _TEMPORARY:
+            if status in _TEMPORARY or status >= 520:  # those are a proxy's
                 wait = _seconds(error.response.headers.get("Retry-After"))
                 raise _Again(f"it answered {status}", wait or 0.0) from None
             if asked and "logprob" in f"{error} {error.response.text}".lower():

