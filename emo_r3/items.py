@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.load import to_prompts
+from .data.rows import fingerprint, load_rows, row_ids
 from .errors import DataError
 from .labels import LabelSet, resolve_labels
 from .metrics import domain_accuracy, wilson
@@ -101,11 +102,8 @@ def load_items(name: str, split: str = "test", limit: int | None = None) -> Item
     Raises:
         [`DataError`]: there is no such data set, or a row of it can't be used.
     """
-    from .training.config import RunArguments
-    from .training.rows import fingerprint, load_rows, row_ids
-
     source, revision = split_name(name)
-    rows = load_rows(RunArguments(source, dataset_revision=revision, dataset_split=split))
+    rows = load_rows(source, split, revision)
     rows = rows.select(range(len(rows))[:limit])
     if not len(rows):
         raise DataError(f"{name}: no rows in split {split!r}; choose another with --split")

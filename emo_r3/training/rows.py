@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +11,10 @@ from accelerate.utils import gather_object
 from PIL import Image
 from transformers import ProcessorMixin
 
-from .. import __version__
 from ..batches import fit_picture
 from ..data.build import import_datasets
-from ..data.load import load_emotion_dataset, to_prompts
-from ..data.miniature_sets import SIZES, make_miniature
+from ..data.load import to_prompts
+from ..data.rows import row_name
 from ..errors import DataError, ImageError, RecipeError
 from ..images import load_image
 from ..prompts import Method, Prompts
@@ -27,40 +23,6 @@ from .config import RunArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-def cache_folder() -> Path:
-    """Where the miniature's data sets are kept: `$EMO_R3_CACHE`, or `~/.cache/emo_r3`."""
-    return Path(os.environ.get("EMO_R3_CACHE") or "~/.cache/emo_r3").expanduser()
-
-
-def load_rows(run: RunArguments) -> Dataset:
-    """
-    Loads the rows that a recipe names, pictures not decoded.
-
-    One of the miniature's sets is drawn into [`cache_folder`] first, unless there is a folder of this name.
-
-    Raises:
-        [`DataError`]: there is no such data set, or a row has no label, or one outside the list; the row is named.
-    """
-    name = run.dataset_name
-    if name in SIZES and not Path(name).is_dir():
-        folder = cache_folder() / __version__ / name
-        if not folder.is_dir():
-            make_miniature(name, folder)
-        name = str(folder)
-    rows: Any = load_emotion_dataset(name, run.dataset_split, revision=run.dataset_revision)
-    rows = rows.cast_column("image", import_datasets().Image(decode=False))
-    labels = rows.features["label"].names
-    for place, label in enumerate(rows["label"]):
-        if label is None or label < 0:
-            raise DataError(f"{run.dataset_name}: {_name(rows, place)} has no label; leave such rows out")
-        if label >= len(labels):
-            raise DataError(
-                f"{run.dataset_name}: the label of {_name(rows, place)} is number {label}, and the list has "
-                f"{len(labels)}: {', '.join(labels)}; correct it, or leave the row out"
-            )
-    return rows
 
 
 def check_pictures(
@@ -76,7 +38,7 @@ def check_pictures(
     Decodes every picture once, and counts the tokens of its prompt.
 
     Args:
-        rows (`Dataset`): of [`load_rows`].
+        rows (`Dataset`): of [`~emo_r3.data.rows.load_rows`].
         run (`RunArguments`): with `max_prompt_tokens`.
         processor (`ProcessorMixin`): the model's.
         question (`str`): what is asked about each picture.
@@ -103,14 +65,14 @@ def _first_fault(
         try:
             size = open_picture(rows[place]["image"], square).size
         except ImageError as error:
-            return f"{_name(rows, place)}: {error}"
+            return f"{row_name(rows, place)}: {error}"
         if run.max_prompt_tokens is None:
             continue
         if size not in lengths:
             lengths[size] = prompt_length(processor, prompt, size)
         if lengths[size] > run.max_prompt_tokens:
             return (
-                f"{_name(rows, place)}: its prompt has {lengths[size]} tokens, those of its image ({size[0]} x "
+                f"{row_name(rows, place)}: its prompt has {lengths[size]} tokens, those of its image ({size[0]} x "
                 f"{size[1]}) included, and max_prompt_tokens is {run.max_prompt_tokens}: raise it, or lower max_pixels"
             )
     return None
@@ -132,7 +94,7 @@ def question_rows(rows: Dataset, method: Method, prompts: Prompts, *, square: bo
     Rows for GRPO: `prompt` (one user turn), `image` (PIL, RGB, as the pipeline would prepare it), `label`, `labels`.
 
     Args:
-        rows (`Dataset`): of [`load_rows`].
+        rows (`Dataset`): of [`~emo_r3.data.rows.load_rows`].
         method (`str`): `"set"`, `"think"` or `"direct"`.
         prompts ([`Prompts`]): the questions.
         square (`bool`, *optional*, defaults to `False`): pad pictures to a square.
@@ -171,7 +133,7 @@ def select_cold_start(rows: Dataset, size: int, selection: str = "balanced", see
     Draws the rows for Cold-Start-Emo (section 3.4).
 
     Args:
-        rows (`Dataset`): of [`load_rows`].
+        rows (`Dataset`): of [`~emo_r3.data.rows.load_rows`].
         size (`int`): how many.
         selection (`str`, *optional*, defaults to `"balanced"`): as many of each label, give or take one; or
             `"random"`.
@@ -207,27 +169,5 @@ def select_cold_start(rows: Dataset, size: int, selection: str = "balanced", see
     return sorted(drawn, key=order.index)
 
 
-def row_ids(rows: Dataset, places: Sequence[int]) -> list[str]:
-    """What the data set calls these rows, or their numbers where it has no `id`."""
-    if "id" not in rows.column_names:
-        return [str(place) for place in places]
-    ids = rows["id"]
-    return [str(ids[place]) for place in places]
-
-
-def fingerprint(rows: Dataset) -> str:
-    """A hash of all pictures and labels, in their order."""
-    digest = hashlib.sha256()
-    for row in rows.select_columns(["image", "label"]):
-        digest.update(f"{row['label']} {row['image']['path']}".encode())
-        digest.update(hashlib.sha256(row["image"]["bytes"] or b"").digest())
-    return digest.hexdigest()[:16]
-
-
 def _transformed(rows: Dataset, decode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]]) -> Dataset:
     return rows.cast_column("image", import_datasets().Image(decode=False)).with_transform(decode)
-
-
-def _name(rows: Dataset, place: int) -> str:
-    [name] = row_ids(rows.select([place]), [0])
-    return f"row {place}" + (f" ({name})" if "id" in rows.column_names else "")

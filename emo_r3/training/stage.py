@@ -46,7 +46,7 @@ class Stage:
     Args:
         recipe ([`Recipe`]): the recipe.
         config (`EmoR3Config` or `SupervisedConfig`): settings of this stage's trainer.
-        rows (`Dataset`): all rows of the run, as [`load_rows`] returns them.
+        rows (`Dataset`): all rows of the run, as [`~emo_r3.data.rows.load_rows`] returns them.
         base (`str`, *optional*): model that it starts from.
         chosen (`list[int]`, *optional*): places of the rows that it trains on; all unless given.
     """

@@ -23,10 +23,11 @@ import yaml
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
+from ..data.rows import fingerprint, load_rows, row_ids
 from ..errors import EmoR3Error, RecipeError, TrainingError
 from .config import SupervisedConfig
 from .recipe import Recipe, differences, load_recipe
-from .rows import fingerprint, load_rows, row_ids, select_cold_start
+from .rows import select_cold_start
 from .stage import Stage, rank, say
 
 PACKAGES = ("emo-r3", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm")
@@ -122,7 +123,7 @@ def train(recipe: Recipe) -> Path:
             f"{config.n_gpu} GPUs and one process: use accelerate launch or torchrun, or CUDA_VISIBLE_DEVICES=0"
         )
     with config.main_process_first(local=False):
-        rows = load_rows(run)
+        rows = load_rows(run.dataset_name, run.dataset_split, run.dataset_revision)
     stage = Stage(recipe, config, rows, model_name)
     for line in recipe.plan.lines(len(rows)):
         say(line)

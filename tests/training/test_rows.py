@@ -16,6 +16,7 @@ from transformers import ProcessorMixin
 from emo_r3 import __version__
 from emo_r3.checkpoint import load_for_training
 from emo_r3.data.miniature_sets import SIZES
+from emo_r3.data.rows import fingerprint, load_rows, row_ids
 from emo_r3.errors import DataError, RecipeError
 from emo_r3.labels import LABEL_SETS
 from emo_r3.prompts import load_prompts
@@ -24,12 +25,9 @@ from emo_r3.training import rows as module
 from emo_r3.training.config import RunArguments
 from emo_r3.training.rows import (
     check_pictures,
-    fingerprint,
     label_rows,
-    load_rows,
     prompt_length,
     question_rows,
-    row_ids,
     select_cold_start,
 )
 
@@ -64,6 +62,10 @@ def build(folder: Path, labels: list[Any], images: list[bytes] | None = None, dr
     return RunArguments(dataset_name=str(folder))
 
 
+def load(run: RunArguments) -> datasets.Dataset:
+    return load_rows(run.dataset_name, run.dataset_split)
+
+
 @pytest.fixture(scope="module")
 def processor() -> ProcessorMixin:
     return load_for_training(tiny_models.tiny_checkpoint("qwen2_5_vl"))[1]
@@ -79,17 +81,17 @@ def processor() -> ProcessorMixin:
 )
 def test_labels_that_cannot_be_used(tmp_path: Path, labels: list[Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        load_rows(build(tmp_path, labels))
+        load(build(tmp_path, labels))
 
 
 def test_a_missing_column(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column image"):
-        load_rows(build(tmp_path, [0, 1], drop="image"))
+        load(build(tmp_path, [0, 1], drop="image"))
 
 
 def test_a_picture_that_cannot_be_read(tmp_path: Path, processor: ProcessorMixin) -> None:
     run = build(tmp_path, [0, 1, 2], [png(), png(), png()[:40]])
-    rows = load_rows(run)
+    rows = load(run)
     with pytest.raises(DataError, match=r"row 2 \(id-2\): 2.png: "):
         check_pictures(rows, run, processor, QUESTION)
     check_pictures(rows.select([0, 1]), run, processor, QUESTION)
@@ -97,7 +99,7 @@ def test_a_picture_that_cannot_be_read(tmp_path: Path, processor: ProcessorMixin
 
 def test_prompts_are_counted_with_their_images(tmp_path: Path, processor: ProcessorMixin) -> None:
     run = build(tmp_path, [0, 1], [png((56, 56)), png((448, 448))])
-    rows = load_rows(run)
+    rows = load(run)
     prompt = render_prompt(processor, QUESTION, with_image=True)
     small, large = (prompt_length(processor, prompt, (side, side)) for side in (56, 448))
     text = len(prompt_tokens(processor, prompt))
@@ -113,7 +115,7 @@ def test_processes_share_the_check_and_its_outcome(
     tmp_path: Path, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = build(tmp_path, [0, 1, 2, 3], [png(), png()[:40], png(), png()])
-    rows = load_rows(run)
+    rows = load(run)
     opened: list[Any] = []
     monkeypatch.setattr(
         module, "open_picture", lambda image, square: opened.append(image["path"]) or Image.new("RGB", (9, 9))
@@ -126,7 +128,7 @@ def test_processes_share_the_check_and_its_outcome(
 
 def test_questions(tmp_path: Path) -> None:
     images = [png((30, 40), (place, 0, 0)) for place in range(3)]
-    rows = question_rows(load_rows(build(tmp_path, [2, 0, 1], images)), "set", load_prompts(), square=True)
+    rows = question_rows(load(build(tmp_path, [2, 0, 1], images)), "set", load_prompts(), square=True)
     row = rows[1]
     assert (row["label"], row["labels"]) == ("anger", LABELS)
     assert row["prompt"][0]["content"][1]["text"] == QUESTION
@@ -137,7 +139,7 @@ def test_questions(tmp_path: Path) -> None:
 
 
 def test_pictures_are_decoded_when_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = question_rows(load_rows(build(tmp_path, [0, 1])), "set", load_prompts())
+    rows = question_rows(load(build(tmp_path, [0, 1])), "set", load_prompts())
     opened: list[str] = []
     real = module.load_image
     monkeypatch.setattr(module, "load_image", lambda image: opened.append(image["path"]) or real(image))
@@ -148,7 +150,7 @@ def test_pictures_are_decoded_when_they_are_needed(tmp_path: Path, monkeypatch: 
 
 
 def test_labels_alone(tmp_path: Path) -> None:
-    rows = label_rows(load_rows(build(tmp_path, [2, 0])), load_prompts())
+    rows = label_rows(load(build(tmp_path, [2, 0])), load_prompts())
     row = rows[0]
     assert set(row) == {"prompt", "completion", "images"}
     assert row["completion"] == [{"role": "assistant", "content": r"\boxed{fear}"}]
@@ -158,7 +160,7 @@ def test_labels_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [6, 8, 12])
 def test_a_balanced_draw(tmp_path: Path, size: int) -> None:
-    rows = load_rows(build(tmp_path, [0] * 20 + [1, 2, 3, 4, 5] * 2))
+    rows = load(build(tmp_path, [0] * 20 + [1, 2, 3, 4, 5] * 2))
     places = select_cold_start(rows, size, "balanced", seed=1)
     counts = Counter(rows["label"][place] for place in places)
     assert len(set(places)) == size
@@ -170,7 +172,7 @@ def test_a_balanced_draw(tmp_path: Path, size: int) -> None:
 
 
 def test_a_random_draw(tmp_path: Path) -> None:
-    rows = load_rows(build(tmp_path, [0] * 40 + [1]))
+    rows = load(build(tmp_path, [0] * 40 + [1]))
     places = select_cold_start(rows, 10, "random", seed=1)
     assert len(set(places)) == 10
     assert places == select_cold_start(rows, 10, "random", seed=1) != select_cold_start(rows, 10, "random", seed=2)
@@ -179,7 +181,7 @@ def test_a_random_draw(tmp_path: Path) -> None:
 
 
 def test_too_few_of_a_label(tmp_path: Path) -> None:
-    rows = load_rows(build(tmp_path, [0, 2, 3, 4, 5] * 4 + [1]))
+    rows = load(build(tmp_path, [0, 2, 3, 4, 5] * 4 + [1]))
     with pytest.raises(RecipeError, match="2 of 'disgust' are due and the split has 1; lower it"):
         select_cold_start(rows, 12)
 
@@ -188,7 +190,7 @@ def test_the_fingerprint_is_of_pictures_and_labels(tmp_path: Path) -> None:
     images = [png(colour=(place, 0, 0)) for place in range(2)]
 
     def of(name: str, labels: list[int], pictures: list[bytes]) -> str:
-        return fingerprint(load_rows(build(tmp_path / name, labels, pictures)))
+        return fingerprint(load(build(tmp_path / name, labels, pictures)))
 
     plain = of("a", [0, 1], images)
     assert of("b", [0, 1], images) == plain
@@ -200,12 +202,12 @@ def test_a_miniature_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SIZES, "miniature-6", {"train": 3, "test": 1})
     run = RunArguments(dataset_name="miniature-6")
-    first = load_rows(run)
+    first = load(run)
     assert len(first) == 3
     made = tmp_path / __version__ / "miniature-6"
     before = (made / "README.md").stat().st_mtime_ns
-    assert fingerprint(load_rows(run)) == fingerprint(first)
+    assert fingerprint(load(run)) == fingerprint(first)
     assert (made / "README.md").stat().st_mtime_ns == before
     # A folder of this name is the user's own.
     build(tmp_path / "miniature-6", [0, 1])
-    assert len(load_rows(run)) == 2
+    assert len(load(run)) == 2

@@ -22,13 +22,14 @@ from emo_r3.checkpoint import load_for_training
 from emo_r3.cli import main
 from emo_r3.data.load import load_emotion_dataset
 from emo_r3.data.miniature_sets import make_miniature
+from emo_r3.data.rows import load_rows
 from emo_r3.errors import RecipeError, TrainingError
 from emo_r3.labels import LABEL_SETS
 from emo_r3.pipeline import EmoR3Pipeline
 from emo_r3.prompts import load_prompts
 from emo_r3.scoring import prompt_tokens, render_prompt
 from emo_r3.training.recipe import load_recipe
-from emo_r3.training.rows import label_rows, load_rows
+from emo_r3.training.rows import label_rows
 from emo_r3.training.stage import freeze_vision_tower, label_collator, named_labels
 from emo_r3.training.train import split_words, train
 
@@ -216,7 +217,7 @@ def test_targets_follow_the_question_that_the_pipeline_asks(architecture: str, d
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     template = processor.chat_template
-    rows = label_rows(load_rows(load_recipe(recipe()).run), load_prompts(), square=info.square)
+    rows = label_rows(load_rows(load_recipe(recipe()).run.dataset_name, "train"), load_prompts(), square=info.square)
     [ids], [labels] = (label_collator(processor)([rows[0]])[name].tolist() for name in ("input_ids", "labels"))
     asked = load_prompts().question("direct", LABEL_SETS["emoset"])
     prompt = prompt_tokens(processor, render_prompt(processor, asked, with_image=True))
