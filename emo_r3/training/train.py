@@ -249,10 +249,5 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     for name in ("trl", "peft", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("DeepSpeed").addFilter(_is_error)  # it warns on stdout, and sets its level at import
     for module in ("transformers", "trl", "peft", "accelerate", "torch"):
         warnings.filterwarnings("ignore", module=rf"{module}\b")
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
