@@ -219,7 +219,7 @@ class Probe:
             pictures = [self._picture(shown) for shown, _ in started.values()]
             beginnings = [beginning for _, beginning in started.values()]
             after = go_on(self.pipe, pictures, beginnings, self.items.labels, self.options["max_new_tokens"])
-            yield from ((change, place, label) for place, label in zip(started, after, strict=True))
+            yield from ((change, place, label_of(spread)) for place, spread in zip(started, after, strict=True))
 
     def _ask_anew(self, places: Sequence[int]) -> Iterator[tuple[str, int, str | None]]:
         changed: dict[str, dict[int, Image.Image]] = {change: {} for change in ASKED_ANEW}
@@ -261,8 +261,8 @@ def go_on(
     beginnings: Sequence[str],
     labels: LabelSet,
     max_new_tokens: int,
-) -> list[str | None]:
-    """Labels of answers in three steps whose beginning is given; the model writes the rest freely and greedily."""
+) -> list[dict[str, float]]:
+    """Label distributions of answers in three steps that begin as given; the model writes the rest, greedily."""
     if not pictures:
         return []
     request = pipe._request(labels, "set", "free", max_new_tokens=max_new_tokens)
@@ -276,7 +276,7 @@ def go_on(
         return_tensors="pt",
     )
     results = pipe._engine.predict(Batch(slots, inputs, [0] * len(slots)), request)
-    return [label_of(result.probabilities) for result in results]
+    return [result.probabilities for result in results]
 
 
 def read_scene(text: str) -> Scene:

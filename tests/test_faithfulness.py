@@ -90,11 +90,15 @@ def test_an_answer_goes_on_from_what_it_is_given(items: Items, rows: list[Row]) 
     images, first = pictures(items)[:3], [beginning_of(row) for row in rows[:3]]
     for beginnings in (["<step2>"] * 3, first[::-1]):
         plain = [written(*pair) for pair in zip(beginnings, images, strict=True)]
-        assert go_on(miniature(), images, beginnings, LABELS, 128) == [
-            parse_completion(text, LABELS).label for text in plain
-        ]
-    # With its own beginning, it is the answer that it was.
-    assert go_on(miniature(), images, first, LABELS, 128) == [row["prediction"] for row in rows[:3]]
+        after = go_on(miniature(), images, beginnings, LABELS, 128)
+        assert [label_of(spread) for spread in after] == [parse_completion(text, LABELS).label for text in plain]
+    # Of different lengths, they don't disturb each other.
+    beginnings = ["<step2>", *first[1:]]
+    after = go_on(miniature(), images, beginnings, LABELS, 128)
+    for image, beginning, spread in zip(images, beginnings, after, strict=True):
+        assert spread == pytest.approx(go_on(miniature(), [image], [beginning], LABELS, 128)[0], abs=1e-4)
+    # With its own beginning, an answer is what it was.
+    assert [label_of(spread) for spread in after][1:] == [row["prediction"] for row in rows[1:3]]
 
 
 @pytest.mark.slow
