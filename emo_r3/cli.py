@@ -21,6 +21,7 @@ MODULES = {
     "prepare": ("data.prepare", "make a data set of the original downloads"),
     "push": ("publish", "publish a prepared data set on the Hub"),
     "train": ("training.train", "train a model as a recipe says"),
+    "demo": ("demo", "serve the demo in the browser"),
     "evaluate": ("evaluation", "measure a model on data sets"),
     "compare": ("comparison", "put measured models side by side"),
 }

@@ -1,0 +1,146 @@
+"""The demo in the browser: `create_demo(pipeline)` makes the page and its API, `emo-r3 demo` serves it."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli import quiet_libraries
+from .errors import EmoR3Error
+from .serving import MAX_BODY, MAX_FILE, Answers, BodyLimit, Uploads
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from .pipeline import EmoR3Pipeline
+
+_EXAMPLES_SEED = 5
+
+
+def create_demo(pipeline: EmoR3Pipeline) -> gr.Blocks:
+    """Makes the page and the API; [`launch`] serves it.
+
+    Endpoints, for `gradio_client` and as MCP tools: `/predict(picture, labels, self_check)` gives what
+    `EmotionResult.to_dict` does, `/predict_many(pictures, labels, self_check)` a list of it.
+
+    Args:
+        pipeline (`EmoR3Pipeline`): the model that answers.
+
+    Raises:
+        EmoR3Error: gradio is not installed.
+    """
+    folder = temporary_folder()
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise EmoR3Error("the demo needs gradio: pip install 'emo-r3[demo]'") from error
+    from .page import make_page
+
+    examples = draw_examples(folder / "examples")
+    gr.set_static_paths([folder / "examples"])
+    uploads = Uploads(folder, lasting=folder / "examples")
+    uploads.sweep_for_ever()
+    return make_page(Answers(pipeline, uploads), examples)
+
+
+@cache
+def temporary_folder() -> Path:
+    """The process's folder for uploads, which goes with it: gradio's own, in /tmp, can be read by others and stays."""
+    folder = Path(tempfile.mkdtemp(prefix="emo-r3-demo-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio asks for it when it is imported
+    return folder
+
+
+def launch(demo: gr.Blocks, **options: Any) -> None:
+    """Serves the demo until it is interrupted.
+
+    Args:
+        demo (`gr.Blocks`): what [`create_demo`] made.
+        options: of `gr.Blocks.launch`, such as `server_name` and `server_port`.
+
+    Raises:
+        EmoR3Error: the port is taken.
+    """
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    # The fonts of the system, so that the page fetches nothing from elsewhere.
+    theme = gr.themes.Default(
+        primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    safe: dict[str, Any] = {
+        "share": False,
+        "show_error": False,  # our own messages are shown all the same
+        "allowed_paths": [],
+        "max_file_size": MAX_FILE,
+        "app_kwargs": {"middleware": [Middleware(BodyLimit, limit=MAX_BODY)]},
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": True,
+        "footer_links": ["api", "settings"],
+        "theme": theme,
+        "css_paths": Path(__file__).with_name("demo.css"),
+        "quiet": True,
+    }
+    try:
+        demo.launch(**safe | options, prevent_thread_lock=True)
+    except OSError as error:
+        raise EmoR3Error(f"the demo can't be served: {error}; give another --port") from error
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the temporary folder goes then too
+    print(f"emo-r3: the demo is at {demo.local_url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    demo.block_thread()
+
+
+def draw_examples(folder: Path) -> list[tuple[str, Path]]:
+    """Draws a picture of the miniature's world for each emotion, with a name: the examples to pick.
+
+    Args:
+        folder (`Path`): where to; made if it is missing.
+    """
+    import numpy as np
+
+    from .miniature import world
+    from .miniature.drawing import render
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(_EXAMPLES_SEED)
+    found = []
+    for index in range(6):
+        scene = world.sample_scene("miniature-8", rng)
+        path = folder / f"example-{index + 1}.png"
+        render(scene).save(path)
+        found.append((", ".join(world.TRIGGERS[name].phrases[0] for name in scene.triggers), path))
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `emo-r3 demo`."""
+    parser.add_argument("--model", metavar="PATH|REPO", help="folder or Hub repository (default: the miniature)")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository")
+    parser.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: only this machine)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the demo until Ctrl-C."""
+    quiet_libraries()
+    from .pipeline import EmoR3Pipeline
+
+    pipeline = EmoR3Pipeline.from_pretrained(
+        args.model, revision=args.revision, device_map=args.device_map, dtype=args.dtype
+    )
+    launch(create_demo(pipeline), server_name=args.host, server_port=args.port)
+    return 0

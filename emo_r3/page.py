@@ -1,0 +1,280 @@
+"""The demo's page and its API, as gradio components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from . import charts
+from .errors import EmoR3Error
+from .labels import LABEL_SETS, LabelSet, resolve_labels
+from .results import EmotionResult
+from .serving import KEEP_SECONDS, MAX_PICTURES, Answers, Row, web_words
+
+_QUEUE_SIZE = 32
+_OWN = "own"
+_PRIVACY = (
+    "A picture that you send is deleted from the disk as soon as it is read, and forgotten "
+    f"{KEEP_SECONDS // 60} minutes later at the latest. Nothing else is kept, and nothing is passed on."
+)
+_MINIATURE = (
+    "This is the miniature, which knows only its own world of small drawings. It answers to a photo too, but that "
+    "answer means nothing: pick an example."
+)
+# The address that leads back to these settings; read by `_from_link`.
+_LINK = """(name, own, check) => {
+    const url = new URL(window.location.href.split(/[?#]/)[0]);
+    url.searchParams.set("labels", name === "own" ? own : name);
+    if (check) url.searchParams.set("check", "1");
+    return url.href;
+}"""
+# A screen reader is told of what it is to read when it changes.
+_SPEAK = """() => {
+    for (const line of document.querySelectorAll(".status")) line.setAttribute("role", "status");
+}"""
+
+
+def make_page(answers: Answers, examples: Sequence[tuple[str, Path]]) -> gr.Blocks:
+    """Puts the page together.
+
+    Args:
+        answers (`Answers`): what answers.
+        examples (`list[tuple[str, Path]]`): name and file of each picture to pick.
+    """
+    model, labels = answers.pipeline.name, answers.pipeline.info.label_set
+    with gr.Blocks(title="EMO-R3", analytics_enabled=False) as demo:
+        gr.HTML(
+            "<h1>EMO-R3</h1><p>The emotion that a picture evokes in those who look at it, with the reasons, in three "
+            f"steps.</p><p class='model'>Model: <strong>{escape(model)}</strong>. "
+            f"{_MINIATURE if model == 'miniature' else ''}</p>",
+            elem_classes="top",
+        )
+        settings = _add_settings(demo, labels)
+        with gr.Tab("One picture"):
+            picture = _add_one(answers, settings, examples)
+        with gr.Tab("Several pictures"):
+            pictures = _add_several(answers, settings)
+        gr.HTML(f"<p class='soft'>{_PRIVACY}</p>", elem_classes="bottom")
+        _add_api(answers, picture, pictures, labels)
+        demo.load(None, js=_SPEAK)
+    # One at a time, since a tokenizer and a model are shared; who waits is told the place in the queue.
+    return demo.queue(max_size=_QUEUE_SIZE, default_concurrency_limit=1)
+
+
+@contextmanager
+def _api_errors() -> Iterator[None]:
+    """Our own errors as gradio's, whose text is taken for HTML; others are logged, and the caller learns nothing."""
+    try:
+        yield
+    except EmoR3Error as error:
+        raise gr.Error(escape(web_words(str(error)), quote=False), print_exception=False) from None
+
+
+def _as_sent(component: Any) -> None:
+    """Makes a component hand over the record of an upload, instead of opening the file or fetching the address.
+
+    What gradio would do knows none of our bounds and none of our words; `Uploads` does it.
+    """
+    move = component.async_move_resource_to_block_cache
+
+    async def keep_address(path: Any) -> Any:
+        return path if str(path).startswith(("http://", "https://")) else await move(path)
+
+    component.async_move_resource_to_block_cache = keep_address
+    component.preprocess = lambda payload: payload
+
+
+def _add_settings(demo: gr.Blocks, default: LabelSet) -> list[Any]:
+    """The settings of both tabs and the link to them: components for the label list, one's own labels, the check."""
+    name, own_labels = _label_fields(default)
+    notice = gr.HTML(elem_classes="status")
+    with gr.Accordion("Settings", open=False):
+        choices = [(f"{label_set.name} ({len(label_set.labels)})", key) for key, label_set in LABEL_SETS.items()]
+        labels = gr.Radio([*choices, ("my own", _OWN)], value=name, label="Labels to choose from")
+        own = gr.Textbox(
+            own_labels, label="My own labels", info="Commas between them", visible=name == _OWN, max_length=2000
+        )
+        check = gr.Checkbox(label="Self-check", info="Ask the model whether its answer fits the picture and itself")
+        link = gr.Textbox(label="Link to these settings", interactive=True)
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    fields: list[Any] = [labels, own, check]
+    labels.change(lambda name: gr.Textbox(visible=name == _OWN), labels, own, **quiet)
+    gr.on([field.change for field in fields], None, fields, link, js=_LINK, api_visibility="private")
+
+    def from_link(request: gr.Request) -> tuple[str, str, bool, str]:
+        given, wrong = default, ""
+        try:
+            given = resolve_labels(request.query_params.get("labels", default))
+        except EmoR3Error as error:
+            wrong = charts.status(f"The link's labels can't be used: {web_words(str(error))}", refused=True)
+        return *_label_fields(given), request.query_params.get("check") == "1", wrong
+
+    demo.load(from_link, None, [*fields, notice], **quiet).then(None, fields, link, js=_LINK, api_visibility="private")
+    return fields
+
+
+def _label_fields(labels: LabelSet) -> tuple[str, str]:
+    """What the two fields for labels hold: the name of a list, and one's own."""
+    if LABEL_SETS.get(labels.name) == labels:
+        return labels.name, ""
+    return _OWN, ", ".join(labels.labels)
+
+
+def _chosen(name: str, own: str) -> LabelSet:
+    if name != _OWN:
+        return resolve_labels(name)
+    return LabelSet("custom", tuple(own.split(",")) if own.strip() else ())
+
+
+def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple[str, Path]]) -> Any:
+    """The tab for one picture; returns the component that holds it."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            picture = gr.Image(
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard", "webcam"],
+                label="Picture",
+                alt_text="The picture to read",
+                height=260,
+                buttons=["fullscreen"],
+                elem_id="picture",
+            )
+            _as_sent(picture)
+            gr.HTML("<h2>Or pick an example</h2>")
+            with gr.Row(elem_classes="examples"):
+                for name, path in examples:
+                    example = gr.Button(name, icon=path, size="sm", min_width=90)
+                    example.click(
+                        lambda path=path: str(path),
+                        None,
+                        picture,
+                        queue=False,
+                        show_progress="hidden",
+                        api_visibility="private",
+                    )
+            button = gr.Button("Read the emotion", variant="primary", elem_id="read")
+        with gr.Column(scale=3, min_width=300):
+            line = gr.HTML(charts.status("Add a picture, then read its emotion."), elem_classes="status")
+            cards = {name: gr.HTML(charts.step_card(name), elem_id=name) for name in charts.STEPS}
+            answer = gr.HTML(elem_id="answer")
+            check = gr.HTML(elem_id="check")
+
+    def read(picture: Any, name: str, own: str, self_check: bool) -> Iterator[dict[Any, str]]:
+        yield {
+            line: charts.status("Looking at the picture ..."),
+            **{cards[step]: charts.step_card(step) for step in cards},
+            answer: "",
+            check: "",
+        }
+        try:
+            last = ("", "")
+            for event in answers.one(picture, _chosen(name, own), self_check):
+                if event.result is not None:
+                    yield _final(event.result)
+                elif event.section in cards:
+                    changed = {cards[event.section]: charts.step_card(event.section, event.text, is_open=True)}
+                    if event.section != last[0]:
+                        changed[line] = charts.status(f"Writing step {event.section[-1]} of 3 ...")
+                        if last[0]:
+                            changed[cards[last[0]]] = charts.step_card(*last)
+                    last = (event.section, event.text)
+                    yield changed
+        except EmoR3Error as error:
+            yield {line: charts.status(web_words(str(error)), refused=True)}
+
+    def _final(result: EmotionResult) -> dict[Any, str]:
+        found = f"The answer: {result.label or 'no label'}."
+        return {
+            line: charts.status(found),
+            **{cards[step]: charts.step_card(step, result.steps.get(step, "")) for step in cards},
+            answer: charts.answer_card(result),
+            check: charts.check_card(result),
+        }
+
+    outputs = [line, *cards.values(), answer, check]
+    button.click(
+        read, [picture, *settings], outputs, concurrency_id="model", show_progress="hidden", api_visibility="private"
+    )
+    return picture
+
+
+def _add_several(answers: Answers, settings: Sequence[Any]) -> Any:
+    """The tab for several pictures; returns the component that holds them."""
+    pictures = gr.File(file_count="multiple", label=f"Up to {MAX_PICTURES} pictures", elem_id="pictures")
+    _as_sent(pictures)
+    button = gr.Button("Read the emotions", variant="primary", elem_id="read-many")
+    line = gr.HTML(charts.status("Add pictures, then read their emotions."), elem_classes="status")
+    view = gr.HTML(elem_id="gallery")
+    links = gr.HTML(elem_id="downloads")
+
+    def read(pictures: Any, name: str, own: str, self_check: bool) -> Iterator[dict[Any, str]]:
+        yield {line: charts.status("Looking at the pictures ..."), view: "", links: ""}
+        try:
+            labels = _chosen(name, own)
+            rows: list[Row] = []
+            for row in answers.many(pictures, labels, self_check):
+                rows.append(row)
+                results = [result for result, _ in rows]
+                shown = charts.gallery(results, [thumbnail for _, thumbnail in rows]) + charts.table(results)
+                yield {line: charts.status(f"{len(rows)} of {len(pictures.root)} done"), view: shown}
+            yield {links: charts.downloads([result.to_dict() for result, _ in rows], labels)}
+        except EmoR3Error as error:
+            yield {line: charts.status(web_words(str(error)), refused=True)}
+
+    outputs = [line, view, links]
+    button.click(
+        read, [pictures, *settings], outputs, concurrency_id="model", show_progress="hidden", api_visibility="private"
+    )
+    return pictures
+
+
+def _add_api(answers: Answers, picture: Any, pictures: Any, default: LabelSet) -> None:
+    """The endpoints for programs. Their docstrings are what callers read."""
+
+    def predict(picture: Any, labels: str, self_check: bool) -> dict[str, Any]:
+        """Reads the emotion that a picture evokes, in three steps of reasoning.
+
+        Args:
+            picture: the picture, as an upload or an http(s) address; JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
+            labels: name of a label set (emoset, emotion6, webemo, webemo-25, webemo-2), or labels with commas between.
+            self_check: ask the model also whether its text fits the picture and itself.
+
+        Returns:
+            label, confidence, probabilities by label, steps, valence and arousal from 1 to 9, and how it was asked.
+        """
+        with _api_errors():
+            *_, last = answers.one(picture, labels, self_check)
+            return last.result.to_dict()
+
+    def predict_many(pictures: Any, labels: str, self_check: bool) -> list[dict[str, Any]]:
+        """Reads the emotions of several pictures; one that can't be read has its reason under error.
+
+        Args:
+            pictures: up to 16 pictures, as for predict.
+            labels: as for predict.
+            self_check: as for predict.
+
+        Returns:
+            what predict gives, for each picture in order.
+        """
+        with _api_errors():
+            return [result.to_dict() for result, _ in answers.many(pictures, labels, self_check)]
+
+    name, own = _label_fields(default)
+    labels = gr.Textbox(name if name != _OWN else own, label="Labels", visible=False)
+    check = gr.Checkbox(label="Self-check", visible=False)
+    for function, given in ((predict, picture), (predict_many, pictures)):
+        hidden = gr.Button(visible=False)
+        hidden.click(
+            function,
+            [given, labels, check],
+            gr.JSON(visible=False, label="Result"),
+            api_name=function.__name__,
+            concurrency_id="model",
+        )
