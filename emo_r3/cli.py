@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import logging
 import os
 import re
 import shutil
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     line on stderr says why (`EMO_R3_DEBUG=1` shows the traceback). 130: interrupted. 141: stdout lost its reader.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    # DeepSpeed, where it is installed, greets on stdout, whatever its level.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         args = make_parser(argv).parse_args(argv)
         return int(args.run(args) or 0)
