@@ -66,10 +66,11 @@ def test_the_table_is_what_was_measured() -> None:
     results = ROOT / "docs" / "results"
     table = (results / "table.md").read_text(encoding="utf-8").strip()
     assert table in README
+    domains = [cell.split()[0] for cell in table.splitlines()[0].split("|")[2:5]]
     for name, file in (("miniature", "miniature"), ("GRPO", "grpo"), ("SET", "set"), ("EMO-R3", "emo-r3")):
         (row,) = [line for line in table.split("\n\n")[0].splitlines() if line.startswith(f"| {name} |")]
         metrics = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))["metrics"]
-        measured = [metrics["domains"][domain]["accuracy"] for domain in metrics["domains"]]
+        measured = [metrics["domains"][domain]["accuracy"] for domain in domains]
         measured += [metrics[average] for average in ("A_I", "A_O", "A")]
         shown = [cell.split()[0] for cell in row.split("|")[2:-1]]
         assert shown == [f"{100 * one['value']:.2f}" for one in measured]
