@@ -127,7 +127,7 @@ def load_model_facts(
     told = _read(run / "run.json") if run else {}
     if told and told.get("recipe_hash") != info.recipe_hash:
         raise EmoR3Error(f"{weights} is not of the run in {run}: their recipes differ; train again in a new folder")
-    evaluations = []
+    evaluations: list[Run] = []
     for folder in results:
         found = load_run(str(folder))
         model = found.results["model"]
@@ -350,10 +350,10 @@ def _trained(facts: ModelFacts) -> str:
         "trainer": _trainer(facts),
         "cold start": cold_start,
         "base model": f"{facts.base.name or UNKNOWN}, revision {facts.base.revision or UNKNOWN}",
-        "data": f"{_data(data)}, split {data.get('split', UNKNOWN)}, {data.get('rows', UNKNOWN)} rows, "
+        "data": f"{_data(data)}, split {data.get('split') or UNKNOWN}, {data.get('rows') or UNKNOWN} rows, "
         f"fingerprint `{data.get('fingerprint') or UNKNOWN}`",
-        "vision tower": run.get("vision_tower", UNKNOWN),
-        "weights": f"{run.get('weights', UNKNOWN)}{merged}",
+        "vision tower": run.get("vision_tower") or UNKNOWN,
+        "weights": f"{run.get('weights') or UNKNOWN}{merged}",
         "an update": _update(run.get("batch")),
         "updates": (run.get("metrics") or {}).get("step", UNKNOWN),
         "hardware": "; ".join(machine) or UNKNOWN,
@@ -432,13 +432,14 @@ def _unmeasured(facts: ModelFacts) -> list[str]:
 def miniature_card(folder: Path = CHECKPOINT) -> str:
     """The miniature's card for the Hub: the one beside its weights, and the results in `evaluation.json`."""
     from huggingface_hub import ModelCard
+    from huggingface_hub.repocard_data import eval_results_to_model_index
 
     card, told = ModelCard((folder / CARD).read_text(encoding="utf-8")), _read(folder / "evaluation.json")
     items = {"count": told["count"], "scene_seed": told["scene_seed"]}
     scores = [
         _score(name, items, found["accuracy"], "accuracy", "Accuracy") for name, found in told["results"].items()
     ]
-    card.data.model_name, card.data.eval_results = MINIATURE_REPO.rpartition("/")[2], scores
+    card.data["model-index"] = eval_results_to_model_index(MINIATURE_REPO.rpartition("/")[2], scores)
     return str(card)
 
 
