@@ -178,12 +178,12 @@ def find_base(name: str | None, revision: str | None) -> Base:
         return Base(Path(name).name, None, None, _license(Path(name) / CARD))
 
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     def look() -> dict[str, str]:
         try:
             return _license(Path(hf_hub_download(name, CARD, revision=revision)))
-        except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+        except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
             return {}
 
     # A branch moves, so that its name says nothing of what was there.

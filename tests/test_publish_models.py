@@ -206,6 +206,22 @@ def test_an_adapter_on_the_base_that_its_card_names(hub: HubServer, pusher: Push
     assert re.findall(r"^delete +(\S+)", listing, re.MULTILINE) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
+@pytest.mark.slow
+def test_a_busy_hub_is_asked_again_for_the_base_s_licence(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None:
+    repo = hub.store.create("models", "emo-r3/a-base", False, "owner")
+    card = hub.store.add_regular(b"---\nlicense: mit\n---\n")
+    repo.commit("main", {"README.md": card}, "card", "owner")
+    run = make_run(tmp_path / "run", base_model="emo-r3/a-base")
+    hub.faults.add("503", "a-base/resolve", 7)
+    pusher.push(run, "emo-r3/of-a-base", "--yes", kind="model")
+    assert not any(fault.times for fault in hub.faults.pending)
+    assert b"license: mit" in files_on(hub, "emo-r3/of-a-base", kind="models")["README.md"]
+
+    run = make_run(tmp_path / "other", base_model="emo-r3/nowhere")
+    pusher.push(run, "emo-r3/of-nothing", "--yes", kind="model")
+    assert b"license: unknown" in files_on(hub, "emo-r3/of-nothing", kind="models")["README.md"]
+
+
 # The metric and Spaces
 
 
