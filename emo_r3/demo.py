@@ -35,13 +35,14 @@ def create_demo(pipeline: EmoR3Pipeline) -> gr.Blocks:
         pipeline (`EmoR3Pipeline`): the model that answers.
 
     Raises:
-        EmoR3Error: gradio is not installed.
+        EmoR3Error: gradio or mcp is not installed.
     """
     folder = temporary_folder()
     try:
         import gradio as gr
+        import mcp  # noqa: F401  # which gradio asks for when it serves the tools
     except ImportError as error:
-        raise EmoR3Error("the demo needs gradio: pip install 'emo-r3[demo]'") from error
+        raise EmoR3Error("the demo needs gradio and mcp: pip install 'emo-r3[demo]'") from error
     from .page import make_page
 
     examples = draw_examples(folder / "examples")
@@ -103,7 +104,7 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
 
 
 def draw_examples(folder: Path) -> list[tuple[str, Path]]:
-    """Draws a picture of the miniature's world for each emotion, with a name: the examples to pick.
+    """Draws six pictures of the miniature's world, each with a name: the examples to pick.
 
     Args:
         folder (`Path`): where to; made if it is missing.

@@ -26,7 +26,7 @@ _MINIATURE = (
     "This is the miniature, which knows only its own world of small drawings. It answers to a photo too, but that "
     "answer means nothing: pick an example."
 )
-# The address that leads back to these settings; read by `_from_link`.
+# The address that leads back to these settings; read by `from_link`.
 _LINK = """(name, own, check) => {
     const url = new URL(window.location.href.split(/[?#]/)[0]);
     url.searchParams.set("labels", name === "own" ? own : name);
