@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -34,6 +34,8 @@ from ..scoring import (
     score_labels,
     splice_image,
 )
+
+Item = TypeVar("Item")
 
 # What stands in a question for a step that a completion lacks. Its answer counts nothing, but every process asks.
 MISSING = "None"
@@ -171,14 +173,18 @@ class Reflector:
         for rows in chunks(range(len(images)), self.batch_size):
             distinct, of_row = distinct_images([images[row] for row in rows])
             cached = self._read_images(opening, plain, distinct)
+            asked, place = once([(of, questions[row]) for row, of in zip(rows, of_row, strict=True)])
+            if not is_reusable(cached.cache):  # a forward for each: every process must do as many
+                asked, place = [asked[at] for at in place], list(range(len(rows)))
             sequences = []
-            for row, of in zip(rows, of_row, strict=True):
-                prompt = render_prompt(self.processor, questions[row], with_image=True)
-                asked = prompt_tokens(self.processor, prompt)
-                spliced, _ = splice_image(plain, cached.prompt(of), asked, self.image_token)
+            for of, question in asked:
+                prompt = render_prompt(self.processor, question, with_image=True)
+                alone = prompt_tokens(self.processor, prompt)
+                spliced, _ = splice_image(plain, cached.prompt(of), alone, self.image_token)
                 sequences.append(spliced or self._encode(prompt, [distinct[of]])["input_ids"][0].tolist())
-            logits.append(cached.next_logits(of_row, sequences))
-            kept = sum(map(cached.shared, of_row, sequences))
+            which = [of for of, _ in asked]
+            logits.append(cached.next_logits(which, sequences)[place])
+            kept = sum(map(cached.shared, which, sequences))
             self.tokens += sum(map(len, cached.tokens)) + sum(map(len, sequences)) - kept
         return torch.cat(logits)
 
@@ -218,33 +224,36 @@ class Reflector:
 
     def _read_labels(self, questions: Sequence[str], choices: Sequence[tuple[str, ...]]) -> list[str]:
         """The label that greedy decoding among each question's labels ends at."""
-        prompts = [
-            prompt_tokens(self.processor, render_prompt(self.processor, question, with_image=False))
-            for question in questions
-        ]
-        read = [""] * len(prompts)
-        for rows in chunks(range(len(prompts)), self.batch_size):
-            cached, logits = read_prompts(self.judge.model, [prompts[row] for row in rows], self.end_token)
-            self.tokens += sum(len(prompts[row]) for row in rows)
+        read: list[str] = []
+        for rows in chunks(range(len(questions)), self.batch_size):
+            asked, place = once([(questions[row], choices[row]) for row in rows])
+            prompts = [
+                prompt_tokens(self.processor, render_prompt(self.processor, question, with_image=False))
+                for question, _ in asked
+            ]
+            cached, logits = read_prompts(self.judge.model, prompts, self.end_token)
+            self.tokens += sum(map(len, prompts))
             whole = cached.cache is None or not is_reusable(cached.cache)
             parts = []
             forwards = 0
-            for labels in dict.fromkeys(choices[row] for row in rows):
+            for labels in dict.fromkeys(some for _, some in asked):
                 trie = self._trie(labels)
-                own = [place for place, row in enumerate(rows) if choices[row] == labels]
+                own = [at for at, (_, some) in enumerate(asked) if some == labels]
                 first = logits[own][:, trie.tokens[0]] if trie.paths[0] == () else None
-                asked = len(own) * (len(trie.paths) - (first is not None))
-                forwards += asked if whole else math.ceil(asked / cached.max_rows)
+                needed = len(own) * (len(trie.paths) - (first is not None))
+                forwards += needed if whole else math.ceil(needed / cached.max_rows)
                 parts.append((labels, trie, own, first))
             # Another process may have labels that part later, and needs our part in its forwards. Asked before them:
             # all processes do the same in the same order.
             most = self.judge.most(forwards)
+            answers = [""] * len(asked)
             for labels, trie, own, first in parts:
-                _, greedy = score_labels(cached, own, [cached.tokens[place] for place in own], trie, first)
-                for place, label in zip(own, greedy, strict=True):
-                    read[rows[place]] = labels[label]
+                _, greedy = score_labels(cached, own, [cached.tokens[at] for at in own], trie, first)
+                for at, label in zip(own, greedy, strict=True):
+                    answers[at] = labels[label]
             for _ in range(most - forwards):
                 read_prompts(self.judge.model, prompts[:1], self.end_token)
+            read += [answers[at] for at in place]
         return read
 
     def _trie(self, labels: tuple[str, ...]) -> LabelTrie:
@@ -307,6 +316,13 @@ class Reflector:
             self.tokens += inputs["attention_mask"].sum().item() + ids.numel()
             answers += self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return answers
+
+
+def once(items: Sequence[Item]) -> tuple[list[Item], list[int]]:
+    """The different items, and for each given one its place among them. A sure policy often writes the same twice."""
+    places: dict[Item, int] = {}
+    of_item = [places.setdefault(item, len(places)) for item in items]
+    return list(places), of_item
 
 
 def step_texts(parsed: ParsedCompletion) -> tuple[str | None, str | None]:

@@ -4,9 +4,9 @@
 
 Three ratios, of processor time and of medians over the steps but the first: a step with reflection over the same step
 without it; the authors' way of reflecting, by generating, over reading the answers off; and our step over that of
-TRL's own GRPO trainer on the same rows. A random model writes no answer that could be reflected on, so both ways judge
-the same well-formed text of a usual length in the place of each completion. One thread, as threads that wait for each
-other would be counted.
+TRL's own GRPO trainer on the same rows. The miniature reflects on what it writes. A random model writes nothing that
+could be reflected on, so a well-formed text of a usual length, another for each row, takes the place of its
+completions. One thread, as threads that wait for each other would be counted.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def settings(folder: Path, steps: int, judge: str | None, prompts: int, generati
         per_device_train_batch_size=prompts * generations,
         num_generations=generations,
         max_completion_length=TOKENS,
-        generation_kwargs={"min_new_tokens": TOKENS},
+        generation_kwargs={} if folder.name == "miniature" else {"min_new_tokens": TOKENS},
         max_steps=steps,
         learning_rate=1e-6,
         beta=0.01,
@@ -84,8 +84,9 @@ class Timed(EmoR3Trainer):
     def _reflect(self, rows: Any, texts: Any, found: Any) -> Any:
         reflector = self.reflector
         assert isinstance(reflector, Reflector)
-        texts = [TEXT] * len(texts)
-        found = [parse_completion(text) for text in texts]
+        if not any(one.steps for one in found):
+            texts = [TEXT.replace("A child", f"Child {row}") for row in range(len(texts))]
+            found = [parse_completion(text) for text in texts]
         for mode in ("generate", "logits"):
             reflector.mode = mode
             start = time.process_time()
@@ -139,7 +140,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    print(f"completions of {TOKENS} tokens")
+    print(f"completions of up to {TOKENS} tokens")
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.size:
             path = CHECKPOINT
@@ -148,7 +149,7 @@ def main() -> None:
 
                 path = Path(temporary) / name
                 save_random_miniature(path, scale=4, pixels=448)
-            print(measure(path, Path(temporary) / "run", args.steps, *SIZES[name]), flush=True)
+            print(measure(path, Path(temporary) / "runs" / name, args.steps, *SIZES[name]), flush=True)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,23 @@ def test_an_image_is_encoded_once(miniature: Any, answers: list[str]) -> None:
     assert patches == [64]
 
 
+def test_what_is_written_twice_is_asked_once(miniature: Any, answers: list[str]) -> None:
+    model, processor, prompts = miniature
+    reflector = Reflector(Judge(model, processor), prompts)
+    images, tokens = [image for image, _ in pictures()][:2], []
+    for copies in (1, 3):
+        given = [(image, text) for image in images for text in answers[:2] for _ in range(copies)]
+        found = reflector(
+            *zip(*given, strict=True), [parse_completion(text) for _, text in given], [LABELS] * len(given)
+        )
+        assert [one.read_label for one in found[::copies]] == [
+            parse_completion(text).label for text in answers[:2]
+        ] * 2
+        assert len(set(found)) == 4
+        tokens.append(reflector.tokens)
+    assert tokens[0] == tokens[1]
+
+
 MALFORMED = ["", "no tags at all", "<step1>a cake</step1>", "\\boxed{awe}", "<step1>a</step1> " * 2]
 
 
