@@ -20,7 +20,7 @@ from .errors import EmoR3Error
 # Commands whose options are in a module of their own, with `add_arguments` and `run`.
 MODULES = {
     "prepare": ("data.prepare", "make a data set of the original downloads"),
-    "push": ("publish", "publish a prepared data set on the Hub"),
+    "push": ("publish", "publish data sets, models, the metric and Spaces on the Hub"),
     "train": ("training.train", "train a model as a recipe says"),
     "demo": ("demo", "serve the demo in the browser"),
     "evaluate": ("evaluation", "measure a model on data sets"),
