@@ -66,6 +66,8 @@ def model_target(
             raise EmoR3Error(f"two --results folders are called {found.resolve().name}: rename one")
         if (found / "results.json").is_file():
             files[name] = local_file(name, found / "results.json")
+    if card and not card.is_file():
+        raise EmoR3Error(f"the card {card} is not a file: name one, or leave it out and one is written")
     own = weights / CARD
     if card or (own.is_file() and not run):
         if results:

@@ -152,6 +152,8 @@ def test_a_checkpoint_without_a_run(run: Path, tmp_path: Path) -> None:
     assert card_of(checkpoint).endswith("# My own\n")
     (tmp_path / "other.md").write_text("---\nlicense: mit\n---\n# Another\n")
     assert card_of(checkpoint, card=tmp_path / "other.md").endswith("# Another\n")
+    with pytest.raises(EmoR3Error, match=r"none\.md is not a file: name one, or leave it out"):
+        model_target(checkpoint, "emo-r3/mine", card=tmp_path / "none.md")
     with pytest.raises(EmoR3Error, match="leave them out, or"):
         model_target(checkpoint, "emo-r3/mine", results=[make_results(tmp_path / "evaluation")])
 
