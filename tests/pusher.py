@@ -14,6 +14,11 @@ from hub_server import HubServer, client_command
 from emo_r3 import publish
 
 TOKEN = "hf_owner0000000000"
+SPACE = {
+    "README.md": "---\ntitle: A Space\nsdk: gradio\nsdk_version: 6.31.0\n---\n# A Space\n",
+    "app.py": "import gradio\n",
+    "requirements.txt": "emo-r3[demo]\n",
+}
 
 
 def pusher_process(modules: tuple[str, ...]) -> None:
@@ -115,3 +120,13 @@ def titles(hub: HubServer, repo_id: str, kind: str = "datasets") -> list[str]:
     """The titles of all commits after the one that makes the repository."""
     repo = hub.store.find(kind, repo_id)
     return [commit["title"] for commit in repo.commits.values()][1:]
+
+
+def make_space(folder: Path) -> Path:
+    """A small Space, and what Python compiled in it."""
+    folder.mkdir(parents=True)
+    for name, text in SPACE.items():
+        (folder / name).write_text(text)
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__/app.pyc").write_bytes(b"\0")
+    return folder
