@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from emo_r3.cli import main
 from emo_r3.comparison import latex, load_run, make_table, markdown
+from emo_r3.data.miniature_sets import make_miniature
 from emo_r3.errors import EmoR3Error
 from emo_r3.metrics import mcnemar
 from emo_r3.plot import LEFT, RIGHT, WIDTH, plot
@@ -202,3 +205,36 @@ def test_the_command_writes_tables_and_a_plot(paper: list[str], tmp_path: Path, 
     (tmp_path / "file").touch()
     assert main(["compare", *paper, "--output", str(tmp_path / "file")]) == 2
     assert "--output" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Vanilla, SEPM and one trained checkpoint, by the commands that a user types."""
+    monkeypatch.chdir(tmp_path)
+    sets = []
+    for name, size in {"miniature-8": 12, "miniature-6": 6, "miniature-7": 6}.items():
+        make_miniature(name, tmp_path / name, sizes={"train": 8, "test": size})
+        sets.append(str(tmp_path / name))
+    recipe = Path(__file__).parents[1] / "recipes" / "miniature" / "emo-r3.yaml"
+    small = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--max_steps", "1", "--save_steps", "1"]
+    words = ["train", "--config", str(recipe), "--dataset_name", sets[0], "--output_dir", "trained", *small]
+    subprocess.run([sys.executable, "-m", "emo_r3", *words], check=True, capture_output=True)
+    asked = ["--datasets", *sets, "--batch-size", "8", "--max-new-tokens", "80"]
+    runs = {
+        "vanilla": [],
+        "SEPM": ["--method", "sepm"],
+        "EMO-R3": ["--model", "trained/final", "--in-domain", "miniature-8"],
+    }
+    for name, options in runs.items():
+        assert main(["evaluate", *asked, *options, "--output", name]) == 0
+    capsys.readouterr()
+    assert main(["compare", *(f"{name}={name}" for name in runs), "--output", "table"]) == 0
+    accuracies, differences = capsys.readouterr().out.strip().split("\n\n")
+    assert [cells(line)[0] for line in accuracies.splitlines()[2:]] == list(runs)
+    assert [cells(line)[0] for line in differences.splitlines()[2:]] == ["SEPM", "EMO-R3"]
+    for line, system in zip(accuracies.splitlines()[2:], runs, strict=True):
+        metrics = json.loads((tmp_path / system / "results.json").read_text())["metrics"]
+        shown = [float(cell.split()[0]) for cell in cells(line)[1:4]]
+        measured = [metrics["domains"][Path(name).name]["accuracy"]["value"] for name in sets]
+        assert shown == pytest.approx([100 * value for value in measured], abs=0.005)
+    assert (tmp_path / "table" / "plot.png").stat().st_size > 1000
