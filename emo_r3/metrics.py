@@ -146,11 +146,11 @@ def paper_averages(
     return {name: sum(values[1:], start=values[0]) / len(values) for name, values in parts.items() if values}
 
 
-def wilson(hits: int, count: int) -> dict[str, float]:
+def wilson(hits: float, count: int) -> dict[str, float]:
     """A share and its interval (Wilson, Journal of the American Statistical Association 22 (1927) 209-212).
 
     Args:
-        hits (`int`): how many of them.
+        hits (`float`): how many of them.
         count (`int`): of how many, at least 1.
 
     Example:

@@ -17,6 +17,7 @@ import transformers
 from PIL import Image
 
 from .. import __version__
+from ..metrics import wilson
 from ..pipeline import EmoR3Pipeline
 from ..reflection import answer_tokens, coherence
 from ..scoring import prompt_tokens, render_prompt
@@ -37,13 +38,10 @@ TARGETS: dict[str, tuple[str, float, float]] = {
 
 
 def rate(hits: float, count: int) -> dict[str, Any]:
-    """A share with its 95 % interval (Wilson, Journal of the American Statistical Association 22 (1927) 209-212)."""
+    """A share with its 95 % interval and of how many it is; with an interval of everything where it is of none."""
     if count == 0:
         return {"value": None, "low": 0.0, "high": 1.0, "n": 0}
-    share, z = float(hits / count), 1.959964
-    middle, scale = share + z * z / (2 * count), 1 + z * z / count
-    spread = z * math.sqrt((share * (1 - share) + z * z / (4 * count)) / count)
-    return {"value": share, "low": (middle - spread) / scale, "high": (middle + spread) / scale, "n": int(count)}
+    return {**wilson(float(hits), int(count)), "n": int(count)}
 
 
 def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Callable[[str], None]) -> dict[str, Any]:
