@@ -189,7 +189,7 @@ def test_several_pictures_give_a_gallery_and_a_table_to_download(visit: Any, tmp
     page = visit()
     page.get_by_role("tab", name="Several pictures").click()
     page.set_input_files("#pictures input[type=file]", [*SAMPLES[:3], broken])
-    page.get_by_text("broken.png").wait_for()
+    page.get_by_label("broken.png").wait_for()
     page.click("#read-many")
     page.wait_for_selector("#downloads a")
     assert page.locator(".gallery img").count() == 3
