@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +240,13 @@ def test_the_private_attributes_that_the_trainer_reads(tmp_path: Path) -> None:
     assert {"is_fsdp", "is_zero3", "summon_full_params"} <= set(dir(trainer._dist))
     assert trainer._step == 0
     assert hasattr(AcceleratorState, "_reset_state")  # between a cold start and what follows it
+
+
+def test_the_package_has_the_trainer_and_waits_for_trl() -> None:
+    import emo_r3.training
+
+    assert emo_r3.training.EmoR3Trainer is EmoR3Trainer
+    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
+        emo_r3.training.Trainer  # noqa: B018
+    program = "import sys, emo_r3.training.curves, emo_r3.comparison; sys.exit('trl' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
