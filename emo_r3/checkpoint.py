@@ -131,7 +131,7 @@ def load_model_and_processor(
     Raises:
         CheckpointError: nothing there, pickled weights, code of its own, or a model that transformers can't load.
     """
-    folder = _folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
+    folder = checkpoint_folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
     if device_map is None and torch.accelerator.is_available():
         device_map = "auto"
     if dtype is None:
@@ -151,7 +151,7 @@ def load_for_training(
 
     The model's `name_or_path` is the local folder, from which TRL loads the frozen reference.
     """
-    folder = _folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
+    folder = checkpoint_folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
     return _load(folder, repo_or_path or folder, dtype, None)
 
 
@@ -167,7 +167,7 @@ def _load(
     except EmoR3Error:
         raise
     except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{name} can't be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{name} can't be loaded: {first_line(error)}") from error
     set_pixel_budget(processor, info)
     return model, processor, info
 
@@ -218,7 +218,7 @@ def complete_checkpoint(folder: Path, processor: ProcessorMixin, info: Checkpoin
     (folder / INFO_FILE).write_text(text, encoding="utf-8")
 
 
-def _folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> Path:
+def checkpoint_folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> Path:
     """The local folder of a checkpoint, checked before any weight is read (or, from the Hub, even fetched)."""
     path = Path(repo_or_path).expanduser()
     if repo_or_path == MINIATURE and not path.exists():  # as recipes and results call it
@@ -244,13 +244,14 @@ def _folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: s
         raise CheckpointError(f"{name!r} is neither a folder nor a Hub repository (owner/name)") from None
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
         raise CheckpointError(
-            f"{name} is no local folder and can't be fetched from the Hub: {_first_line(error)}"
+            f"{name} is no local folder and can't be fetched from the Hub: {first_line(error)}"
         ) from error
     _check_weights(folder)
     return folder
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the pages that may follow."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

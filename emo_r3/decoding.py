@@ -22,7 +22,7 @@ BOX = "\\boxed{"
 _SEPARATORS = ("", " ", "\n", "\n\n")
 # After one of these, tokens come out as they do in the middle of a text; one on which nothing merges is used.
 _ANCHORS = ("\n", ".", "a", "0", " ")
-_CLOSED_BOX = re.compile(r"\\boxed\{[^{}]*\}")
+CLOSED_BOX = re.compile(r"\\boxed\{[^{}]*\}")
 
 
 def encode_after(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
@@ -314,5 +314,5 @@ class BoxClosed(StoppingCriteria):
         done = self.closes_brace[input_ids[:, -1]]
         for row in done.nonzero().flatten().tolist():
             tail = input_ids[row, max(self.prompt_length, input_ids.shape[1] - 64) :]
-            done[row] = bool(_CLOSED_BOX.search(read(self.tokenizer, tail.tolist())))
+            done[row] = bool(CLOSED_BOX.search(read(self.tokenizer, tail.tolist())))
         return done

@@ -23,9 +23,9 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .batches import fit_picture
 from .checkpoint import CheckpointInfo
-from .engine import _seed
+from .engine import sampling_seed
 from .errors import EmoR3Error, ImageError
-from .fetch import _TEMPORARY, _seconds, public_name
+from .fetch import TEMPORARY, public_name, retry_seconds
 from .images import LoadedImage, load_image
 from .labels import LabelSet, expected_affect, resolve_labels
 from .parsing import parse_completion
@@ -214,7 +214,7 @@ class EndpointPipeline:
         if request.temperature is None:
             sampling: dict[str, Any] = {"temperature": 0.0}
         else:
-            seed = _seed(request.seed, place, 0) % 2**31
+            seed = sampling_seed(request.seed, place, 0) % 2**31
             sampling = {"temperature": request.temperature, "top_p": 1.0, "seed": seed}
         return {
             "messages": [{"role": "user", "content": content}],
@@ -260,8 +260,8 @@ class EndpointPipeline:
             status = error.response.status_code
             # Not the whole message: it shows the address with its query, where some servers want their key.
             said = self._without_token(_first_line(error.server_message or error.response.reason_phrase))
-            if status in _TEMPORARY or status >= 520:  # those are a proxy's
-                wait = _seconds(error.response.headers.get("Retry-After"))
+            if status in TEMPORARY or status >= 520:  # those are a proxy's
+                wait = retry_seconds(error.response.headers.get("Retry-After"))
                 raise _Again(f"it answered {status}", wait or 0.0) from None
             if asked and "logprob" in f"{error} {error.response.text}".lower():
                 self._with_log_probs = False

@@ -129,7 +129,7 @@ class Engine:
         with self._lock:
             inputs = self._encode(self._ahead, request.prompt, pictures) if pictures else None
         places = [start + at for at, slot in enumerate(slots) if isinstance(slot, LoadedImage)]
-        seeds = [_seed(request.seed, place, candidate) for place in places for candidate in range(repeats)]
+        seeds = [sampling_seed(request.seed, place, candidate) for place in places for candidate in range(repeats)]
         return Batch(slots, inputs, seeds)
 
     def _encode(self, processor: ProcessorMixin, prompt: str, pictures: Sequence[Image.Image]) -> BatchFeature:
@@ -324,6 +324,6 @@ def _best(candidates: list[EmotionResult]) -> EmotionResult:
     return replace(best, candidate_scores=tuple(result.score or 0.0 for result in candidates))
 
 
-def _seed(seed: int, place: int, candidate: int) -> int:
+def sampling_seed(seed: int, place: int, candidate: int) -> int:
     digest = hashlib.blake2b(f"{seed} {place} {candidate}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")

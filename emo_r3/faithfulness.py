@@ -33,7 +33,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .batches import GREY, chunks, fit_picture
-from .checkpoint import _first_line, _folder
+from .checkpoint import checkpoint_folder, first_line
 from .decoding import special_texts
 from .engine import Batch
 from .errors import CheckpointError, EmoR3Error
@@ -93,7 +93,7 @@ class Judge:
         Raises:
             [`CheckpointError`]: it can't be loaded, not safely, or has no chat template.
         """
-        folder = _folder(repo_or_path, revision, None)
+        folder = checkpoint_folder(repo_or_path, revision, None)
         if device_map is None and torch.accelerator.is_available():
             device_map = "auto"
         dtype: Any = torch.float32 if device_map in (None, "cpu") else "auto"
@@ -103,7 +103,7 @@ class Judge:
                 folder, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise CheckpointError(f"the judge {repo_or_path} can't be loaded: {_first_line(error)}") from error
+            raise CheckpointError(f"the judge {repo_or_path} can't be loaded: {first_line(error)}") from error
         if not tokenizer.chat_template or tokenizer.eos_token_id is None:
             raise CheckpointError(
                 f"the judge {repo_or_path} has no chat template or end token: name an instruction-tuned text model"

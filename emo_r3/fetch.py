@@ -21,7 +21,7 @@ from .errors import ImageError, UnavailableError
 
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -222,8 +222,8 @@ def _body(response: http.client.HTTPResponse, where: str, max_bytes: int) -> byt
     if response.status != HTTPStatus.OK:
         phrase = http.client.responses.get(response.status, "")
         message = f"{where}: the server answered {response.status} {phrase}".rstrip()
-        if response.status in _TEMPORARY:
-            raise UnavailableError(f"{message}; try again later", _seconds(response.getheader("Retry-After")))
+        if response.status in TEMPORARY:
+            raise UnavailableError(f"{message}; try again later", retry_seconds(response.getheader("Retry-After")))
         raise ImageError(f"{message}; check the address")
     body = b"" if (response.length or 0) > max_bytes else response.read(max_bytes + 1)
     if len(body) + (response.length or 0) > max_bytes:
@@ -234,7 +234,7 @@ def _body(response: http.client.HTTPResponse, where: str, max_bytes: int) -> byt
     return body
 
 
-def _seconds(retry_after: str | None) -> float | None:
+def retry_seconds(retry_after: str | None) -> float | None:
     """The wait that a Retry-After header asks for: it is a number of seconds or a date."""
     if retry_after is None:
         return None

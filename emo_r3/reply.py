@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ChatCompletionOutput
 
-from .decoding import _CLOSED_BOX
+from .decoding import CLOSED_BOX
 from .parsing import BOX
 
 
@@ -43,12 +43,12 @@ def read_reply(output: ChatCompletionOutput) -> Reply:
     tokens = None
     if choice.logprobs is not None and choice.logprobs.content:
         tokens = [(entry.token, _choices(entry)) for entry in choice.logprobs.content]
-    return Reply(up_to_box(text), choice.finish_reason == "length" and not _CLOSED_BOX.search(text), tokens)
+    return Reply(up_to_box(text), choice.finish_reason == "length" and not CLOSED_BOX.search(text), tokens)
 
 
 def up_to_box(text: str) -> str:
     """A completion up to its first closed box, where the local pipeline stops; stripped."""
-    closed = _CLOSED_BOX.search(text)
+    closed = CLOSED_BOX.search(text)
     return (text[: closed.end()] if closed else text).strip()
 
 
@@ -78,7 +78,7 @@ def label_shares(reply: Reply, labels: Sequence[str]) -> tuple[dict[str, float],
     if reply.tokens is None:
         return {}, ("no distribution: the server gives no log-probabilities",)
     written = "".join(text for text, _ in reply.tokens)
-    closed = _CLOSED_BOX.search(written)
+    closed = CLOSED_BOX.search(written)
     start = closed.start() if closed else written.rfind(BOX)
     if start < 0:
         return {}, ("no distribution: no box in the answer",)

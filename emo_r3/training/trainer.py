@@ -1,4 +1,4 @@
-"""GRPO with reflection in the reward. What is private in TRL is touched here alone, and held by contract tests."""
+"""GRPO with reflection in the reward. Contract tests hold what it takes of TRL's private parts."""
 
 from __future__ import annotations
 
