@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .errors import CheckpointError, EmoR3Error, ImageError, LabelError, PromptError
-    from .labels import AFFECT, LABEL_SETS, Affect, LabelSet, expected_affect, normalize_label, resolve_labels
+    from .labels import LABEL_SETS, LabelSet, normalize_label, resolve_labels
+    from .lexicon import AFFECT, Affect, expected_affect, load_lexicon
     from .parsing import PROBLEMS, ParsedCompletion, parse_completion, render_completion
     from .pipeline import EmoR3Pipeline
     from .prompts import Prompts, load_prompts
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 # Loaded on first use: `import emo_r3` must not wait for torch and transformers.
 _MODULE_OF = {
-    "AFFECT": "labels",
+    "AFFECT": "lexicon",
     "LABEL_SETS": "labels",
     "PROBLEMS": "parsing",
-    "Affect": "labels",
+    "Affect": "lexicon",
     "CheckpointError": "errors",
     "EmoR3Error": "errors",
     "EmoR3Pipeline": "pipeline",
@@ -31,7 +32,8 @@ _MODULE_OF = {
     "ParsedCompletion": "parsing",
     "PromptError": "errors",
     "Prompts": "prompts",
-    "expected_affect": "labels",
+    "expected_affect": "lexicon",
+    "load_lexicon": "lexicon",
     "load_prompts": "prompts",
     "normalize_label": "labels",
     "parse_completion": "parsing",
@@ -56,6 +58,7 @@ __all__ = [
     "Prompts",
     "__version__",
     "expected_affect",
+    "load_lexicon",
     "load_prompts",
     "normalize_label",
     "parse_completion",

@@ -9,7 +9,8 @@ from html import escape
 
 from PIL import Image
 
-from .labels import LabelSet, expected_affect
+from .labels import LabelSet
+from .lexicon import expected_affect
 from .output import Row, write_rows
 from .parsing import PROBLEMS
 from .results import EmotionResult

@@ -27,7 +27,8 @@ from .engine import sampling_seed
 from .errors import EmoR3Error, ImageError
 from .fetch import TEMPORARY, public_name, retry_seconds
 from .images import LoadedImage, load_image
-from .labels import LabelSet, expected_affect, resolve_labels
+from .labels import LabelSet, resolve_labels
+from .lexicon import expected_affect
 from .parsing import parse_completion
 from .pipeline import one_or_many, positive
 from .prompts import Method

@@ -28,7 +28,8 @@ from .checkpoint import CheckpointInfo
 from .decoding import AnswerForm, BoxClosed, ConstrainedDecoding, FreeDecoding, Sampling, Vocabulary
 from .errors import CheckpointError, EmoR3Error, ImageError
 from .images import LoadedImage, load_image
-from .labels import LabelSet, expected_affect
+from .labels import LabelSet
+from .lexicon import expected_affect
 from .parsing import parse_completion
 from .prompts import Method
 from .reflection import coherence, consistency, quotable, reflected_texts

@@ -1,9 +1,8 @@
-"""The label lists of the data sets, the signs and the affect of their words, and how a label text is read."""
+"""The label lists of the data sets, the signs of their words, and how a label text is read."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,53 +19,6 @@ _JOINERS = "\u200c\u200d"  # part of the spelling in Persian, Indic scripts and 
 
 MISSPELLINGS = {"cheerfullness": "cheerfulness", "irritabilty": "irritability"}
 """The spellings of WebEmo's own files, and the words that they stand for."""
-
-
-@dataclass(frozen=True)
-class Affect:
-    """Valence, arousal and dominance on a scale from 1 to 9, each with the standard deviation over raters."""
-
-    valence: float
-    valence_sd: float
-    arousal: float
-    arousal_sd: float
-    dominance: float
-    dominance_sd: float
-
-
-AFFECT: dict[str, Affect] = {
-    "amusement": Affect(7, 1.56, 4.82, 2.7, 6.59, 2.17),
-    "anger": Affect(2.5, 1.36, 5.93, 2.77, 5.14, 2.8),
-    "awe": Affect(6.85, 1.79, 3.83, 2.85, 5.85, 1.79),
-    "contentment": Affect(6.62, 2.27, 4.6, 2.87, 6.58, 2.02),
-    "disgust": Affect(3.32, 2.4, 5, 2.35, 4.84, 2.34),
-    "excitement": Affect(7.62, 1.38, 6.21, 2.5, 6.33, 2.28),
-    "fear": Affect(2.93, 1.79, 6.14, 2.76, 3.32, 2.44),
-    "sadness": Affect(2.4, 1.1, 2.81, 2.25, 3.84, 2.79),
-    "joy": Affect(8.21, 1.18, 5.55, 2.85, 7, 2.05),
-    "surprise": Affect(7.44, 1.58, 6.57, 2.75, 5.17, 2.41),
-    "neutral": Affect(5.5, 1.5, 3.45, 2.39, 5.81, 1.5),
-    "love": Affect(8, 1.39, 5.36, 3.23, 5.92, 2.92),
-    "confusion": Affect(3.32, 1.34, 4.64, 2.08, 3.08, 1.79),
-    "affection": Affect(7.89, 1.05, 5.64, 2.63, 6.6, 1.83),
-    "disappointment": Affect(2.79, 1.87, 4.9, 2.63, 4.08, 2.52),
-    "envy": Affect(3.05, 1.85, 4.35, 2.8, 3.16, 2.08),
-    "gratitude": Affect(6.67, 2.15, 5.09, 2.78, 6.71, 2.12),
-    "horror": Affect(3.38, 2.29, 6.13, 2.43, 3.49, 2.26),
-    "lust": Affect(6.26, 2.1, 6.44, 2.36, 4.64, 2.77),
-    "neglect": Affect(2.16, 1.21, 4.72, 2.49, 3.69, 2.53),
-    "nervousness": Affect(3.1, 1.45, 4.45, 2.63, 3.93, 2.16),
-    "optimism": Affect(7.21, 2.09, 4.95, 2.56, 6.9, 2.08),
-    "pride": Affect(6.5, 2.28, 5.54, 2.38, 5.83, 2.94),
-    "rage": Affect(2.5, 1.95, 6.62, 2.47, 4.17, 2.5),
-    "relief": Affect(6.63, 1.54, 4.42, 2.87, 5.64, 2.31),
-    "shame": Affect(2.62, 2.11, 5.4, 2.64, 5.21, 2.8),
-    "sympathy": Affect(6.57, 2.11, 3.08, 2.3, 5.9, 2.17),
-    "zest": Affect(6.76, 1.53, 5.41, 2.44, 6.58, 1.79),
-}
-"""Affect of the label words: Warriner, Kuperman and Brysbaert, "Norms of valence, arousal, and dominance for 13,915
-English lemmas", Behavior Research Methods 45 (2013) 1191-1207. Five WebEmo categories are not in the norms:
-cheerfulness, enthrallment, exasperation, irritability and suffering."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +44,7 @@ class LabelSet:
             raise LabelError(f"{len(labels)} label(s) given; a label list has 2 to {MAX_LABELS}")
         seen: dict[str, str] = {}
         for label in labels:
-            if (key := _key(label)) in seen:
+            if (key := label_key(label)) in seen:
                 raise LabelError(f"labels {seen[key]!r} and {label!r} are the same; remove one")
             seen[key] = label
         for label, sign in self.polarity.items():
@@ -158,7 +110,7 @@ def clean_label(label: str) -> str:
     return " ".join(text.split())
 
 
-def _key(text: str) -> str:
+def label_key(text: str) -> str:
     """What two spellings of one label share."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     word = " ".join(folded.split())
@@ -211,7 +163,7 @@ def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
     if isinstance(labels, str):
         if "," in labels:
             return LabelSet("custom", tuple(labels.split(",")))
-        if (name := _key(labels[: 4 * MAX_LABEL_LENGTH])) in LABEL_SETS:
+        if (name := label_key(labels[: 4 * MAX_LABEL_LENGTH])) in LABEL_SETS:
             return LABEL_SETS[name]
         raise LabelError(
             f"no label set is called {labels[:MAX_LABEL_LENGTH]!r}; use {', '.join(LABEL_SETS)},"
@@ -228,8 +180,8 @@ def match_label(text: str, labels: LabelSet | Sequence[str] | str) -> str | None
     # A longer text can't be a label; folding a huge one would take long.
     if len(text) > 4 * MAX_LABEL_LENGTH:
         return None
-    key = _key(text)
-    return next((label for label in listed if _key(label) == key), None)
+    key = label_key(text)
+    return next((label for label in listed if label_key(label) == key), None)
 
 
 def normalize_label(text: str, labels: LabelSet | Sequence[str] | str) -> str:
@@ -255,45 +207,9 @@ def normalize_label(text: str, labels: LabelSet | Sequence[str] | str) -> str:
     resolved = resolve_labels(labels)
     if (label := match_label(text, resolved)) is not None:
         return label
-    by_key = {_key(label): label for label in resolved.labels}
-    near = difflib.get_close_matches(_key(text[:MAX_LABEL_LENGTH]), by_key, n=3, cutoff=0)
+    by_key = {label_key(label): label for label in resolved.labels}
+    near = difflib.get_close_matches(label_key(text[:MAX_LABEL_LENGTH]), by_key, n=3, cutoff=0)
     shown = repr(text) if len(text) <= MAX_LABEL_LENGTH else f"{text[:20]!r}... ({len(text)} characters)"
     raise LabelError(
         f"{shown} is not a label of {resolved.name}; the nearest are {', '.join(by_key[k] for k in near)}"
-    )
-
-
-def expected_affect(probabilities: Mapping[str, float]) -> Affect | None:
-    """Affect of a label distribution: the mean of the labels' affect, weighted by their probabilities.
-
-    Args:
-        probabilities (`dict[str, float]`): weight by label, non-negative; a label that is not in `AFFECT` is left out
-            and the rest reweighted.
-
-    Returns:
-        `Affect` or `None`: the means on the scale from 1 to 9, and the standard deviations of the mixture of the
-        labels' ratings (spread within labels and between them); `None` where no label with a weight has norms.
-
-    Raises:
-        LabelError: a weight is negative or not finite.
-    """
-    weighted: list[tuple[float, Affect]] = []
-    for label, weight in probabilities.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise LabelError(f"the probability of {label!r} is {weight}; it must be finite and not negative")
-        if weight > 0 and (affect := AFFECT.get(_key(label))) is not None:
-            weighted.append((weight, affect))
-    total = math.fsum(weight for weight, _ in weighted)
-    if not weighted:
-        return None
-
-    def mixture(pairs: list[tuple[float, float, float]]) -> tuple[float, float]:
-        mean = math.fsum(weight * value for weight, value, _ in pairs) / total
-        square = math.fsum(weight * (sd**2 + (value - mean) ** 2) for weight, value, sd in pairs) / total
-        return mean, math.sqrt(square)
-
-    return Affect(
-        *mixture([(weight, affect.valence, affect.valence_sd) for weight, affect in weighted]),
-        *mixture([(weight, affect.arousal, affect.arousal_sd) for weight, affect in weighted]),
-        *mixture([(weight, affect.dominance, affect.dominance_sd) for weight, affect in weighted]),
     )

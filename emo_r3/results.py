@@ -33,7 +33,7 @@ class EmotionResult:
         probabilities (`dict[str, float]`): the model's distribution over the label list at the box; sums to 1.
         steps (`dict[str, str]`): the tagged parts of the answer by name: `step1` (emotional triggers), `step2` (human
             reflection) and `step3` (conclusion), or `think`.
-        valence, arousal (`float`, *optional*): expected under the distribution by the norms of `labels.py`, from 1 to
+        valence, arousal (`float`, *optional*): expected under the distribution by the norms of `lexicon.py`, from 1 to
             9; `None` where no label has norms.
         text (`str`): the whole completion.
         problems (`tuple[str, ...]`): what is wrong with its form, by the codes of `parsing.py`; empty for a good one.

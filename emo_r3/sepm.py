@@ -20,7 +20,8 @@ from .batches import fit_picture
 from .decoding import BOX, box_sequences
 from .errors import CheckpointError, EmoR3Error, ImageError
 from .images import LoadedImage, load_image
-from .labels import AFFECT, LabelSet, expected_affect, resolve_labels
+from .labels import LabelSet, resolve_labels
+from .lexicon import AFFECT, expected_affect
 from .pipeline import EmoR3Pipeline
 from .results import EmotionResult
 from .scoring import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 
 import pytest
@@ -11,51 +10,16 @@ from hypothesis import strategies as st
 
 from emo_r3.errors import LabelError
 from emo_r3.labels import (
-    AFFECT,
     LABEL_SETS,
     MAX_LABEL_LENGTH,
     MAX_LABELS,
     MISSPELLINGS,
     WEBEMO_7_OF_25,
-    Affect,
     LabelSet,
-    expected_affect,
     match_label,
     normalize_label,
     resolve_labels,
 )
-
-# Warriner et al. 2013: word | valence (sd) | arousal (sd) | dominance (sd).
-NORMS = """
-| amusement | 7 (1.56) | 4.82 (2.7) | 6.59 (2.17) |
-| anger | 2.5 (1.36) | 5.93 (2.77) | 5.14 (2.8) |
-| awe | 6.85 (1.79) | 3.83 (2.85) | 5.85 (1.79) |
-| contentment | 6.62 (2.27) | 4.6 (2.87) | 6.58 (2.02) |
-| disgust | 3.32 (2.4) | 5 (2.35) | 4.84 (2.34) |
-| excitement | 7.62 (1.38) | 6.21 (2.5) | 6.33 (2.28) |
-| fear | 2.93 (1.79) | 6.14 (2.76) | 3.32 (2.44) |
-| sadness | 2.4 (1.1) | 2.81 (2.25) | 3.84 (2.79) |
-| joy | 8.21 (1.18) | 5.55 (2.85) | 7 (2.05) |
-| surprise | 7.44 (1.58) | 6.57 (2.75) | 5.17 (2.41) |
-| neutral | 5.5 (1.5) | 3.45 (2.39) | 5.81 (1.5) |
-| love | 8 (1.39) | 5.36 (3.23) | 5.92 (2.92) |
-| confusion | 3.32 (1.34) | 4.64 (2.08) | 3.08 (1.79) |
-| affection | 7.89 (1.05) | 5.64 (2.63) | 6.6 (1.83) |
-| disappointment | 2.79 (1.87) | 4.9 (2.63) | 4.08 (2.52) |
-| envy | 3.05 (1.85) | 4.35 (2.8) | 3.16 (2.08) |
-| gratitude | 6.67 (2.15) | 5.09 (2.78) | 6.71 (2.12) |
-| horror | 3.38 (2.29) | 6.13 (2.43) | 3.49 (2.26) |
-| lust | 6.26 (2.1) | 6.44 (2.36) | 4.64 (2.77) |
-| neglect | 2.16 (1.21) | 4.72 (2.49) | 3.69 (2.53) |
-| nervousness | 3.1 (1.45) | 4.45 (2.63) | 3.93 (2.16) |
-| optimism | 7.21 (2.09) | 4.95 (2.56) | 6.9 (2.08) |
-| pride | 6.5 (2.28) | 5.54 (2.38) | 5.83 (2.94) |
-| rage | 2.5 (1.95) | 6.62 (2.47) | 4.17 (2.5) |
-| relief | 6.63 (1.54) | 4.42 (2.87) | 5.64 (2.31) |
-| shame | 2.62 (2.11) | 5.4 (2.64) | 5.21 (2.8) |
-| sympathy | 6.57 (2.11) | 3.08 (2.3) | 5.9 (2.17) |
-| zest | 6.76 (1.53) | 5.41 (2.44) | 6.58 (1.79) |
-"""
 
 # WebEmo: index | category as its files spell it -> one of the seven, sign; twice a row.
 WEBEMO = """
@@ -73,16 +37,6 @@ WEBEMO = """
 | 11 | irritabilty -> anger - | 24 | zest -> joy + |
 | 12 | lust -> love + | | |
 """
-
-
-def test_affect_is_the_published_table() -> None:
-    rows = [line.strip("|").split("|") for line in NORMS.strip().splitlines()]
-    published = {}
-    for word, *columns in rows:
-        numbers = [float(number) for column in columns for number in column.replace("(", "").replace(")", "").split()]
-        published[word.strip()] = Affect(*numbers)
-    assert published == AFFECT
-    assert len(published) == 28
 
 
 def test_webemo_is_the_published_hierarchy() -> None:
@@ -127,12 +81,6 @@ def test_label_sets(name: str, labels: str, positive: str, unsigned: str) -> Non
     assert label_set.labels == tuple(labels.split())
     assert {label for label, sign in label_set.polarity.items() if sign == "positive"} == set(positive.split())
     assert set(label_set.labels) - set(label_set.polarity) == set(unsigned.split())
-
-
-def test_label_sets_without_norms() -> None:
-    without = {label for label_set in LABEL_SETS.values() for label in label_set.labels if label not in AFFECT}
-    categories = {"cheerfulness", "enthrallment", "exasperation", "irritability", "suffering"}
-    assert without == categories | {"positive", "negative"}
 
 
 @pytest.mark.parametrize(
@@ -255,33 +203,3 @@ def test_any_text_is_a_label_or_a_label_error(text: str) -> None:
     # What the list accepts is found again, and accepted again as it is spelt there.
     assert normalize_label(text, resolved) == resolved.labels[0]
     assert resolve_labels(resolved.labels) == resolved
-
-
-def test_affect_of_one_label_is_its_own() -> None:
-    for label, affect in AFFECT.items():
-        found = expected_affect({label.title(): 0.3, "positive": 0.7})
-        assert found is not None
-        for name, value in vars(affect).items():
-            assert getattr(found, name) == pytest.approx(value)
-
-
-def test_affect_of_a_mixture() -> None:
-    found = expected_affect({"joy": 3, "fear": 1, "awe": 0})
-    assert found is not None
-    assert found.valence == pytest.approx(0.75 * 8.21 + 0.25 * 2.93)
-    assert found.arousal == pytest.approx(0.75 * 5.55 + 0.25 * 6.14)
-    assert found.dominance == pytest.approx(0.75 * 7 + 0.25 * 3.32)
-    # Variance of a mixture: within the two, and between them.
-    within = 0.75 * 1.18**2 + 0.25 * 1.79**2
-    assert found.valence_sd == pytest.approx(math.sqrt(within + 0.75 * 0.25 * (8.21 - 2.93) ** 2))
-
-
-@pytest.mark.parametrize("probabilities", [{}, {"positive": 0.4, "negative": 0.6}, {"joy": 0.0}])
-def test_no_affect_without_norms(probabilities: dict[str, float]) -> None:
-    assert expected_affect(probabilities) is None
-
-
-@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
-def test_affect_of_what_is_no_distribution(weight: float) -> None:
-    with pytest.raises(LabelError, match="'joy'"):
-        expected_affect({"joy": weight, "fear": 0.5})
