@@ -20,7 +20,7 @@ from .batches import fit_picture
 from .decoding import BOX, box_sequences
 from .errors import CheckpointError, EmoR3Error, ImageError
 from .images import LoadedImage, load_image
-from .labels import LabelSet, resolve_labels
+from .labels import LabelSet, label_key, resolve_labels
 from .lexicon import AFFECT, expected_affect
 from .pipeline import EmoR3Pipeline
 from .results import EmotionResult
@@ -318,9 +318,9 @@ def options_of(labels: LabelSet, polarity: str | None) -> tuple[str, ...]:
         if label in labels.polarity:
             return labels.polarity[label]
         # A list with signs of its own has left out this one's on purpose.
-        if labels.polarity or label.casefold() not in AFFECT:
+        if labels.polarity or label_key(label) not in AFFECT:
             return None
-        return "positive" if AFFECT[label.casefold()].valence > MIDDLE else "negative"
+        return "positive" if AFFECT[label_key(label)].valence > MIDDLE else "negative"
 
     fitting = tuple(label for label in labels.labels if sign(label) in (polarity, None))
     return fitting if polarity and len(fitting) > 1 else labels.labels
