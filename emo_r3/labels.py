@@ -92,7 +92,7 @@ class LabelSet:
             raise LabelError(f"{len(labels)} label(s) given; a label list has 2 to {MAX_LABELS}")
         seen: dict[str, str] = {}
         for label in labels:
-            if (key := _key(label)) in seen:
+            if (key := label_key(label)) in seen:
                 raise LabelError(f"labels {seen[key]!r} and {label!r} are the same; remove one")
             seen[key] = label
         for label, sign in self.polarity.items():
@@ -158,11 +158,28 @@ def clean_label(label: str) -> str:
     return " ".join(text.split())
 
 
-def _key(text: str) -> str:
-    """What two spellings of one label share."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+def label_key(text: str) -> str:
+    """What all spellings of one label share, and those of another don't; `""` where nothing is spelt.
+
+    Case, outer and repeated white space and Unicode compatibility forms don't matter, and WebEmo's misspelt categories
+    are known. Rewards, metrics, reflection and the reading of answers all compare labels by this.
+    """
+    word = " ".join(text.split())
+    if len(word) > 4 * MAX_LABEL_LENGTH:  # no label; to normalise a huge text takes long
+        return word.casefold()
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", word).casefold())
     word = " ".join(folded.split())
     return MISSPELLINGS.get(word, word)
+
+
+def same_label(first: str | None, second: str | None) -> bool:
+    """Whether two texts spell one label; `None` and empty text spell none.
+
+    Example:
+        >>> same_label("Roller  coaster", "roller coaster")
+        True
+    """
+    return bool(first and second) and label_key(first or "") == label_key(second or "") != ""
 
 
 LABEL_SETS: dict[str, LabelSet] = {
@@ -211,7 +228,7 @@ def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
     if isinstance(labels, str):
         if "," in labels:
             return LabelSet("custom", tuple(labels.split(",")))
-        if (name := _key(labels[: 4 * MAX_LABEL_LENGTH])) in LABEL_SETS:
+        if (name := label_key(labels[: 4 * MAX_LABEL_LENGTH])) in LABEL_SETS:
             return LABEL_SETS[name]
         raise LabelError(
             f"no label set is called {labels[:MAX_LABEL_LENGTH]!r}; use {', '.join(LABEL_SETS)},"
@@ -225,18 +242,14 @@ def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
 def match_label(text: str, labels: LabelSet | Sequence[str] | str) -> str | None:
     """The label of the list that `text` spells, as `normalize_label` finds it, or `None`."""
     listed = resolve_labels(labels).labels
-    # A longer text can't be a label; folding a huge one would take long.
-    if len(text) > 4 * MAX_LABEL_LENGTH:
-        return None
-    key = _key(text)
-    return next((label for label in listed if _key(label) == key), None)
+    key = label_key(text)
+    return next((label for label in listed if label_key(label) == key), None)
 
 
 def normalize_label(text: str, labels: LabelSet | Sequence[str] | str) -> str:
     """The label of the list that `text` spells.
 
-    Case, outer and repeated white space and Unicode compatibility forms don't matter, and WebEmo's misspelt categories
-    are known. Nothing else is: a near miss is an error, not a guess.
+    Spellings are one where `label_key` says so. A near miss is an error, not a guess.
 
     Args:
         text (`str`): what a person or a model wrote.
@@ -255,8 +268,8 @@ def normalize_label(text: str, labels: LabelSet | Sequence[str] | str) -> str:
     resolved = resolve_labels(labels)
     if (label := match_label(text, resolved)) is not None:
         return label
-    by_key = {_key(label): label for label in resolved.labels}
-    near = difflib.get_close_matches(_key(text[:MAX_LABEL_LENGTH]), by_key, n=3, cutoff=0)
+    by_key = {label_key(label): label for label in resolved.labels}
+    near = difflib.get_close_matches(label_key(text[:MAX_LABEL_LENGTH]), by_key, n=3, cutoff=0)
     shown = repr(text) if len(text) <= MAX_LABEL_LENGTH else f"{text[:20]!r}... ({len(text)} characters)"
     raise LabelError(
         f"{shown} is not a label of {resolved.name}; the nearest are {', '.join(by_key[k] for k in near)}"
@@ -281,7 +294,7 @@ def expected_affect(probabilities: Mapping[str, float]) -> Affect | None:
     for label, weight in probabilities.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise LabelError(f"the probability of {label!r} is {weight}; it must be finite and not negative")
-        if weight > 0 and (affect := AFFECT.get(_key(label))) is not None:
+        if weight > 0 and (affect := AFFECT.get(label_key(label))) is not None:
             weighted.append((weight, affect))
     total = math.fsum(weight for weight, _ in weighted)
     if not weighted:

@@ -52,6 +52,8 @@ class Reflection:
         coherence_default (`float`): coherence where there is no `read_label`.
         yes (`float`, *optional*): probability of Yes against No.
         mass (`float`, *optional*): probability of all that counts as Yes or No among all tokens.
+        exact (`bool`, *optional*, defaults to `False`): the label that was read counts only as the authors' code has
+            it: white space and all, but for case.
     """
 
     consistency: float
@@ -60,6 +62,7 @@ class Reflection:
     coherence_default: float = 0.0
     yes: float | None = None
     mass: float | None = None
+    exact: bool = False
 
 
 @dataclass
@@ -279,7 +282,7 @@ class Reflector:
             if self.preset == "authors-code":  # "eyes" holds a yes, "None" a no, and what holds neither is half right
                 value = 1.0 if yes else 0.0 if "no" in answer.lower() else 0.5
                 label = None if written.lower() in ("", "none") else written
-                found.append(Reflection(value if step else 0.0, answer, label if steps else None, 0.5))
+                found.append(Reflection(value if step else 0.0, answer, label if steps else None, 0.5, exact=True))
                 continue
             yes = answer.strip().lower().startswith("yes")
             label = match_label(written.strip().rstrip("."), some) or written.strip()

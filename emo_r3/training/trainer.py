@@ -23,6 +23,7 @@ from trl.trainer.utils import use_adapter
 
 from ..checkpoint import load_for_training
 from ..errors import RecipeError
+from ..labels import same_label
 from ..parsing import PROBLEMS, ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
 from .config import EmoR3Config
@@ -238,7 +239,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         if masses := [one.mass for one in asked if one.mass is not None]:
             self._log_metric("reflection/yes_no_mass", sum(masses) / len(masses))
         if read:
-            agreeing = [one.read_label == (said.label or "").casefold() for one, said in read]
+            agreeing = [same_label(one.read_label, said.label) for one, said in read]
             self._log_metric("reflection/label_agreement", sum(agreeing) / len(agreeing))
         self._log_metric("reflection/asked", len(asked) / len(reflections))
         assert self.reflector is not None
