@@ -145,10 +145,8 @@ class Reflector:
         with self.judge.scope():
             if self.mode == "generate":
                 return self._written(images, about_image, about_text, choices, quoted)
-            logits = self._image_logits(images, about_image)
+            both, mass = self._read_answers(images, about_image)
             read = self._read_labels(about_text, choices)
-        both = logits[:, self.yes].amax(-1) - logits[:, self.no].amax(-1)
-        mass = logits.softmax(-1)[:, [*self.yes, *self.no]].sum(-1).tolist()
         found = []
         for row, (yes, label) in enumerate(zip(both.sigmoid().tolist(), read, strict=True)):
             step, steps = quoted[row]
@@ -160,7 +158,7 @@ class Reflector:
                     label if steps else None,
                     0.5 if authors else 0.0,
                     yes if step else None,
-                    mass[row] if step else None,
+                    float(mass[row]) if step else None,
                 )
             )
         return found
@@ -168,11 +166,15 @@ class Reflector:
     def _quote(self, text: str | None) -> str:
         return quotable(text or "", self.special) or MISSING
 
-    def _image_logits(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
-        """Logits of the token that answers each question about its image, of shape `(rows, vocabulary)`."""
+    def _read_answers(self, images: Sequence[Image.Image], questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What the token that answers each question about its image says, each of shape `(rows,)`.
+
+        Returns:
+            `tuple[Tensor, Tensor]`: logit of Yes over that of No, and the probability of both among all tokens.
+        """
         opening = render_prompt(self.processor, self.prompts.consistency_question(""), with_image=True)
         plain = prompt_tokens(self.processor, opening)
-        logits = []
+        both, mass = [], []
         for rows in chunks(range(len(images)), self.batch_size):
             distinct, of_row = distinct_images([images[row] for row in rows])
             cached = self._read_images(opening, plain, distinct)
@@ -186,10 +188,13 @@ class Reflector:
                 spliced, _ = splice_image(plain, cached.prompt(of), alone, self.image_token)
                 sequences.append(spliced or self._encode(prompt, [distinct[of]])["input_ids"][0].tolist())
             which = [of for of, _ in asked]
-            logits.append(cached.next_logits(which, sequences)[place])
+            # Of shape (rows, vocabulary), which is too much to keep for all chunks.
+            logits = cached.next_logits(which, sequences)[place]
+            both.append(logits[:, self.yes].amax(-1) - logits[:, self.no].amax(-1))
+            mass.append(logits.softmax(-1)[:, [*self.yes, *self.no]].sum(-1))
             kept = sum(map(cached.shared, which, sequences))
             self.tokens += sum(map(len, cached.tokens)) + sum(map(len, sequences)) - kept
-        return torch.cat(logits)
+        return torch.cat(both), torch.cat(mass)
 
     def _read_images(self, opening: str, plain: Tokens, images: Sequence[Image.Image]) -> CachedPrompts:
         """Encodes images and what all questions about them begin with."""
