@@ -19,7 +19,7 @@ from ..decoding import special_texts
 from ..labels import LABEL_SETS, match_label
 from ..parsing import ParsedCompletion
 from ..prompts import Prompts
-from ..reflection import answer_tokens, quotable, reflected_texts
+from ..reflection import answer_tokens, end_tokens, quotable, reflected_texts
 from ..scoring import (
     CachedPrompts,
     LabelTrie,
@@ -109,8 +109,7 @@ class Reflector:
         self.tokenizer = judge.processor.tokenizer
         self.yes, self.no = answer_tokens(self.tokenizer)
         self.image_token: int | None = getattr(self.processor, "image_token_id", None)
-        ends = judge.model.generation_config.eos_token_id
-        self.end_token: int = ends[0] if isinstance(ends, list) else ends or self.tokenizer.eos_token_id
+        self.end_token = end_tokens(judge.model, self.tokenizer)[0]
         self.special = special_texts(self.tokenizer)
         self.tokens = 0
         """Tokens that the last call put through the judge."""
