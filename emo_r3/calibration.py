@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError
+from .labels import label_key
 
 BINS = 10
 SMALLEST = 1e-10
@@ -124,6 +125,7 @@ def _on_common_labels(pairs: Sequence[tuple[Any, Any]]) -> tuple[np.ndarray, np.
     """References and predictions of shape `(rows, labels)`, over the labels of each row's prediction."""
     if wrong := [side for pair in pairs for side in pair if not isinstance(side, Mapping)]:
         raise DataError(f"distribution {wrong[0]!r} is no dict; give the share of each label by its name")
+    pairs = [(_by_key(theirs), _by_key(ours)) for theirs, ours in pairs]
     places = {label: place for place, label in enumerate(dict.fromkeys(label for _, ours in pairs for label in ours))}
     p, q = np.zeros((2, len(pairs), len(places)))
     try:
@@ -140,6 +142,14 @@ def _on_common_labels(pairs: Sequence[tuple[Any, Any]]) -> tuple[np.ndarray, np.
         raise DataError(f"distributions over {theirs} and {ours} have no label in common; spell labels alike")
     p, q = p[full], q[full]
     return p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+
+
+def _by_key(shares: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The shares by what all spellings of a label have in common."""
+    by_key = {label_key(label) if isinstance(label, str) else label: share for label, share in shares.items()}
+    if len(by_key) < len(shares):
+        raise DataError(f"distribution {dict(shares)} has a label twice; give one share for each")
+    return by_key
 
 
 def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -111,10 +111,27 @@ def clean_label(label: str) -> str:
 
 
 def label_key(text: str) -> str:
-    """What two spellings of one label share."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    """What all spellings of one label share, and those of another don't; `""` where nothing is spelt.
+
+    Case, outer and repeated white space and Unicode compatibility forms don't matter, and WebEmo's misspelt categories
+    are known. Rewards, metrics, reflection and the reading of answers all compare labels by this.
+    """
+    word = " ".join(text.split())
+    if len(word) > 4 * MAX_LABEL_LENGTH:  # no label; to normalise a huge text takes long
+        return word.casefold()
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", word).casefold())
     word = " ".join(folded.split())
     return MISSPELLINGS.get(word, word)
+
+
+def same_label(first: str | None, second: str | None) -> bool:
+    """Whether two texts spell one label; `None` and empty text spell none.
+
+    Example:
+        >>> same_label("Roller  coaster", "roller coaster")
+        True
+    """
+    return bool(first and second) and label_key(first or "") == label_key(second or "") != ""
 
 
 LABEL_SETS: dict[str, LabelSet] = {
@@ -177,9 +194,6 @@ def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
 def match_label(text: str, labels: LabelSet | Sequence[str] | str) -> str | None:
     """The label of the list that `text` spells, as `normalize_label` finds it, or `None`."""
     listed = resolve_labels(labels).labels
-    # A longer text can't be a label; folding a huge one would take long.
-    if len(text) > 4 * MAX_LABEL_LENGTH:
-        return None
     key = label_key(text)
     return next((label for label in listed if label_key(label) == key), None)
 
@@ -187,8 +201,7 @@ def match_label(text: str, labels: LabelSet | Sequence[str] | str) -> str | None
 def normalize_label(text: str, labels: LabelSet | Sequence[str] | str) -> str:
     """The label of the list that `text` spells.
 
-    Case, outer and repeated white space and Unicode compatibility forms don't matter, and WebEmo's misspelt categories
-    are known. Nothing else is: a near miss is an error, not a guess.
+    Spellings are one where `label_key` says so. A near miss is an error, not a guess.
 
     Args:
         text (`str`): what a person or a model wrote.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .calibration import calibration, distribution_distances
 from .errors import DataError
+from .labels import label_key
 
 RESAMPLES = 2000
 """Draws of a bootstrap."""
@@ -50,7 +51,7 @@ def domain_accuracy(
 
     Args:
         predictions (`list[str]` or `list[int]`): answers, text or ids. Text is compared as by the accuracy reward
-            (section 3.2): case and outer white space don't matter. `None` and `""` stand for an answer that could not
+            (section 3.2): by [`~emo_r3.labels.label_key`]. `None` and `""` stand for an answer that could not
             be read: it is wrong, and counted as `unparsed`.
         references (`list[str]` or `list[int]`): the right answers.
         domains (`list[str]`): the data set that each row is of.
@@ -234,7 +235,7 @@ def _distinct(column: list[Any]) -> tuple[list[Any], Array]:
 
 def _fold(value: Any) -> Any:
     if isinstance(value, str):
-        return value.strip().casefold() or None
+        return label_key(value) or None
     if value is not None and not isinstance(value, Real):
         raise TypeError
     return None if value != value else value  # NaN is how pandas writes None

@@ -7,6 +7,7 @@ The form is `<step1>..</step1> <step2>..</step2> <step3>..</step3> \boxed{label}
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -249,7 +250,8 @@ def _read_box(reading: _Reading, labels: LabelSet | Sequence[str] | str | None) 
     content = reading.content(complete[-1])
     if labels is not None and (label := match_label(content, labels)) is not None:
         return label, problems
-    if not _has_word(content):
+    # A label may be an emoji or a sign, such as "+" and "-".
+    if not _has_word(content) and not any(unicodedata.category(sign)[0] == "S" or sign == "-" for sign in content):
         problems.add("empty_box")
     elif labels is not None or not _could_be_label(content):
         problems.add("unknown_label")

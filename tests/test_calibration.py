@@ -157,7 +157,7 @@ def test_rows_of_different_label_lists_are_averaged() -> None:
         ([{"joy": math.nan}], [{"joy": 1.0}], "share nan"),
         ([{"joy": 1.0}], [{"joy": math.inf}], "share inf"),
         ([{"joy": "all"}], [{"joy": 1.0}], "'all'"),
-        ([{"Joy": 1.0}], [{"joy": 1.0}], "over joy and Joy have no label in common"),
+        ([{"Glee": 1.0}], [{"joy": 1.0}], "over joy and glee have no label in common"),
         ([[0.5, 0.5]], [{"joy": 1.0}], r"\[0.5, 0.5\] is no dict"),
     ],
 )

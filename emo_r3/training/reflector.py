@@ -19,7 +19,7 @@ from ..decoding import special_texts
 from ..labels import LABEL_SETS, match_label
 from ..parsing import ParsedCompletion
 from ..prompts import Prompts
-from ..reflection import answer_tokens, quotable, reflected_texts
+from ..reflection import answer_tokens, end_tokens, quotable, reflected_texts
 from ..scoring import (
     CachedPrompts,
     LabelTrie,
@@ -52,6 +52,8 @@ class Reflection:
         coherence_default (`float`): coherence where there is no `read_label`.
         yes (`float`, *optional*): probability of Yes against No.
         mass (`float`, *optional*): probability of all that counts as Yes or No among all tokens.
+        exact (`bool`, *optional*, defaults to `False`): the label that was read counts only as the authors' code has
+            it: white space and all, but for case.
     """
 
     consistency: float
@@ -60,6 +62,7 @@ class Reflection:
     coherence_default: float = 0.0
     yes: float | None = None
     mass: float | None = None
+    exact: bool = False
 
 
 @dataclass
@@ -106,8 +109,7 @@ class Reflector:
         self.tokenizer = judge.processor.tokenizer
         self.yes, self.no = answer_tokens(self.tokenizer)
         self.image_token: int | None = getattr(self.processor, "image_token_id", None)
-        ends = judge.model.generation_config.eos_token_id
-        self.end_token: int = ends[0] if isinstance(ends, list) else ends or self.tokenizer.eos_token_id
+        self.end_token = end_tokens(judge.model, self.tokenizer)[0]
         self.special = special_texts(self.tokenizer)
         self.tokens = 0
         """Tokens that the last call put through the judge."""
@@ -142,10 +144,8 @@ class Reflector:
         with self.judge.scope():
             if self.mode == "generate":
                 return self._written(images, about_image, about_text, choices, quoted)
-            logits = self._image_logits(images, about_image)
+            both, mass = self._read_answers(images, about_image)
             read = self._read_labels(about_text, choices)
-        both = logits[:, self.yes].amax(-1) - logits[:, self.no].amax(-1)
-        mass = logits.softmax(-1)[:, [*self.yes, *self.no]].sum(-1).tolist()
         found = []
         for row, (yes, label) in enumerate(zip(both.sigmoid().tolist(), read, strict=True)):
             step, steps = quoted[row]
@@ -157,7 +157,7 @@ class Reflector:
                     label if steps else None,
                     0.5 if authors else 0.0,
                     yes if step else None,
-                    mass[row] if step else None,
+                    float(mass[row]) if step else None,
                 )
             )
         return found
@@ -165,11 +165,15 @@ class Reflector:
     def _quote(self, text: str | None) -> str:
         return quotable(text or "", self.special) or MISSING
 
-    def _image_logits(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
-        """Logits of the token that answers each question about its image, of shape `(rows, vocabulary)`."""
+    def _read_answers(self, images: Sequence[Image.Image], questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What the token that answers each question about its image says, each of shape `(rows,)`.
+
+        Returns:
+            `tuple[Tensor, Tensor]`: logit of Yes over that of No, and the probability of both among all tokens.
+        """
         opening = render_prompt(self.processor, self.prompts.consistency_question(""), with_image=True)
         plain = prompt_tokens(self.processor, opening)
-        logits = []
+        both, mass = [], []
         for rows in chunks(range(len(images)), self.batch_size):
             distinct, of_row = distinct_images([images[row] for row in rows])
             cached = self._read_images(opening, plain, distinct)
@@ -183,10 +187,13 @@ class Reflector:
                 spliced, _ = splice_image(plain, cached.prompt(of), alone, self.image_token)
                 sequences.append(spliced or self._encode(prompt, [distinct[of]])["input_ids"][0].tolist())
             which = [of for of, _ in asked]
-            logits.append(cached.next_logits(which, sequences)[place])
+            # Of shape (rows, vocabulary), which is too much to keep for all chunks.
+            logits = cached.next_logits(which, sequences)[place]
+            both.append(logits[:, self.yes].amax(-1) - logits[:, self.no].amax(-1))
+            mass.append(logits.softmax(-1)[:, [*self.yes, *self.no]].sum(-1))
             kept = sum(map(cached.shared, which, sequences))
             self.tokens += sum(map(len, cached.tokens)) + sum(map(len, sequences)) - kept
-        return torch.cat(logits)
+        return torch.cat(both), torch.cat(mass)
 
     def _read_images(self, opening: str, plain: Tokens, images: Sequence[Image.Image]) -> CachedPrompts:
         """Encodes images and what all questions about them begin with."""
@@ -279,7 +286,7 @@ class Reflector:
             if self.preset == "authors-code":  # "eyes" holds a yes, "None" a no, and what holds neither is half right
                 value = 1.0 if yes else 0.0 if "no" in answer.lower() else 0.5
                 label = None if written.lower() in ("", "none") else written
-                found.append(Reflection(value if step else 0.0, answer, label if steps else None, 0.5))
+                found.append(Reflection(value if step else 0.0, answer, label if steps else None, 0.5, exact=True))
                 continue
             yes = answer.strip().lower().startswith("yes")
             label = match_label(written.strip().rstrip("."), some) or written.strip()

@@ -26,7 +26,9 @@ _WHOLE_BATCH = "num_items_in_batch"
 
 
 def take_rows(batch: Mapping[str, Any], indices: Sequence[int]) -> list[Row]:
-    """Rows of a batch as TRL's trainer makes it, without the padding that they needed there.
+    """Copies of a batch's rows, as TRL's trainer makes it, without the padding that they needed there.
+
+    A view of one row would hold the whole batch in memory, with the pixels of all its images.
 
     Args:
         batch (`dict`): tensors of shape `(rows, ...)`; prompts are padded on the left, completions on the right.
@@ -49,13 +51,50 @@ def take_rows(batch: Mapping[str, Any], indices: Sequence[int]) -> list[Row]:
             elif name in _BOTH:
                 row[name] = torch.cat([value[index, :width][prompt], value[index, width : width + length]])
             elif name in _COMPLETION and value.size(1) == longest:
-                row[name] = value[index, :length]
+                row[name] = value[index, :length].clone()
             elif isinstance(value, list) and isinstance(value[index], Tensor):
-                row[name] = [value[index]]  # as many tokens as the image has: joined end to end
+                row[name] = [value[index].clone()]  # as many tokens as the image has: joined end to end
             elif name != _WHOLE_BATCH:
-                row[name] = value[index]
+                row[name] = value[index].clone() if isinstance(value, Tensor) else value[index]
         rows.append(row)
     return rows
+
+
+class KeptRows:
+    """What dynamic sampling keeps of its tries: never more than the rows that are wanted.
+
+    Args:
+        wanted (`int`): rows of a batch.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self._informative: list[Row] = []
+        self._others: list[Row] = []
+
+    @property
+    def missing(self) -> int:
+        """How many informative rows are still to be found."""
+        return self.wanted - len(self._informative)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The informative rows in the order in which they were found, then others in the places that are left."""
+        return [*self._informative, *self._others]
+
+    def add(self, batch: Mapping[str, Any], informative: Sequence[bool]) -> None:
+        """Takes what is missing out of a batch of as many rows as are wanted.
+
+        Args:
+            batch (`dict`): as for [`take_rows`].
+            informative (`list[bool]`): for each row, whether it teaches something.
+        """
+        found = [row for row, teaches in enumerate(informative) if teaches]
+        others = [row for row, teaches in enumerate(informative) if not teaches]
+        self._informative += take_rows(batch, found[: self.missing])
+        # The first try leaves enough others for all places; later ones take places of them.
+        places = self.missing - len(self._others)
+        self._others = [*self._others, *take_rows(batch, others[: max(places, 0)])][: self.missing]
 
 
 def join_rows(rows: Sequence[Row], pad_token: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trl.rewards import get_soft_overlong_punishment
 
 from ..errors import TrainingError
+from ..labels import same_label
 from ..parsing import ParsedCompletion, parse_completion
 from ..prompts import Method
 
@@ -58,14 +59,14 @@ def format_reward(
 
 
 def accuracy_reward(completions: Sequence[Completion], label: Sequence[str], **kwargs: Any) -> list[float]:
-    """1 where the last box holds the reference label, case and outer white space aside (section 3.2), else 0.
+    """1 where the last box holds the reference label (section 3.2), as evaluation compares labels, else 0.
 
     Args:
         completions (`list`): plain or conversational.
         label (`list[str]`): reference labels.
     """
-    boxed = [parse_completion(completion_text(completion)).label or "" for completion in completions]
-    return [float(text.casefold() == right.strip().casefold()) for text, right in zip(boxed, label, strict=True)]
+    boxed = [parse_completion(completion_text(completion)).label for completion in completions]
+    return [float(same_label(text, right)) for text, right in zip(boxed, label, strict=True)]
 
 
 def consistency_reward(
@@ -101,7 +102,7 @@ def coherence_reward(
     """
     found = _found("coherence_reward", reflection)
     return [
-        one.coherence_default if one.read_label is None else float(one.read_label.lower() == right.lower())
+        one.coherence_default if one.read_label is None else float(_reads(one, right))
         for one, right in zip(found, label, strict=True)
     ]
 
@@ -115,6 +116,12 @@ def reward_functions(config: EmoR3Config) -> list[Callable[..., list[float]]]:
         assert config.max_completion_length is not None, "checked by the configuration"
         functions.append(get_soft_overlong_punishment(config.max_completion_length, config.overlong_buffer))
     return functions
+
+
+def _reads(found: Reflection, right: str) -> bool:
+    if found.exact:
+        return (found.read_label or "").lower() == right.lower()
+    return same_label(found.read_label, right)
 
 
 def _found(name: str, reflection: Sequence[Reflection] | None) -> Sequence[Reflection]:

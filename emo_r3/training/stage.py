@@ -16,12 +16,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer, get_peft_config
+from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..checkpoint import CheckpointInfo, load_for_training, save_checkpoint, set_pixel_budget
-from ..errors import EmoR3Error, RecipeError, TrainingError
+from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..prompts import load_prompts
+from ..reflection import end_tokens
 from ..scoring import adds_special_tokens, render_prompt
 from .config import EmoR3Config, SupervisedConfig
 from .progress import follow
@@ -125,7 +127,7 @@ class Stage:
             if supervised:
                 trainer = SupervisedTrainer(
                     train_dataset=label_rows(rows, info.prompts, square=info.square),
-                    data_collator=label_collator(processor),
+                    data_collator=label_collator(processor, model),
                     **given,
                 )
             else:
@@ -181,15 +183,50 @@ def named_labels(labels: Sequence[str]) -> LabelSet:
     return next((known for known in LABEL_SETS.values() if list(known.labels) == list(labels)), resolve_labels(labels))
 
 
-def label_collator(processor: ProcessorMixin) -> DataCollatorForVisionLanguageModeling:
-    """TRL's collator, and prompts that begin with the mark of a beginning where the pipeline puts one (LLaVA)."""
+@dataclass
+class LabelCollator(DataCollatorForVisionLanguageModeling):
+    """
+    TRL's collator, and answers that end with a token at which `generate` stops, whether or not the chat template
+    closes them (LLaVA's doesn't).
+
+    Args:
+        ends (`list[int]`): ids of these tokens; an answer with none of them is closed with the first.
+    """
+
+    ends: Sequence[int] = ()
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of rows of [`~emo_r3.training.rows.label_rows`]."""
+        return super().torch_call([self._as_text(example) for example in examples])
+
+    def _as_text(self, example: dict[str, Any]) -> dict[str, Any]:
+        turns: dict[str, Any] = {
+            "prompt": prepare_multimodal_messages(example["prompt"], images=example["images"]),
+            "completion": prepare_multimodal_messages(example["completion"]),
+        }
+        text: dict[str, Any] = apply_chat_template(turns, self.processor)
+        tokenizer = self.processor.tokenizer
+        if not set(tokenizer.encode(text["completion"], add_special_tokens=False)) & set(self.ends):
+            end = tokenizer.convert_ids_to_tokens(self.ends[0])
+            if end is None or tokenizer.encode(end, add_special_tokens=False) != [self.ends[0]]:
+                raise CheckpointError(
+                    f"the end token {self.ends[0]} of this model is none of its tokenizer's: set eos_token_id in its "
+                    "generation_config.json to one that is"
+                )
+            text["completion"] = text["completion"].rstrip() + end
+        return text | {"images": example["images"]}
+
+
+def label_collator(processor: ProcessorMixin, model: PreTrainedModel) -> LabelCollator:
+    """The collator, with prompts that begin with the mark of a beginning where the pipeline puts one (LLaVA)."""
     start = processor.tokenizer.bos_token
     if start and adds_special_tokens(processor, render_prompt(processor, "", with_image=True)):
         ids = processor.tokenizer("").input_ids
         if ids[:1] == [processor.tokenizer.bos_token_id]:
             processor = copy.copy(processor)
             processor.chat_template = f"{{{{ {json.dumps(start)} }}}}{processor.chat_template}"
-    return DataCollatorForVisionLanguageModeling(processor, max_length=None, completion_only_loss=True)
+    ends = end_tokens(model, processor.tokenizer)
+    return LabelCollator(processor, max_length=None, completion_only_loss=True, ends=ends)
 
 
 def replace_folder(new: Path, folder: Path) -> None:

@@ -23,11 +23,12 @@ from trl.trainer.utils import use_adapter
 
 from ..checkpoint import load_for_training
 from ..errors import RecipeError
+from ..labels import same_label
 from ..parsing import PROBLEMS, ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
 from .config import EmoR3Config
 from .reflector import Judge, Reflection, Reflector
-from .resampling import Row, join_rows, take_rows
+from .resampling import KeptRows, join_rows
 from .rewards import ACCURACY, completion_text, parsed, reward_functions
 from .saving import WholeCheckpoints
 from .statistics import group_statistics, is_tied, weighted
@@ -238,7 +239,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         if masses := [one.mass for one in asked if one.mass is not None]:
             self._log_metric("reflection/yes_no_mass", sum(masses) / len(masses))
         if read:
-            agreeing = [one.read_label == (said.label or "").casefold() for one, said in read]
+            agreeing = [same_label(one.read_label, said.label) for one, said in read]
             self._log_metric("reflection/label_agreement", sum(agreeing) / len(agreeing))
         self._log_metric("reflection/asked", len(asked) / len(reflections))
         assert self.reflector is not None
@@ -268,8 +269,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         if self.args.dynamic_sampling is None or not self.model.training:
             return super()._generate_and_score_completions(inputs)
         wanted = len(inputs)
-        kept: list[Row] = []
-        spare: list[Row] = []
+        kept = KeptRows(wanted)
         groups = informative_groups = tries = 0
         while tries < self.args.dynamic_sampling_tries:
             tries += 1
@@ -278,13 +278,12 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             groups += len(informative) // self.num_generations
             informative_groups += int(informative.sum()) // self.num_generations
             start = self.accelerator.process_index * wanted
-            own = informative[start : start + wanted].cpu()
-            kept += take_rows(batch, own.nonzero().flatten().tolist())
-            spare += take_rows(batch, (~own).nonzero().flatten().tolist())
-            if self._most(wanted - min(len(kept), wanted)) == 0:
+            kept.add(batch, informative[start : start + wanted].tolist())
+            del batch  # or its pixels would be there until the next try has made its own
+            if self._most(kept.missing) == 0:
                 break
             inputs = self._other_rows(wanted, tries)
-        missing = self._most(wanted - min(len(kept), wanted))
+        missing = self._most(kept.missing)
         self._metrics["train"]["dynamic_sampling/tries"].append(tries)
         self._metrics["train"]["dynamic_sampling/informative"].append(informative_groups / groups)
         self._metrics["train"]["dynamic_sampling/starved"].append(missing / wanted)
@@ -294,7 +293,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
                 f"differ in {self.args.dynamic_sampling} after {tries} tries; up to {missing} of {wanted} rows of a "
                 "process are groups that teach nothing. Raise num_generations or temperature, or choose other data."
             )
-        rows = join_rows([*kept, *spare][:wanted], self._tokenizer.pad_token_id)
+        rows = join_rows(kept.rows, self._tokenizer.pad_token_id)
         mask = rows["completion_mask"] * rows["tool_mask"] if "tool_mask" in rows else rows["completion_mask"]
         return rows | {"num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
 

@@ -1,14 +1,15 @@
-"""Rows taken out of batches and joined again are what they were, whatever padding they meet."""
+"""Rows taken out of batches and joined again are what they were, whatever padding they meet, and no more is held."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from emo_r3.training.resampling import join_rows, take_rows
+from emo_r3.training.resampling import KeptRows, Row, join_rows, take_rows
 
 PAD = 9
 
@@ -91,3 +92,67 @@ def test_one_number_per_sequence_stays_one() -> None:
     batch = batch_of([[1], [1]], [[2, 3], [4]])
     batch["importance_sampling_ratio"] = torch.tensor([[0.5], [2.0]])
     assert join_rows(take_rows(batch, [1, 0]), PAD)["importance_sampling_ratio"].tolist() == [[2.0], [0.5]]
+
+
+def held(rows: Sequence[Row]) -> int:
+    """Bytes of the memory that the rows' tensors keep, each piece counted once."""
+    tensors = [
+        value
+        for row in rows
+        for column in row.values()
+        for value in (column if isinstance(column, list) else [column])
+        if isinstance(value, Tensor)
+    ]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def big_batch(number: int, kind: str) -> dict[str, Any]:
+    """Eight rows with an image of 48 kB each, whose pixels are the number of the batch."""
+    if kind == "grid":  # Qwen: patches of all images end to end
+        batch = batch_of([[1, 2]] * 8, [[3, 4, 5]] * 8, [16] * 8)
+        return batch | {"pixel_values": torch.full((8 * 16, 768), float(number))}
+    pixels = torch.full((8, 3, 64, 64), float(number))  # LLaVA, an image a row; and Idefics, padded to one row each
+    return (
+        batch_of([[1, 2]] * 8, [[3, 4, 5]] * 8)
+        | {"pixel_values": pixels}
+        | ({"num_images": [1] * 8} if kind == "flat" else {})
+    )
+
+
+@pytest.mark.parametrize("kind", ["grid", "flat", "padded"])
+def test_many_tries_hold_the_rows_that_are_kept_and_no_more(kind: str) -> None:
+    """Views would hold the pixels of every batch: 20 times 8 images where 8 are needed."""
+    kept = KeptRows(8)
+    needed = held(take_rows(big_batch(0, kind), range(8)))
+    for number in range(20):
+        kept.add(big_batch(number, kind), [number in (3, 7, 19) and row in (2, 3) for row in range(8)])
+        assert len(kept.rows) == 8
+        assert held(kept.rows) <= needed
+    pixels = join_rows(kept.rows, PAD)["pixel_values"]
+    assert pixels.reshape(8, -1)[:, 0].tolist() == [3, 3, 7, 7, 19, 19, 0, 0]
+
+
+def test_rows_are_copies_of_their_own() -> None:
+    for row in take_rows(big_batch(1, "grid"), [0, 1]):
+        for name, column in row.items():
+            for value in column if isinstance(column, list) else [column]:
+                if isinstance(value, Tensor):
+                    assert value.untyped_storage().nbytes() == value.nbytes, name
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_kept_is_the_first_of_all_tries(seed: int) -> None:
+    """The informative rows as they come, then the others, cut at what is wanted."""
+    draw = torch.Generator().manual_seed(seed)
+    informative, others = [], []
+    kept = KeptRows(4)
+    for number in range(5):
+        batch = batch_of([[number]] * 4, [[place] for place in range(4)])
+        teaches = (torch.rand(4, generator=draw) < 0.25).tolist()
+        for place in range(4):
+            (informative if teaches[place] else others).append([number, place])
+        kept.add(batch, teaches)
+        assert kept.missing == max(0, 4 - len(informative))
+        expected = [*informative, *others][:4]
+        assert [[int(row["prompt_ids"]), int(row["completion_ids"])] for row in kept.rows] == expected

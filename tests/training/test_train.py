@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import tiny_models
 import torch
 import yaml
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -23,7 +24,7 @@ from emo_r3.cli import main
 from emo_r3.data.load import load_emotion_dataset
 from emo_r3.data.miniature_sets import make_miniature
 from emo_r3.data.rows import load_rows
-from emo_r3.errors import RecipeError, TrainingError
+from emo_r3.errors import CheckpointError, RecipeError, TrainingError
 from emo_r3.labels import LABEL_SETS
 from emo_r3.pipeline import EmoR3Pipeline
 from emo_r3.prompts import load_prompts
@@ -213,12 +214,12 @@ def test_every_architecture_has_a_tower_to_freeze(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
 def test_targets_follow_the_question_that_the_pipeline_asks(architecture: str, data: Path, recipe: Write) -> None:
-    _, processor, info = load_for_training(tiny_models.tiny_checkpoint(architecture))
+    model, processor, info = load_for_training(tiny_models.tiny_checkpoint(architecture))
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     template = processor.chat_template
     rows = label_rows(load_rows(load_recipe(recipe()).run.dataset_name, "train"), load_prompts(), square=info.square)
-    [ids], [labels] = (label_collator(processor)([rows[0]])[name].tolist() for name in ("input_ids", "labels"))
+    [ids], [labels] = (label_collator(processor, model)([rows[0]])[name].tolist() for name in ("input_ids", "labels"))
     asked = load_prompts().question("direct", LABEL_SETS["emoset"])
     prompt = prompt_tokens(processor, render_prompt(processor, asked, with_image=True))
     start = next(place for place, label in enumerate(labels) if label != -100)
@@ -227,6 +228,68 @@ def test_targets_follow_the_question_that_the_pipeline_asks(architecture: str, d
     answer = processor.tokenizer.decode(labels[start:], skip_special_tokens=True)
     assert answer.strip().startswith(rows[0]["completion"][0]["content"])
     assert processor.chat_template == template
+
+
+def label_examples(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows as `label_rows` makes them, with grey pictures."""
+    asked = [{"type": "image"}, {"type": "text", "text": load_prompts().question("direct", "emotion6")}]
+    return [
+        {
+            "prompt": [{"role": "user", "content": asked}],
+            "completion": [{"role": "assistant", "content": rf"\boxed{{{word}}}"}],
+            "images": [Image.new("RGB", (56, 56), "grey")],
+        }
+        for word in words
+    ]
+
+
+@pytest.mark.parametrize("architecture", [*tiny_models.ARCHITECTURES, "llava_sliding", None])
+def test_targets_end_with_a_token_at_which_generate_stops(architecture: str | None) -> None:
+    """LLaVA's template doesn't close the assistant's turn, and its targets had no end."""
+    model, processor, _ = load_for_training(architecture and tiny_models.tiny_checkpoint(architecture))
+    stops = model.generation_config.eos_token_id
+    batch = label_collator(processor, model)(label_examples(["joy", "surprise"]))
+    for ids, labels, kept in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+        target = labels[labels != -100].tolist()
+        place = next(at for at, token in enumerate(target) if token in (stops if isinstance(stops, list) else [stops]))
+        decode = processor.tokenizer.decode
+        assert decode(target[:place]).strip() in (r"\boxed{joy}", r"\boxed{surprise}")
+        assert decode(target[place - 1]).endswith("}")  # nothing between the box and the end
+        assert not decode(target[place + 1 :]).strip()  # at most the line break that a template puts after it
+        assert ids[kept.bool()].tolist()[-len(target) :] == target  # they end the row; padding follows
+
+
+@pytest.mark.parametrize("architecture", ["llava", "qwen2_5_vl"])
+def test_a_template_that_closes_with_another_token_is_closed_as_well(architecture: str) -> None:
+    """What `generate` stops at is said by the generation config, not by the template."""
+    model, processor, _ = load_for_training(tiny_models.tiny_checkpoint(architecture))
+    other = processor.tokenizer.convert_tokens_to_ids("<pad>" if architecture == "llava" else "<|endoftext|>")
+    model.generation_config.eos_token_id = other
+    [labels] = label_collator(processor, model)(label_examples(["joy"]))["labels"].tolist()
+    assert labels[-1] == other
+    model.generation_config.eos_token_id = 10**6
+    with pytest.raises(CheckpointError, match="the end token 1000000 of this model is none of its tokenizer's"):
+        label_collator(processor, model)(label_examples(["joy"]))
+
+
+def test_supervised_llava_learns_to_stop() -> None:
+    """A few steps on the targets alone, and the model ends its answers; it went on to the limit before."""
+    model, processor, _ = load_for_training(tiny_models.tiny_checkpoint("llava"))
+    torch.manual_seed(0)
+    examples = label_examples(["joy"])
+    batch = label_collator(processor, model)(examples)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(30):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    prompt = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    length = int((batch["labels"][0] == -100).sum())
+    prompt = {name: value[:, :length] for name, value in prompt.items()} | {"pixel_values": batch["pixel_values"]}
+    written = model.eval().generate(**prompt, do_sample=False, max_new_tokens=20)[0, length:].tolist()
+    assert processor.tokenizer.decode(written, skip_special_tokens=True).strip() == r"\boxed{joy}"
+    assert written[-1] == model.generation_config.eos_token_id
+    assert len(written) < 20
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from trl import GRPOTrainer
 from emo_r3.errors import RecipeError
 from emo_r3.miniature import CHECKPOINT
 from emo_r3.parsing import PROBLEMS, parse_completion
+from emo_r3.training import trainer as trainer_module
+from emo_r3.training.resampling import join_rows
 from emo_r3.training.rewards import completion_text
 from emo_r3.training.trainer import EmoR3Trainer
 
@@ -156,8 +158,12 @@ def test_dynamic_sampling_keeps_informative_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_starvation_is_reported_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Greedy rollouts are all the same, so that no group ever differs."""
+def test_starvation_is_reported_and_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy rollouts are all the same, so that no group ever differs; nothing of the tries is held but a batch."""
+    joined: list[Any] = []
+    monkeypatch.setattr(trainer_module, "join_rows", lambda rows, pad: joined.extend(rows) or join_rows(rows, pad))
     trainer = make_trainer(
         tmp_path, dynamic_sampling="reward", dynamic_sampling_tries=3, max_steps=1, generation_kwargs={"top_k": 1}
     )
@@ -167,6 +173,9 @@ def test_starvation_is_reported_and_ends(tmp_path: Path, caplog: pytest.LogCaptu
     assert history(trainer, "dynamic_sampling/starved") == [1.0]
     assert history(trainer, "dynamic_sampling/informative") == [0.0]
     assert "starved at step 0: 0 of 6 groups" in caplog.text
+    assert len(joined) == 8
+    [pixels] = joined[-1]["pixel_values"]
+    assert pixels.untyped_storage().nbytes() == pixels.nbytes
     assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
 
 
