@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from .data.rows import fingerprint, load_rows, row_ids
 from .errors import DataError
 from .labels import LabelSet, resolve_labels
 from .metrics import domain_accuracy, wilson
+from .miniature.world import Scene, read_scene
 from .parsing import parse_completion
 from .results import EmotionResult
 
@@ -120,6 +121,16 @@ def load_items(name: str, split: str = "test", limit: int | None = None) -> Item
     )
 
 
+def read_scenes(rows: Dataset) -> list[Scene] | None:
+    """What is in each picture, if these are rows of the miniature: each has a `scene` that its world knows."""
+    if "scene" not in rows.column_names:
+        return None
+    try:
+        return [read_scene(text) for text in rows["scene"]]
+    except (ValueError, TypeError, RecursionError):  # a column of another data set, as EmoSet's
+        return None
+
+
 def predict_items(
     engine: Engine, items: Items, batches: Sequence[int], batch_size: int, **options: Any
 ) -> Iterator[tuple[int, list[Row]]]:
@@ -206,8 +217,8 @@ def score(sets: Sequence[Items], rows: Sequence[Row], in_domain: Sequence[str] =
           triggers in step 1.
     """
     columns: dict[str, Any] = {"distributions": None, "reference_distributions": None}
-    if any("distribution" in items.rows.column_names for items in sets):
-        people = [items.rows["distribution"] if "distribution" in items.rows.column_names else () for items in sets]
+    people = [_people(items) for items in sets]
+    if any(people):
         columns["distributions"] = [row["distribution"] for row in rows]
         columns["reference_distributions"] = [
             share for items, shares in zip(sets, people, strict=True) for share in (shares or [None] * len(items.ids))
@@ -231,6 +242,15 @@ def score(sets: Sequence[Items], rows: Sequence[Row], in_domain: Sequence[str] =
     return {"metrics": metrics, "format": forms} | ({"grounding": grounding} if grounding else {})
 
 
+def _people(items: Items) -> Sequence[Any]:
+    """How people spread over the labels, by item; nothing where the data set doesn't tell."""
+    shares = items.rows.features.get("distribution")  # others may call something else so
+    told = shares if isinstance(shares, Mapping) else {}
+    if not all(getattr(told.get(label), "dtype", "").startswith("float") for label in items.labels.labels):
+        return ()
+    return items.rows["distribution"]
+
+
 def _form(rows: Sequence[Row]) -> dict[str, Any]:
     answered = [row for row in rows if "error" not in row]
     return {
@@ -242,11 +262,12 @@ def _form(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _grounding(items: Items, rows: Sequence[Row]) -> dict[str, Any] | None:
-    if "scene" not in items.rows.column_names:
+    scenes = read_scenes(items.rows)
+    if scenes is None:
         return None
     from .miniature.evaluate import grounding
 
     first_steps = [parse_completion(row["text"]).steps.get("step1") for row in rows]
     if not any(first_steps):
         return None
-    return grounding(first_steps, [json.loads(scene)["triggers"] for scene in items.rows["scene"]])
+    return grounding(first_steps, [scene.triggers for scene in scenes])
