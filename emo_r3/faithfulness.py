@@ -41,7 +41,7 @@ from .items import SEED, Items, Row, read_scenes
 from .labels import LabelSet
 from .metrics import mcnemar, wilson
 from .miniature.drawing import WHOLE, Box, render_with_boxes
-from .miniature.world import Scene, read_scene
+from .miniature.world import Scene
 from .parsing import parse_completion
 from .pipeline import EmoR3Pipeline
 from .reflection import coherence, quotable, reflected_texts
@@ -228,7 +228,8 @@ class Probe:
             picture = self._picture(place)
             changed["image_grey"][place] = Image.new("RGB", picture.size, GREY)
             if self.scenes:
-                for change, image in mask_scene(self.scenes[place], picture, np.random.default_rng([SEED, place])).items():
+                rng = np.random.default_rng([SEED, place])
+                for change, image in mask_scene(self.scenes[place], picture, rng).items():
                     changed[change][place] = image
         for change, pictures in changed.items():
             results = self.pipe(list(pictures.values()), labels=self.items.labels, **self.options)

@@ -137,29 +137,27 @@ def test_grounding_is_against_the_scenes(sets: list[str], tmp_path: Path, read: 
     assert found["trigger_recall"]["value"] == hits / sum(map(len, scenes))
 
 
-@pytest.mark.parametrize("column", ["scene", "distribution"])
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("scene", ["beach", None, *["street"] * 8]),
+        ("scene", ['{"triggers": 1}', *["[" * 9999] * 9]),
+        ("scene", ['{"triggers": ["love"], "seed": 1}'] * 10),
+        ("distribution", ["even"] * 10),
+    ],
+)
 def test_columns_of_others_that_are_called_like_the_miniature_s(
-    column: str, sets: list[str], tmp_path: Path, read: Any
+    column: str, values: list[Any], sets: list[str], tmp_path: Path, read: Any
 ) -> None:
     """EmoSet has a column `scene` too: all answers were made, and then a traceback."""
     data = load_emotion_dataset(sets[1], split="test")
-    for number, values in enumerate(
-        (
-            ["beach", None, *["street"] * 8],
-            ['{"triggers": 1}', *["[]"] * 9],
-            ['"beach"', "[" * 9999, *data["scene"][2:]],
-            [scene.replace('"triggers": ["', '"triggers": ["a "') for scene in data["scene"]],
-            [scene.replace('"tone"', '"mood"') for scene in data["scene"]],
-        )
-    ):
-        folder = tmp_path / f"theirs-{number}"
-        (folder / "data").mkdir(parents=True)
-        data.remove_columns(column).add_column(column, values).to_parquet(folder / "data/test-0.parquet")
-        for _ in range(2):
-            assert read(tmp_path / f"out-{number}", datasets=[str(folder)])[0] == 0
-        results = outcome(tmp_path / f"out-{number}")[1]
-        assert ("grounding" in results) == (column != "scene")
-        assert ("distance" in results["metrics"]["domains"][folder.name]) == (column != "distribution")
+    folder = tmp_path / "theirs"
+    (folder / "data").mkdir(parents=True)
+    data.remove_columns(column).add_column(column, values).to_parquet(folder / "data/test-0.parquet")
+    assert read(tmp_path / "out", datasets=[str(folder)]) == (0, 10)
+    results = outcome(tmp_path / "out")[1]
+    assert ("grounding" in results) == (column != "scene")
+    assert ("distance" in results["metrics"]["domains"]["theirs"]) == (column != "distribution")
 
 
 @pytest.mark.parametrize("last", [0, 3, 4, 22, 30, 43])
