@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import sys
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ from .cli import EXIT_SOME_FAILED, check_output, positive, with_progress
 from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
 from .data.build import import_datasets
 from .endpoint import EndpointError
-from .environment import environment
+from .environment import environment, without_folders
 from .errors import DataError, EmoR3Error
 from .faithfulness import Judge, Probe, check_probed, summarize
 from .items import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
@@ -149,10 +150,11 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> int:
     if state.process_index:
         return 0
     timing = {"seconds": round(seconds, 2), "answered": answered, "processes": state.num_processes}
-    timing |= {name: machine[name] for name in ("platform", "python", "device")}
+    timing |= {"platform": machine["platform"], "python": platform.python_version(), "device": machine["device"]}
     if finished and (args.output / RESULTS).exists():
         timing = json.loads((args.output / RESULTS).read_text(encoding="utf-8"))["run"]
-    results = settings | {"in_domain": in_domain} | score(sets, rows, in_domain) | faithfulness | {"run": timing}
+    stated = _stated(settings) | {"in_domain": in_domain}  # the settings themselves stay here, and tell the folders
+    results = stated | score(sets, rows, in_domain) | faithfulness | {"run": timing}
     _write(args.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(markdown(make_table([load_run(str(args.output))])))
     failed = sum("error" in row for row in rows)
@@ -313,6 +315,14 @@ def _check_names(sets: Sequence[Items], in_domain: Sequence[str]) -> list[str]:
     if unknown := [name for name in own if name not in names]:
         raise DataError(f"--in-domain {unknown[0]} is none of the data sets {', '.join(names)}: name one of them")
     return [name for name in names if name in own]
+
+
+def _stated(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as results tell them, which may be published: no folder of this machine."""
+    model = dict(settings["model"])
+    model |= {name: without_folders(model[name]) for name in ("name", "base_model") if model.get(name)}
+    judge = {"judge": without_folders(settings["judge"])} if settings.get("judge") else {}
+    return {**settings, "model": model} | judge
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
