@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -59,10 +59,18 @@ class Table:
         columns (`list[Column]`): the data sets of each training, those in-domain first, then the averages.
         systems (`dict[str, dict]`): what [`~emo_r3.metrics.domain_accuracy`] found of each, by its trainings; of all
             but the first with the difference to the first.
+        unread (`dict[str, str]`): for each system that has pictures without an answer, how many by data set, in words;
+            they count as wrong.
     """
 
     columns: list[Column]
     systems: dict[str, dict[str, Any]]
+    unread: dict[str, str]
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said below the table."""
+        return [f"{system}: {told} could not be read and count as wrong" for system, told in self.unread.items()]
 
     def accuracy(self, system: str, column: Column) -> dict[str, float]:
         """Share and interval."""
@@ -161,9 +169,14 @@ def make_table(runs: Sequence[Run]) -> Table:
         runs (`list[Run]`): the first one's system is what others are compared with.
 
     Raises:
-        [`EmoR3Error`]: items differ, a system has two runs of one training, or lacks that of another.
+        [`EmoR3Error`]: items differ, a system has two runs of one training, or lacks that of another, or a run has not
+            one answer to a data set.
     """
     check_same_items(runs)
+    unread: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for told in _unread(run):
+            unread.setdefault(run.system, {})[told] = None
     in_domain = {run.training: run.results["in_domain"] for run in runs if run.training}
     systems = _systems(runs, list(in_domain))
     names = [entry["name"] for entry in runs[0].results["datasets"]]
@@ -189,7 +202,22 @@ def make_table(runs: Sequence[Run]) -> Table:
         )
         baseline = baseline or predictions
     first = next(iter(found.values()))
-    return Table([*columns, *(Column(name) for name in AVERAGES if name in first)], found)
+    marks = {system: ", ".join(told) for system, told in unread.items()}
+    return Table([*columns, *(Column(name) for name in AVERAGES if name in first)], found, marks)
+
+
+def _unread(run: Run) -> Iterator[str]:
+    """How many pictures of each data set have no answer, where there are any."""
+    for entry in run.results["datasets"]:
+        rows = _of(run, entry["name"])
+        bad = [row for row in rows if row.get("error")]
+        if bad and len(bad) == len(rows):
+            raise EmoR3Error(
+                f"{run.folder} has no answer to any of the {len(rows)} pictures of {entry['name']} "
+                f"({bad[0]['error']}), which says nothing about the model: remove the folder and evaluate again"
+            )
+        if bad:
+            yield f"{len(bad)} of {len(rows)} pictures of {entry['name']}"
 
 
 def _systems(runs: Sequence[Run], trainings: Sequence[str]) -> dict[str, dict[str, Run]]:
@@ -253,6 +281,8 @@ def markdown(table: Table) -> str:
     if others:
         lines += ["", f"| difference to {first} {head[0]}", f"|---{head[1]}"]
         lines += rows(others, lambda name, column: _changed(table.difference(name, column)))
+    if table.notes:
+        lines += ["", *(f"- {note}" for note in table.notes)]
     return "\n".join(lines)
 
 
@@ -294,7 +324,8 @@ def latex(table: Table) -> str:
     for name in others:
         changes = [table.difference(name, column) for column in table.columns]
         lines.append(line(name, [cell(*_percent(change, "+"), _p(change)) for change in changes]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    notes = [rf"\par{{\footnotesize {_escaped(note)}.}}" for note in table.notes]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes])
 
 
 def _escaped(text: str) -> str:

@@ -47,8 +47,20 @@ class EndpointError(EmoR3Error):
     """A server that can't be used, or (with `on_error="raise"`) that gave no answer."""
 
 
+class Unanswered(EmotionResult):
+    """No answer to a picture, because the server failed: it may answer another time."""
+
+
+class Refused(Unanswered):
+    """No answer to a picture, because the server answered that it can't use this request."""
+
+
 class _NoAnswer(EndpointError):
     """No answer for one picture; others may have one."""
+
+    def __init__(self, message: str, result: type[Unanswered] = Unanswered) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class _Again(Exception):
@@ -197,7 +209,8 @@ class EndpointPipeline:
             except (ImageError, _NoAnswer) as error:
                 if request.on_error == "raise":
                     raise
-                return EmotionResult(image=str(name), error=str(error))
+                made = error.result if isinstance(error, _NoAnswer) else EmotionResult
+                return made(image=str(name), error=str(error))
         return self._result(picture, reply, request)
 
     def _picture(self, source: Any, allow_private_hosts: bool) -> tuple[LoadedImage, str]:
@@ -271,7 +284,8 @@ class EndpointPipeline:
                 advice = f"check the address, the token (${TOKEN_VARIABLE}) and the model's name {self.name!r}"
                 raise EndpointError(f"{self.url}: it answered {status} ({said}); {advice}") from None
             raise _NoAnswer(
-                f"{name}: {self.url} answered {status} ({said}); check that the model takes images"
+                f"{name}: {self.url} answered {status} ({said}); check that the model takes images",
+                Refused if status < 500 else Unanswered,
             ) from None
         except OfflineModeIsEnabled:
             raise EndpointError(f"{self.url}: nothing is sent while HF_HUB_OFFLINE is set; unset it") from None

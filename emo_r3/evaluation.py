@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import sys
 import time
 from collections import Counter
@@ -29,10 +30,11 @@ from .checkpoint import CheckpointInfo
 from .cli import EXIT_SOME_FAILED, check_output, positive, with_progress
 from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
 from .data.build import import_datasets
-from .environment import environment
+from .endpoint import EndpointError
+from .environment import environment, without_folders
 from .errors import DataError, EmoR3Error
 from .faithfulness import Judge, Probe, check_probed, summarize
-from .items import SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
+from .items import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
 from .labels import LabelSet
 from .output import json_text
 from .pipeline import EmoR3Pipeline
@@ -44,8 +46,13 @@ FAITHFULNESS = "faithfulness.jsonl"
 VERSIONS = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 """Libraries whose version can change a number."""
 
+SERVER_FAILURES = 20
+"""So many pictures without an answer in a row end a run: the server is down."""
+
 Batches = Iterator[tuple[int, list[Row]]]
 """Number and rows of each batch as it is done."""
+Kept = Mapping[tuple[str, int], Sequence[Row | None]]
+"""What was done before, of [`Journal.kept`]."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,8 +139,8 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> int:
     finished, start = (args.output / PREDICTIONS).exists(), time.monotonic()
     options = {name: settings[name] for name in ("method", "decoding", "max_new_tokens")}
 
-    def answer(items: Items, batches: Sequence[int]) -> Batches:
-        return predict_items(engine, items, batches, args.batch_size, **options)
+    def answer(items: Items, batches: Sequence[int], kept: Kept) -> Batches:
+        return predict_items(engine, items, batches, args.batch_size, kept, **options)
 
     answered = _do(args, state, sets, args.output / PREDICTIONS, answer)
     seconds = time.monotonic() - start
@@ -143,10 +150,11 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> int:
     if state.process_index:
         return 0
     timing = {"seconds": round(seconds, 2), "answered": answered, "processes": state.num_processes}
-    timing |= {name: machine[name] for name in ("platform", "python", "device")}
+    timing |= {"platform": machine["platform"], "python": platform.python_version(), "device": machine["device"]}
     if finished and (args.output / RESULTS).exists():
         timing = json.loads((args.output / RESULTS).read_text(encoding="utf-8"))["run"]
-    results = settings | {"in_domain": in_domain} | score(sets, rows, in_domain) | faithfulness | {"run": timing}
+    stated = _stated(settings) | {"in_domain": in_domain}  # the settings themselves stay here, and tell the folders
+    results = stated | score(sets, rows, in_domain) | faithfulness | {"run": timing}
     _write(args.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(markdown(make_table([load_run(str(args.output))])))
     failed = sum("error" in row for row in rows)
@@ -217,7 +225,7 @@ def _faithfulness(
     probes = {
         items.name: Probe(pipe, items, list(islice(remaining, len(items.ids))), options, judge) for items in sets
     }
-    _do(args, state, sets, path, lambda items, batches: probes[items.name](batches, args.batch_size))
+    _do(args, state, sets, path, lambda items, batches, _: probes[items.name](batches, args.batch_size))
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     found = {items.name: [record for record in records if record["dataset"] == items.name] for items in sets}
     return {"faithfulness": {name: summarize(own) for name, own in found.items()}}
@@ -228,19 +236,20 @@ def _do(
     state: PartialState,
     sets: Sequence[Items],
     path: Path,
-    work: Callable[[Items, Sequence[int]], Batches],
+    work: Callable[[Items, Sequence[int], Kept], Batches],
 ) -> int:
     """Makes a file of rows, unless it is there; returns how many items were left to do, for all processes together."""
     journal, size = Journal(path), args.batch_size
     if path.exists():
         journal.remove()  # a kill may have left them
         return 0
-    done = journal.read()
+    done = journal.kept()
     state.wait_for_everyone()  # all have read the same before one writes
     todo = {
-        items.name: [n for n in range(-(-len(items.ids) // size)) if (items.name, n) not in done] for items in sets
+        items.name: [n for n in range(-(-len(items.ids) // size)) if None in done.get((items.name, n), [None])]
+        for items in sets
     }
-    kept, total = sum(map(len, done.values())), sum(len(items.ids) for items in sets)
+    kept, total = sum(row is not None for rows in done.values() for row in rows), sum(len(items.ids) for items in sets)
     if done and not state.process_index:
         print(f"emo-r3: {kept} of {total} in {path.name} done before, going on", file=sys.stderr)
 
@@ -248,19 +257,37 @@ def _do(
         for items in sets:
             own = todo[items.name][state.process_index :: state.num_processes]
             if own:
-                yield from journal.append(state.process_index, items.name, work(items, own))
+                yield from journal.append(state.process_index, items.name, work(items, own, done))
 
     share = (total - kept) // state.num_processes
+    failures = 0
     try:
-        for _ in with_progress(rows(), share, show=not state.process_index):
-            pass
+        for row in with_progress(rows(), share, show=not state.process_index):
+            failures = failures + 1 if row.get("unanswered") == FAILED else 0
+            if failures == SERVER_FAILURES:
+                raise EndpointError(
+                    f"{failures} pictures in a row without an answer, the last because of {row['error']}; what is "
+                    "done is kept, the same command goes on from there"
+                )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(": what is done is kept, the same command goes on from there") from None
     state.wait_for_everyone()
+    _check_answered(journal)
+    state.wait_for_everyone()  # all have read it before one removes it
     if not state.process_index:
         _merge(journal, sets, size)
     state.wait_for_everyone()  # all are to read it
     return total - kept
+
+
+def _check_answered(journal: Journal) -> None:
+    """Raises `EndpointError` if rows are to be made again: what a server failed to answer is no wrong answer."""
+    rows, kept = journal.read(), journal.kept()
+    if again := [row for key in rows for row, mine in zip(rows[key], kept[key], strict=True) if mine is None]:
+        raise EndpointError(
+            f"{len(again)} of {sum(map(len, rows.values()))} pictures have no answer, so there are no results yet; "
+            f"the same command asks about them again. The first: {again[0]['error']}"
+        )
 
 
 def _merge(journal: Journal, sets: Sequence[Items], size: int) -> None:
@@ -288,6 +315,14 @@ def _check_names(sets: Sequence[Items], in_domain: Sequence[str]) -> list[str]:
     if unknown := [name for name in own if name not in names]:
         raise DataError(f"--in-domain {unknown[0]} is none of the data sets {', '.join(names)}: name one of them")
     return [name for name in names if name in own]
+
+
+def _stated(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as results tell them, which may be published: no folder of this machine."""
+    model = dict(settings["model"])
+    model |= {name: without_folders(model[name]) for name in ("name", "base_model") if model.get(name)}
+    judge = {"judge": without_folders(settings["judge"])} if settings.get("judge") else {}
+    return {**settings, "model": model} | judge
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:

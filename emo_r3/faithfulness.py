@@ -21,7 +21,6 @@ greedily; a picture is asked about anew as the answers were made.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ from .decoding import special_texts
 from .engine import Batch
 from .errors import CheckpointError, EmoR3Error
 from .images import load_image
-from .items import SEED, Items, Row
+from .items import SEED, Items, Row, read_scenes
 from .labels import LabelSet
 from .metrics import mcnemar, wilson
 from .miniature.drawing import WHOLE, Box, render_with_boxes
@@ -143,8 +142,10 @@ class Probe:
     options: Mapping[str, Any]
     judge: Judge | None = None
     partners: list[int | None] = field(init=False)
+    scenes: list[Scene] | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.scenes = read_scenes(self.items.rows)
         self.partners = draw_partners([label_of(row["distribution"]) for row in self.rows])
 
     def __call__(self, batches: Sequence[int], batch_size: int) -> Iterator[tuple[int, list[Row]]]:
@@ -226,9 +227,9 @@ class Probe:
         for place in places:
             picture = self._picture(place)
             changed["image_grey"][place] = Image.new("RGB", picture.size, GREY)
-            if "scene" in self.items.rows.column_names:
-                scene = read_scene(self.items.rows[place]["scene"])
-                for change, image in mask_scene(scene, picture, np.random.default_rng([SEED, place])).items():
+            if self.scenes:
+                rng = np.random.default_rng([SEED, place])
+                for change, image in mask_scene(self.scenes[place], picture, rng).items():
                     changed[change][place] = image
         for change, pictures in changed.items():
             results = self.pipe(list(pictures.values()), labels=self.items.labels, **self.options)
@@ -277,12 +278,6 @@ def go_on(
     )
     results = pipe._engine.predict(Batch(slots, inputs, [0] * len(slots)), request)
     return [result.probabilities for result in results]
-
-
-def read_scene(text: str) -> Scene:
-    """The scene of a row of the miniature's data sets."""
-    facts = json.loads(text)
-    return Scene(**facts | {name: tuple(facts[name]) for name in ("triggers", "distractors")})
 
 
 def mask_scene(scene: Scene, picture: Image.Image, rng: np.random.Generator) -> dict[str, Image.Image]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from .data.load import to_prompts
 from .data.rows import fingerprint, load_rows, row_ids
+from .endpoint import Refused, Unanswered
 from .errors import DataError
 from .labels import LabelSet, resolve_labels
 from .metrics import domain_accuracy, wilson
+from .miniature.world import Scene, read_scene
 from .parsing import parse_completion
 from .results import EmotionResult
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+FAILED, REFUSED = "failed", "refused"
+"""Why a row is `unanswered`: the server failed, or it answered that it can't use this request."""
 SEED = 0
 """Of the bootstraps; answers are greedy and need none."""
 
@@ -73,7 +77,11 @@ class Items:
             "arousal": result.arousal,
             "text": result.text,
         }
-        return row | ({"error": result.error} if result.error else {})
+        if result.error:
+            row["error"] = result.error
+        if isinstance(result, Unanswered):
+            row["unanswered"] = REFUSED if isinstance(result, Refused) else FAILED
+        return row
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -120,8 +128,23 @@ def load_items(name: str, split: str = "test", limit: int | None = None) -> Item
     )
 
 
+def read_scenes(rows: Dataset) -> list[Scene] | None:
+    """What is in each picture, if these are rows of the miniature: each has a `scene` that its world knows."""
+    if "scene" not in rows.column_names:
+        return None
+    try:
+        return [read_scene(text) for text in rows["scene"]]
+    except (ValueError, TypeError, RecursionError):  # a column of another data set, as EmoSet's
+        return None
+
+
 def predict_items(
-    engine: Engine, items: Items, batches: Sequence[int], batch_size: int, **options: Any
+    engine: Engine,
+    items: Items,
+    batches: Sequence[int],
+    batch_size: int,
+    kept: Mapping[tuple[str, int], Sequence[Row | None]] | None = None,
+    **options: Any,
 ) -> Iterator[tuple[int, list[Row]]]:
     """
     Answers some batches of a data set.
@@ -132,6 +155,7 @@ def predict_items(
         items ([`Items`]): the data set.
         batches (`list[int]`): numbers of the batches, ascending: batch `n` begins at item `n * batch_size`.
         batch_size (`int`): items in a batch; the last one of the data set is shorter.
+        kept (`dict`, *optional*): of [`Journal.kept`]; what has a row there is not asked about again.
         options: of the call.
 
     Returns:
@@ -140,11 +164,17 @@ def predict_items(
     places = {
         number: range(len(items.ids))[number * batch_size : (number + 1) * batch_size] for number in sorted(batches)
     }
-    images = (items.rows[place]["image"] for batch in places.values() for place in batch)
+    had = {number: (kept or {}).get((items.name, number), [None] * len(batch)) for number, batch in places.items()}
+    asked = {
+        number: [place for place, row in zip(batch, had[number], strict=True) if row is None]
+        for number, batch in places.items()
+    }
+    images = (items.rows[place]["image"] for batch in asked.values() for place in batch)
     results = iter(engine(images, labels=items.labels, batch_size=batch_size, on_error="return", **options))
-    for number, batch in places.items():
+    for number, batch in asked.items():
         answers = zip(batch, islice(results, len(batch)), strict=True)
-        yield number, [items.row(place, result) for place, result in answers]
+        made = iter([items.row(place, result) for place, result in answers])
+        yield number, [next(made) if row is None else row for row in had[number]]
 
 
 class Journal:
@@ -161,16 +191,30 @@ class Journal:
         return sorted(self.path.parent.glob(f"{self.path.stem}-*.jsonl"))
 
     def read(self) -> dict[tuple[str, int], list[Row]]:
-        """The finished batches by data set and number. A line that can't be read was cut short, so it is none."""
-        done = {}
+        """The batches by data set and number. A line that can't be read was cut short, so it is none.
+
+        A batch stands there again after pictures without an answer were asked about again: what was answered first
+        counts.
+        """
+        done: dict[tuple[str, int], list[Row]] = {}
         for path in self._files():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
-                    done[entry["dataset"], entry["batch"]] = entry["rows"]
+                    key, rows = (entry["dataset"], entry["batch"]), entry["rows"]
+                    pairs = zip(done.get(key, rows), rows, strict=True)
+                    done[key] = [new if "unanswered" in old else old for old, new in pairs]
                 except (ValueError, KeyError, TypeError):
                     continue
         return done
+
+    def kept(self) -> dict[tuple[str, int], list[Row | None]]:
+        """The batches, with `None` for each row that is to be made again: of pictures that the server failed to
+        answer, and of those that it refused if it answered none, as one that takes no pictures does."""
+        done = self.read()
+        reads = any("error" not in row for rows in done.values() for row in rows)
+        again = (FAILED,) if reads else (FAILED, REFUSED)
+        return {key: [None if row.get("unanswered") in again else row for row in rows] for key, rows in done.items()}
 
     def append(self, process: int, dataset: str, batches: Iterable[tuple[int, list[Row]]]) -> Iterator[Row]:
         """Writes each batch as it comes, and yields its rows."""
@@ -206,8 +250,8 @@ def score(sets: Sequence[Items], rows: Sequence[Row], in_domain: Sequence[str] =
           triggers in step 1.
     """
     columns: dict[str, Any] = {"distributions": None, "reference_distributions": None}
-    if any("distribution" in items.rows.column_names for items in sets):
-        people = [items.rows["distribution"] if "distribution" in items.rows.column_names else () for items in sets]
+    people = [_people(items) for items in sets]
+    if any(people):
         columns["distributions"] = [row["distribution"] for row in rows]
         columns["reference_distributions"] = [
             share for items, shares in zip(sets, people, strict=True) for share in (shares or [None] * len(items.ids))
@@ -231,6 +275,15 @@ def score(sets: Sequence[Items], rows: Sequence[Row], in_domain: Sequence[str] =
     return {"metrics": metrics, "format": forms} | ({"grounding": grounding} if grounding else {})
 
 
+def _people(items: Items) -> Sequence[Any]:
+    """How people spread over the labels, by item; nothing where the data set doesn't tell."""
+    shares = items.rows.features.get("distribution")  # others may call something else so
+    told = shares if isinstance(shares, Mapping) else {}
+    if not all(getattr(told.get(label), "dtype", "").startswith("float") for label in items.labels.labels):
+        return ()
+    return items.rows["distribution"]
+
+
 def _form(rows: Sequence[Row]) -> dict[str, Any]:
     answered = [row for row in rows if "error" not in row]
     return {
@@ -242,11 +295,12 @@ def _form(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _grounding(items: Items, rows: Sequence[Row]) -> dict[str, Any] | None:
-    if "scene" not in items.rows.column_names:
+    scenes = read_scenes(items.rows)
+    if scenes is None:
         return None
     from .miniature.evaluate import grounding
 
     first_steps = [parse_completion(row["text"]).steps.get("step1") for row in rows]
     if not any(first_steps):
         return None
-    return grounding(first_steps, [json.loads(scene)["triggers"] for scene in items.rows["scene"]])
+    return grounding(first_steps, [scene.triggers for scene in scenes])

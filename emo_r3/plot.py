@@ -29,7 +29,8 @@ def plot(table: Table) -> Image.Image:
     pen = _Pen(canvas)
     for place, system in enumerate(systems):
         pen.mark(LEFT + 14, TOP + STEP * place, COLOURS[place % len(COLOURS)])
-        pen.text(LEFT + 34, TOP + STEP * place, _shortened(system, 70), "lm")
+        told = f"{_shortened(system, 40)} ({table.unread[system]} not read)" if system in table.unread else system
+        pen.text(LEFT + 34, TOP + STEP * place, _shortened(told, 70), "lm")
 
     shares = [table.accuracy(system, column) for system in systems for column in table.columns]
     low, high = min(share["low"] for share in shares), max(share["high"] for share in shares)

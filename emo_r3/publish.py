@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from .environment import published
 from .errors import EmoR3Error
 from .repositories import Kind, LocalFile, Target, find_files, local_file, plan, push
 
@@ -18,6 +20,7 @@ EXIT_LEFT_OUT = 1
 RUN_FILES = ("run.json", "recipe.yaml", "cold_start.json", "log.csv", "curves.png")
 # What the pipeline loads, and the facts beside it; optimizers and other pickles of a training checkpoint stay out.
 MODEL_FILES = r"[^/]+\.(safetensors|json|jinja|model|txt)"
+INFO_FILE = "emo_r3.json"
 CARD = "README.md"  # of a Space too
 
 
@@ -54,18 +57,20 @@ def model_target(
     """
     weights, run = _parts(folder, adapter)
     files = {name: file for name, file in find_files(weights).items() if re.fullmatch(MODEL_FILES, name)}
+    if INFO_FILE in files:
+        files[INFO_FILE] = _facts_file(INFO_FILE, weights / INFO_FILE)
     needed = "adapter_config.json" if adapter else "config.json"
     for pattern, what in ((re.escape(needed), needed), (r".*\.safetensors", "*.safetensors files")):
         if not any(re.fullmatch(pattern, name) for name in files):
             raise EmoR3Error(f"{weights} is not the folder of {'an adapter' if adapter else 'a model'}: no {what}")
     if run:
-        files |= {name: local_file(name, run / name) for name in RUN_FILES if (run / name).is_file()}
+        files |= {name: _facts_file(name, run / name) for name in RUN_FILES if (run / name).is_file()}
     for found in results:
         name = f"evaluation/{found.resolve().name}/results.json"
         if name in files:
             raise EmoR3Error(f"two --results folders are called {found.resolve().name}: rename one")
         if (found / "results.json").is_file():
-            files[name] = local_file(name, found / "results.json")
+            files[name] = _facts_file(name, found / "results.json")
     if card and not card.is_file():
         raise EmoR3Error(f"the card {card} is not a file: name one, or leave it out and one is written")
     own = weights / CARD
@@ -102,6 +107,28 @@ def _parts(folder: Path, adapter: bool) -> tuple[Path, Path | None]:
 
 def _generated(name: str, text: str) -> LocalFile:
     return local_file(name, text.encode())
+
+
+def _facts_file(name: str, path: Path) -> LocalFile:
+    """A file of a run, without the paths of the machine that wrote it."""
+    import yaml
+
+    is_yaml = path.suffix == ".yaml"
+    if not is_yaml and path.suffix != ".json":
+        return local_file(name, path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        told = yaml.safe_load(text) if is_yaml else json.loads(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return local_file(name, path)  # the card tells what is wrong with it
+    facts = published(told)
+    if name == INFO_FILE and isinstance(told, dict):  # its prompts are texts
+        facts = told | {"base_model": published(told.get("base_model"))}
+    if facts == told:
+        return local_file(name, path)
+    if is_yaml:
+        return _generated(name, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
+    return _generated(name, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def metric_target(folder: Path, repo_id: str, **options: Any) -> Target:

@@ -238,3 +238,26 @@ def test_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         measured = [metrics["domains"][Path(name).name]["accuracy"]["value"] for name in sets]
         assert shown == pytest.approx([100 * value for value in measured], abs=0.005)
     assert (tmp_path / "table" / "plot.png").stat().st_size > 1000
+
+
+def test_pictures_without_an_answer_are_marked_or_refused(tmp_path: Path) -> None:
+    """Accuracy 0.00 with p < 0.001 was shown of a server that answered nothing."""
+    runs = [write_run(tmp_path / name, {"x": [True] * 4, "y": [True] * 3}, model=name) for name in ("a", "b_1")]
+
+    def spoil(*places: int) -> Any:
+        path = runs[1] / "predictions.jsonl"
+        rows = list(map(json.loads, path.read_text().splitlines()))
+        for place in places:
+            rows[place] |= {"prediction": None, "error": "it answered 500"}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return make_table([load_run(str(run)) for run in runs])
+
+    assert spoil().notes == []
+    table = spoil(0, 5)
+    told = "1 of 4 pictures of x, 1 of 3 pictures of y"
+    assert table.notes == [f"b_1: {told} could not be read and count as wrong"]
+    assert markdown(table).endswith(f"\n\n- {table.notes[0]}")
+    assert latex(table).endswith(rf"\par{{\footnotesize b\_1: {told} could not be read and count as wrong.}}")
+    assert plot(table).width == WIDTH
+    with pytest.raises(EmoR3Error, match=r"no answer to any of the 4 pictures of x \(it answered 500\)"):
+        spoil(1, 2, 3)

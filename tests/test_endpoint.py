@@ -28,6 +28,7 @@ from chat_server import (
 from PIL import Image
 
 import emo_r3.endpoint
+import emo_r3.evaluation
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, ImageError
 from emo_r3.checkpoint import CheckpointInfo
 from emo_r3.cli import main
@@ -436,3 +437,104 @@ def test_evaluate_asks_a_server_and_goes_on_when_it_is_back(
     assert 5 <= len(server.requests) <= 7  # what was done is not asked again
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["model"]["name"] == "miniature" and results["model"]["endpoint"] == server.url
+
+
+@pytest.fixture
+def measured(server: ChatServer, tmp_path: Path) -> Any:
+    """Evaluates nine drawings through the server; the exit code, the rows, and how often the server was asked."""
+    make_miniature("miniature-6", tmp_path / "miniature-6", sizes={"train": 1, "test": 9})
+
+    def evaluate(output: str = "out") -> tuple[int, list[dict[str, Any]], int]:
+        folder = tmp_path / output
+        words = ["--datasets", str(tmp_path / "miniature-6"), "--output", str(folder), "--endpoint", server.url]
+        server.requests.clear()
+        code = main(["evaluate", *words, "--batch-size", "4"])
+        path = folder / "predictions.jsonl"
+        return (
+            code,
+            list(map(json.loads, path.read_text().splitlines())) if path.exists() else [],
+            len(server.requests),
+        )
+
+    return evaluate
+
+
+def by_picture(handler: Any, body: dict[str, Any]) -> None:
+    """An answer that depends on the picture alone."""
+    number = sum(body["messages"][0]["content"][0]["image_url"]["url"].encode())
+    handler.send(200, completion(f"{GOOD[:-5]}{['joy', 'fear', 'anger'][number % 3]}}}"))
+
+
+@pytest.mark.parametrize("bad", [fails(500), fails(429), fails(501), truncates])
+def test_a_500_is_asked_again(
+    server: ChatServer, measured: Any, tmp_path: Path, bad: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was a final wrong answer: accuracy 0.00, never asked again, and compared with p < 0.001."""
+    server.usual = by_picture
+    code, whole, asked = measured("whole")
+    assert (code, len(whole), asked) == (0, 9, 9)
+    server.usual = bad
+    assert measured()[:2] == (2, [])
+    said = capsys.readouterr().err
+    assert "9 of 9 pictures have no answer, so there are no results yet; the same command asks about them" in said
+    assert main(["compare", str(tmp_path / "whole"), str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'out'} has no results.json: finish it" in capsys.readouterr().err
+    server.usual = by_picture
+    assert measured() == (0, whole, 9)
+    first, second = ((tmp_path / name / "predictions.jsonl").read_bytes() for name in ("whole", "out"))
+    assert first == second and not list((tmp_path / "out").glob("predictions-*"))
+
+
+def test_only_what_a_server_failed_to_answer_is_asked_again(server: ChatServer, measured: Any, tmp_path: Path) -> None:
+    """A good answer stays what it was, whatever the server says now."""
+    server.script = [by_picture] * 3
+    server.usual = fails(503)
+    assert measured()[:2] == (2, [])
+    batches = [json.loads(line) for line in (tmp_path / "out/predictions-0.jsonl").read_text().split("\n") if line]
+    before = {row["id"]: row for batch in batches for row in batch["rows"] if "error" not in row}
+    assert len(before) == 3
+    server.usual = says("\\boxed{surprise}")
+    code, rows, asked = measured()
+    assert (code, asked) == (0, 6)
+    assert {row["id"]: row for row in rows if row["id"] in before} == before
+    assert sum(row["prediction"] == "surprise" for row in rows) == 6
+    assert measured() == (0, rows, 0)
+
+
+def test_a_server_that_stays_down_ends_the_run(
+    server: ChatServer, measured: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(emo_r3.evaluation, "SERVER_FAILURES", 4)
+    server.script = [by_picture] * 4
+    server.usual = fails(500)
+    assert measured()[:2] == (2, [])
+    assert "4 pictures in a row without an answer, the last because of " in capsys.readouterr().err
+    server.usual = by_picture
+    code, rows, asked = measured()
+    assert code == 0 and asked == 5 and not any("error" in row for row in rows)
+
+
+def test_a_picture_that_a_server_refuses_is_marked(
+    server: ChatServer, measured: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A content filter, or a picture too large for the model, will say the same tomorrow: the row is final."""
+    server.usual = by_picture
+    measured("whole")
+    server.script = [fails(400, '{"error": {"message": "filtered"}}')]
+    code, rows, _ = measured()
+    assert code == 1 and sum("error" in row for row in rows) == 1
+    note = "1 of 9 pictures of miniature-6 could not be read and count as wrong"
+    assert f"- miniature: {note}" in capsys.readouterr().out
+    assert measured() == (1, rows, 0)
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "whole"), f"other={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().out.endswith(f"\n\n- other: {note}\n")
+
+
+def test_a_server_that_refuses_every_picture_has_measured_nothing(server: ChatServer, measured: Any) -> None:
+    """As one whose model takes no pictures: started again with another model, it is asked again."""
+    server.usual = fails(400, '{"error": {"message": "no images"}}')
+    assert measured()[:2] == (2, [])
+    server.usual = by_picture
+    code, rows, asked = measured()
+    assert (code, asked) == (0, 9) and not any("error" in row for row in rows)

@@ -9,7 +9,7 @@ import torch
 import emo_r3
 from emo_r3 import environment as module
 from emo_r3.cli import main
-from emo_r3.environment import environment
+from emo_r3.environment import environment, published, without_folders
 
 
 def test_names_what_a_report_needs() -> None:
@@ -55,3 +55,30 @@ def test_a_missing_package_and_a_missing_model_are_facts(monkeypatch: pytest.Mon
     assert facts["default model"].startswith("missing")
     (tmp_path / "model.safetensors").write_bytes(bytes(2_000_000))
     assert "(2.0 MB)" in environment()["default model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/home/me/runs/emo-r3/final", "emo-r3/final"),
+        ("/home/me/runs/emo-r3/checkpoint-20/", "emo-r3/checkpoint-20"),
+        ("~/models/base", "base"),
+        ("~me/models/base", "base"),
+        ("../base", "base"),
+        (r"C:\Users\me\base", "base"),
+        (r"\\server\share\base", "base"),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct"),
+        ("miniature", "miniature"),
+        ("outputs/emo-r3/final", "outputs/emo-r3/final"),
+    ],
+)
+def test_a_name_without_the_folders_of_this_machine(name: str, told: str) -> None:
+    assert without_folders(name) == told
+    assert published({"a": [name, 1, None], "b": {"c": name}}) == {"a": [told, 1, None], "b": {"c": told}}
+
+
+def test_a_folder_is_told_by_its_name_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run/final").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run")
+    assert without_folders(".") == "run" and without_folders("final") == "run/final"
+    assert published("final") == "final", "a word of a recipe is no folder because there is one of its name"

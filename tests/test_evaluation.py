@@ -137,6 +137,29 @@ def test_grounding_is_against_the_scenes(sets: list[str], tmp_path: Path, read: 
     assert found["trigger_recall"]["value"] == hits / sum(map(len, scenes))
 
 
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("scene", ["beach", None, *["street"] * 8]),
+        ("scene", ['{"triggers": 1}', *["[" * 9999] * 9]),
+        ("scene", ['{"triggers": ["love"], "seed": 1}'] * 10),
+        ("distribution", ["even"] * 10),
+    ],
+)
+def test_columns_of_others_that_are_called_like_the_miniature_s(
+    column: str, values: list[Any], sets: list[str], tmp_path: Path, read: Any
+) -> None:
+    """EmoSet has a column `scene` too: all answers were made, and then a traceback."""
+    data = load_emotion_dataset(sets[1], split="test")
+    folder = tmp_path / "theirs"
+    (folder / "data").mkdir(parents=True)
+    data.remove_columns(column).add_column(column, values).to_parquet(folder / "data/test-0.parquet")
+    assert read(tmp_path / "out", datasets=[str(folder)]) == (0, 10)
+    results = outcome(tmp_path / "out")[1]
+    assert ("grounding" in results) == (column != "scene")
+    assert ("distance" in results["metrics"]["domains"]["theirs"]) == (column != "distribution")
+
+
 @pytest.mark.parametrize("last", [0, 3, 4, 22, 30, 43])
 def test_an_interrupted_run_goes_on(last: int, tmp_path: Path, read: Any, capsys: pytest.CaptureFixture[str]) -> None:
     read(tmp_path / "whole")

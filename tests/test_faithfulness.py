@@ -28,14 +28,13 @@ from emo_r3.faithfulness import (
     go_on,
     label_of,
     mask_scene,
-    read_scene,
     summarize,
 )
 from emo_r3.items import Items, Row, load_items, predict_items
 from emo_r3.labels import LABEL_SETS, LabelSet
 from emo_r3.metrics import mcnemar, wilson
 from emo_r3.miniature.drawing import WHOLE, render, render_with_boxes
-from emo_r3.miniature.world import Scene, sample_scene
+from emo_r3.miniature.world import Scene, read_scene, sample_scene
 from emo_r3.parsing import parse_completion
 from emo_r3.scoring import render_prompt
 

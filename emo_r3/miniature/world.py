@@ -7,8 +7,9 @@ facts into pixels, so that every statement about a picture can be checked agains
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -219,6 +220,27 @@ class Scene:
     def arousal(self) -> float:
         """Mean over the triggers, in [-1, 1]."""
         return float(np.mean([TRIGGERS[name].arousal for name in self.triggers]))
+
+
+def read_scene(text: str) -> Scene:
+    """
+    The scene whose facts, as JSON, a row of the miniature's data sets holds.
+
+    Raises:
+        ValueError: the text is something else; other data sets have a column `scene` too.
+    """
+    facts = json.loads(text)
+    if not isinstance(facts, dict) or set(facts) != {item.name for item in fields(Scene)}:
+        raise ValueError("not the facts of a scene")
+    known = {"triggers": TRIGGERS, "distractors": DISTRACTORS, "tone": TONES, "palette": PALETTES, "style": STYLES}
+    for name, values in known.items():
+        told = facts[name] if name in ("triggers", "distractors") else [facts[name]]
+        if not isinstance(told, list) or not all(isinstance(value, str) and value in values for value in told):
+            raise ValueError(f"no scene has {name} {facts[name]!r}")
+    place, seed = facts["place"], facts["seed"]
+    if not (place is None or (isinstance(place, str) and place in PLACES)) or type(seed) is not int or seed < 0:
+        raise ValueError(f"no scene has place {place!r} and seed {seed!r}")
+    return Scene(**facts | {name: tuple(facts[name]) for name in ("triggers", "distractors")})
 
 
 _NAMES = tuple(TRIGGERS)

@@ -20,6 +20,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..checkpoint import CheckpointInfo, load_for_training, save_checkpoint, set_pixel_budget
+from ..environment import without_folders
 from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..prompts import load_prompts
@@ -101,7 +102,7 @@ class Stage:
             prompts=load_prompts(run.prompts) if run.prompts else info.prompts,
             min_pixels=run.min_pixels or info.min_pixels,
             max_pixels=run.max_pixels or info.max_pixels,
-            base_model=model_config.model_name_or_path,
+            base_model=without_folders(str(model_config.model_name_or_path)),
             recipe_hash=self.recipe.hash,
         )
         set_pixel_budget(processor, info)

@@ -117,7 +117,7 @@ def test_supervised_from_the_command_to_a_model_that_loads(
     facts, stated = json.loads((run / "run.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())
     assert (stated["max_steps"], stated["weight_decay"]) == (2, 0.1)
     assert (pipe.info.method, pipe.info.label_set) == ("direct", LABEL_SETS["emoset"])
-    assert (pipe.info.base_model, pipe.info.recipe_hash) == (str(base()), facts["recipe_hash"])
+    assert (pipe.info.base_model, pipe.info.recipe_hash) == (base().name, facts["recipe_hash"])
     assert pipe.info.max_pixels == 4000 == pipe.processor.image_processor.size["longest_edge"]
     assert facts["dataset"]["rows"] == 16
     assert facts["dataset"]["fingerprint"]
