@@ -23,15 +23,17 @@ class Fault:
     where: str
     times: int = 1
     seconds: float = 30.0
+    after: int | None = None  # bytes of the answer that still arrive; half of its first chunk unless given
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A request: what was asked, the status of the answer, the bytes that came with it."""
+    """A request: what was asked, the status of the answer, the bytes that came with it, and its Range header."""
 
     what: str
     status: int
     received: int
+    range: str = ""
 
 
 class Faults:
@@ -49,11 +51,11 @@ class Faults:
         self.seen: list[Seen] = []
         self.watch: Callable[[str, str], None] | None = None
 
-    def add(self, kind: str, where: str, times: int = 1, seconds: float = 30.0) -> None:
-        """Let the next `times` requests that match `where` fail."""
+    def add(self, kind: str, where: str, times: int = 1, seconds: float = 30.0, after: int | None = None) -> None:
+        """Let the next `times` requests that match `where` fail; a cut or a stall comes `after` so many bytes."""
         if kind not in self.KINDS:
             raise ValueError(f"fault {kind!r} is none of {', '.join(self.KINDS)}")
-        self.pending.append(Fault(kind, where, times, seconds))
+        self.pending.append(Fault(kind, where, times, seconds, after))
 
     def clear(self) -> None:
         """Nothing goes wrong any more, and nothing was seen."""
@@ -75,7 +77,8 @@ class Faults:
         what = f"{scope['method']} {scope['path']}"
         if self.watch:
             self.watch("arrived", what)
-        received = 0
+        received = sent = 0
+        asked_range = dict(scope["headers"]).get(b"range", b"").decode()
         fault = self.take(what, "503", "cut", "stall")
 
         async def receive_counted() -> Any:
@@ -85,19 +88,21 @@ class Faults:
             return message
 
         async def send_or_fail(message: dict[str, Any]) -> None:
-            nonlocal fault
+            nonlocal fault, sent
             if message["type"] == "http.response.start":
-                self.seen.append(Seen(what, message["status"], received))
+                self.seen.append(Seen(what, message["status"], received, asked_range))
                 if self.watch:
                     self.watch("answered", what)
             elif fault and (body := message.get("body")):
-                kind, seconds, fault = fault.kind, fault.seconds, None
-                half = len(body) // 2
-                await send({"type": "http.response.body", "body": body[:half], "more_body": True})
-                if kind == "cut":
-                    raise Cut(what)
-                await asyncio.sleep(seconds)
-                message = {**message, "body": body[half:]}
+                last = len(body) // 2 if fault.after is None else fault.after - sent
+                sent += len(body)
+                if last < len(body):
+                    kind, seconds, fault = fault.kind, fault.seconds, None
+                    await send({"type": "http.response.body", "body": body[:last], "more_body": True})
+                    if kind == "cut":
+                        raise Cut(what)
+                    await asyncio.sleep(seconds)
+                    message = {**message, "body": body[last:]}
             await send(message)
 
         if fault and fault.kind == "503":
