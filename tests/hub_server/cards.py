@@ -11,7 +11,7 @@ FRONT_MATTER = re.compile(r"^\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", 
 SDKS = ("gradio", "docker", "static")
 COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # those that a test may come to
-LICENSES = """
+_LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
 afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
@@ -21,8 +21,8 @@ gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.
 mpl-2.0 odc-by odbl open-mdw openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
 deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma
 unknown other
-""".split()
-TASKS = """
+"""
+_TASKS = """
 text-classification token-classification table-question-answering question-answering zero-shot-classification
 translation summarization feature-extraction text-generation text2text-generation fill-mask sentence-similarity
 text-to-speech text-to-audio automatic-speech-recognition audio-to-audio audio-classification audio-text-to-text
@@ -34,7 +34,8 @@ image-text-to-image image-text-to-video visual-question-answering document-quest
 zero-shot-image-classification graph-ml mask-generation zero-shot-object-detection text-to-3d image-to-3d
 image-feature-extraction video-text-to-text keypoint-detection visual-document-retrieval any-to-any
 video-to-video other
-""".split()
+"""
+LICENSES, TASKS = _LICENSES.split(), _TASKS.split()
 TEXT_LISTS = ("tags", "task_categories", "task_ids", "language", "datasets", "metrics", "source_datasets")
 
 
