@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -271,6 +272,8 @@ def open_hub(repo_id: str) -> HfApi:
         raise EmoR3Error(f"{repo_id!r} does not name a repository: write namespace/name, as in emo-r3/emoset-2k")
     if not get_token():
         raise EmoR3Error("pushing needs a token of the Hub: run `hf auth login`, or set HF_TOKEN")
+    # Its own many attempts, in silence, would come on top of each of ours.
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
     return HfApi(library_name="emo-r3", library_version=__version__)
 
 

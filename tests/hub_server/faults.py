@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -17,7 +18,7 @@ class Cut(Exception):
 
 @dataclass
 class Fault:
-    """One thing to go wrong: `kind` is 503, 412, cut or stall; `where` a regular expression on "METHOD /path"."""
+    """One thing to go wrong: `kind` is 409, 503, 412, cut or stall; `where` a regular expression on "METHOD /path"."""
 
     kind: str
     where: str
@@ -43,7 +44,7 @@ class Faults:
     done and the client hasn't heard of it: where a test kills its client.
     """
 
-    KINDS = ("503", "412", "cut", "stall")
+    KINDS = ("409", "503", "412", "cut", "stall")
 
     def __init__(self) -> None:
         self.app: Any = None
@@ -79,7 +80,7 @@ class Faults:
             self.watch("arrived", what)
         received = sent = 0
         asked_range = dict(scope["headers"]).get(b"range", b"").decode()
-        fault = self.take(what, "503", "cut", "stall")
+        fault = self.take(what, "409", "503", "cut", "stall")
 
         async def receive_counted() -> Any:
             nonlocal received
@@ -105,10 +106,10 @@ class Faults:
                     message = {**message, "body": body[last:]}
             await send(message)
 
-        if fault and fault.kind == "503":
-            fault = None
+        if fault and fault.kind in ("409", "503"):
+            status, fault = int(fault.kind), None
             while (await receive_counted()).get("more_body"):
                 pass
-            answer = JSONResponse({"error": "Service unavailable"}, 503)
+            answer = JSONResponse({"error": HTTPStatus(status).phrase}, status)
             return await answer(scope, receive_counted, send_or_fail)
         await self.app(scope, receive_counted, send_or_fail)
