@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from .contents import check_contents
 from .environment import published
 from .errors import EmoR3Error
 from .repositories import Kind, LocalFile, Target, find_files, local_file, plan, push
@@ -29,6 +30,7 @@ def dataset_target(folder: Path, repo_id: str, **options: Any) -> Target:
     files = find_files(folder)
     if not any(name.endswith(".parquet") for name in files):
         raise EmoR3Error(f"{folder} holds no Parquet file: name the folder that `emo-r3 prepare` wrote")
+    check_contents(files)
     return Target("dataset", repo_id, files, **options)
 
 
@@ -71,6 +73,7 @@ def model_target(
             raise EmoR3Error(f"two --results folders are called {found.resolve().name}: rename one")
         if (found / "results.json").is_file():
             files[name] = _facts_file(name, found / "results.json")
+    check_contents(files)
     if card and not card.is_file():
         raise EmoR3Error(f"the card {card} is not a file: name one, or leave it out and one is written")
     own = weights / CARD
@@ -165,7 +168,7 @@ class Collection:
     """The repositories of a release.
 
     Args:
-        targets (`list[Target]`): those whose folders are there, in the order of the file.
+        targets (`list[Target]`): those whose folders are there and whole, in the order of the file.
         left_out (`list[str]`): a line on each of the others.
     """
 
@@ -183,7 +186,7 @@ def load_collection(path: Path, tag: str | None = None) -> Collection:
         tag (`str`, *optional*): to set on all.
 
     Raises:
-        `EmoR3Error`: the file or one of the folders can't be used.
+        `EmoR3Error`: the file can't be used. A folder that can't be is left out, with the reason.
     """
     import tomllib
 
@@ -211,7 +214,10 @@ def load_collection(path: Path, tag: str | None = None) -> Collection:
             options["card"] = path.parent / options["card"]
         if "results" in options:
             options["results"] = [path.parent / name for name in options["results"]]
-        found.targets.append(TARGETS[kind](folder, repo_id, tag=tag, **options))
+        try:
+            found.targets.append(TARGETS[kind](folder, repo_id, tag=tag, **options))
+        except EmoR3Error as error:
+            found.left_out.append(f"{'left out':<10} {kind} {repo_id}: {error}")
     return found
 
 
@@ -260,18 +266,33 @@ def run(args: argparse.Namespace) -> int:
         collection = Collection([TARGETS[args.kind](args.folder, args.repo_id, **options)], [])
     todo = [target for target in collection.targets if not show(target)]
     print("\n".join(collection.left_out), end="\n" if collection.left_out else "", flush=True)
-    if todo and not args.yes:
-        print("emo-r3: nothing is done yet; add --yes to do it", file=sys.stderr)
-    elif todo:
-        from huggingface_hub import constants
-
+    if todo and confirmed(args.yes):
         for target in todo:
-            prefix = constants.REPO_TYPES_URL_PREFIXES.get(target.repo_type, "")
-            print(f"{constants.ENDPOINT}/{prefix}{target.repo_id}/tree/{push(target)}", flush=True)
+            push_and_print(target)
     return EXIT_LEFT_OUT if collection.left_out else 0
 
 
+def push_and_print(target: Target) -> None:
+    """Push, and print where it is to be seen."""
+    from huggingface_hub import constants
+
+    prefix = constants.REPO_TYPES_URL_PREFIXES.get(target.repo_type, "")
+    print(f"{constants.ENDPOINT}/{prefix}{target.repo_id}/tree/{push(target)}", flush=True)
+
+
 OPTIONS = ("public", "have_rights", "tag", "adapter", "results", "card")
+
+
+def confirmed(yes: bool) -> bool:
+    """Whether to do what was listed: `--yes` was given, or a person at the keyboard types it."""
+    if yes:
+        return True
+    if sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty():
+        print("emo-r3: do it? Type yes: ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() == "yes":
+            return True
+    print("emo-r3: nothing is done yet; add --yes to do it", file=sys.stderr)
+    return False
 
 
 def show(target: Target) -> bool:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
+import os
 import re
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from . import __version__
 from .errors import EmoR3Error
+from .hub_errors import first_line, refusal, without_token
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
 T = TypeVar("T")
@@ -32,9 +35,11 @@ STALE = {
 }
 ATTEMPTS = 5
 PAUSE = 1.0  # seconds before the second attempt, doubled for each one after it
+PATIENCE = 60.0  # seconds after which no further attempt is made
 AGAIN = (408, 412, 429, 500, 502, 503, 504)  # HTTP statuses after which a fresh look at the repository may help
 # Larger files are sent one by one before the commit, so that an interrupted push finds them on the Hub.
 LARGE = 1_000_000  # bytes
+SAMPLE, ASKED_AT_ONCE = 512, 256  # bytes of a file and files by which the Hub tells how to upload them
 # What can't hold a picture. Parquet is looked into; anything else is taken for one.
 TEXT_SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".toml", ".tsv", ".txt", ".yaml", ".yml")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{10,}")
@@ -48,6 +53,11 @@ class LocalFile:
     name: str
     source: Path | bytes
     size: int
+
+    @property
+    def where(self) -> str:
+        """What a message calls it."""
+        return self.name if isinstance(self.source, bytes) else str(self.source)
 
     def open(self) -> io.BufferedIOBase:
         """Its content."""
@@ -179,13 +189,7 @@ def push(target: Target) -> str:
     def attempt() -> str:
         todo = compare(api, target)
         if todo.parent is None:
-            api.create_repo(
-                target.repo_id,
-                repo_type=target.repo_type,
-                private=not todo.public,
-                exist_ok=True,
-                space_sdk=target.sdk,
-            )
+            create(api, todo)
             # Somebody may have made it in between, so it is looked at again.
             todo = compare(api, target)
         return carry_out(api, todo)
@@ -193,18 +197,44 @@ def push(target: Target) -> str:
     return persist(target.repo_id, attempt)
 
 
+def create(api: HfApi, todo: Plan) -> None:
+    """Make the repository, unless somebody was quicker."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repo_id, repo_type = todo.target.repo_id, todo.target.repo_type
+    try:
+        # Without `exist_ok`, with which the client reads an address off the refusal, there or not.
+        api.create_repo(repo_id, repo_type=repo_type, private=not todo.public, space_sdk=todo.target.sdk)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 409:
+            raise
+        if not api.repo_exists(repo_id, repo_type=repo_type):
+            reason = error.server_message or first_line(error)
+            raise EmoR3Error(f"the Hub won't make {repo_id} ({reason}): give it another name") from error
+
+
 def persist(repo_id: str, action: Callable[[], T]) -> T:
-    """Do something that begins with a look at the repository, again if that may help, and word what goes wrong."""
+    """Do something that begins with a look at the repository, again if that may help, and word what goes wrong.
+
+    Whoever waits is told on stderr that we do, and why.
+    """
     from httpx2 import TransportError
 
+    began = time.monotonic()
     for number in range(1, ATTEMPTS + 1):
         try:
             return action()
         # The Hub's answers are OSErrors, an upload that breaks is a RuntimeError, a refused README a ValueError.
-        except (OSError, TransportError, RuntimeError, ValueError) as error:
-            if number == ATTEMPTS or not may_help_to_repeat(error):
+        # One that lacks what the client reads off it ends in a KeyError.
+        except (OSError, TransportError, RuntimeError, ValueError, KeyError) as error:
+            late = time.monotonic() - began > PATIENCE
+            if number == ATTEMPTS or late or not may_help_to_repeat(error):
                 raise EmoR3Error(explain(error, repo_id)) from error
-        time.sleep(PAUSE * 2 ** (number - 1))
+            answer, pause = refusal(error), PAUSE * 2 ** (number - 1)
+            reason = f"the Hub answers {answer.response.status_code}" if answer else first_line(error)
+            note = f"emo-r3: {repo_id}: {reason}; attempt {number + 1} of {ATTEMPTS} in {pause:.0f} s"
+            print(without_token(note), file=sys.stderr, flush=True)
+            time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -230,8 +260,7 @@ def local_file(name: str, source: Path | bytes) -> LocalFile:
     if Path(name).suffix in (*TEXT_SUFFIXES, ".jinja", ".py"):
         with file.open() as stream:
             if any(TOKEN.search(line) for line in stream):
-                where = name if isinstance(source, bytes) else source
-                raise EmoR3Error(f"{where} holds what looks like a token of the Hub: take it out, and revoke it")
+                raise EmoR3Error(f"{file.where} holds what looks like a token of the Hub: take it out, and revoke it")
     return file
 
 
@@ -243,23 +272,24 @@ def open_hub(repo_id: str) -> HfApi:
         raise EmoR3Error(f"{repo_id!r} does not name a repository: write namespace/name, as in emo-r3/emoset-2k")
     if not get_token():
         raise EmoR3Error("pushing needs a token of the Hub: run `hf auth login`, or set HF_TOKEN")
+    # Its own many attempts, in silence, would come on top of each of ours.
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
     return HfApi(library_name="emo-r3", library_version=__version__)
 
 
 def compare(api: HfApi, target: Target) -> Plan:
     """Look at the repository and say what it lacks."""
     from huggingface_hub.errors import RepositoryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
 
+    theirs: dict[str, RepoFile] = {}
     repo_id, files = target.repo_id, target.files
     try:
         info = api.repo_info(repo_id, repo_type=target.repo_type)
     except RepositoryNotFoundError:
-        parent, private, theirs = None, not target.public, {}
+        parent, private = None, not target.public
     else:
         parent, private = info.sha, bool(info.private)
-        entries = api.list_repo_tree(repo_id, repo_type=target.repo_type, revision=parent, recursive=True)
-        theirs = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        theirs = tree_of(api, target, str(info.sha))
 
     make_public = target.public and private and parent is not None
     public = target.public or not private
@@ -279,9 +309,50 @@ def compare(api: HfApi, target: Target) -> Plan:
         unchanged=len(files) - len(added) - len(differing),
         tag=target.tag,
     )
+    if any(name.rpartition("/")[2] == ".gitignore" for name in theirs):
+        refuse_ignored(api, todo)
     if target.tag and parent and tag_is_set(api, todo, target.tag):
         return replace(todo, tag=None)
     return todo
+
+
+def refuse_ignored(api: HfApi, todo: Plan) -> None:
+    """Refuse to push files that a .gitignore of the repository names: the client would leave them out in silence."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    repo_id, repo_type = todo.target.repo_id, todo.target.repo_type
+    files = (*todo.add, *todo.replace)
+    url = f"{api.endpoint}/api/{repo_type}s/{repo_id}/preupload/main"
+    ignored = []
+    for first in range(0, len(files), ASKED_AT_ONCE):
+        asked = []
+        for file in files[first : first + ASKED_AT_ONCE]:
+            with file.open() as stream:
+                sample = base64.b64encode(stream.read(SAMPLE)).decode()
+            asked.append({"path": file.name, "size": file.size, "sample": sample})
+        answer = get_session().post(url, json={"files": asked}, headers=build_hf_headers())
+        hf_raise_for_status(answer)
+        ignored += [file["path"] for file in answer.json()["files"] if file["shouldIgnore"]]
+    if ignored:
+        raise EmoR3Error(
+            f"the .gitignore of {repo_id} keeps out {some_of(ignored)}: take the lines that name them out of it on "
+            "the Hub, or delete it there"
+        )
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Names for a message, the first few of many."""
+    few = ", ".join(names[:5])
+    return few if len(names) <= 5 else f"{few} and {len(names) - 5} more"
+
+
+def tree_of(api: HfApi, target: Target, commit: str) -> dict[str, RepoFile]:
+    """The files of a commit by name."""
+    from huggingface_hub.hf_api import RepoFile
+
+    entries = api.list_repo_tree(target.repo_id, repo_type=target.repo_type, revision=commit, recursive=True)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
 def check_rights(
@@ -382,6 +453,7 @@ def carry_out(api: HfApi, todo: Plan) -> str:
             parent_commit=todo.parent,
         )
         commit = made.oid
+        check_commit(api, todo, commit)
     if todo.tag:
         api.create_tag(repo_id, tag=todo.tag, revision=commit, repo_type=repo_type)
     if todo.make_public:
@@ -389,15 +461,17 @@ def carry_out(api: HfApi, todo: Plan) -> str:
     return commit
 
 
-def refusal(error: BaseException | None) -> HfHubHTTPError | None:
-    """The Hub's answer at the bottom of an error, if it answered."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    while error:
-        if isinstance(error, HfHubHTTPError):
-            return error
-        error = error.__cause__
-    return None
+def check_commit(api: HfApi, todo: Plan, commit: str) -> None:
+    """Compare what the commit holds with what was meant: a client or a Hub may leave a file out without a word."""
+    theirs = tree_of(api, todo.target, commit)
+    wrong = [
+        file.name for file in (*todo.add, *todo.replace) if file.name not in theirs or differs(file, theirs[file.name])
+    ]
+    if wrong := wrong + [name for name in todo.delete if name in theirs]:
+        raise EmoR3Error(
+            f"the commit {commit[:8]} of {todo.target.repo_id} is not as it was meant: look at {some_of(wrong)} "
+            "there, and run the same command again"
+        )
 
 
 def may_help_to_repeat(error: Exception) -> bool:
@@ -414,7 +488,6 @@ def may_help_to_repeat(error: Exception) -> bool:
 
 def explain(error: Exception, repo_id: str) -> str:
     """What went wrong and what to do, without the token."""
-    from huggingface_hub import get_token
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     answer, reason = refusal(error), " ".join(str(error).split()) or type(error).__name__
@@ -427,9 +500,10 @@ def explain(error: Exception, repo_id: str) -> str:
         text = f"others kept committing to {repo_id} while this push was under way: run the same command again"
     elif status == 400:
         text = f"the Hub refuses the content: {reason}: correct it and run the same command again"
+    elif isinstance(error, KeyError):
+        text = f"an answer of the Hub about {repo_id} lacks {reason}: run the same command again, or try later"
     elif isinstance(error, OfflineModeIsEnabled):
         text = "HF_HUB_OFFLINE is set, so the Hub can't be reached: unset it to push"
     else:
         text = f"the push to {repo_id} stopped: {reason}: run the same command again, it goes on from there"
-    token = get_token()
-    return text.replace(token, "***") if token else text
+    return without_token(text)

@@ -221,10 +221,106 @@ def test_datasets(hub: HubServer, tmp_path: Path) -> None:
     run_client(hub, tmp_path / "reader", load_dataset_client, "emo-r3/by-xet", "emo-r3/by-lfs", user="reader")
 
 
+def pull_request_client(repo_id: str, reader: str) -> None:
+    """A pull request leaves main as it is, may be added to, and may be opened by who only reads."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id)
+    before = api.model_info(repo_id).sha
+    for number, token in ((1, None), (2, reader)):
+        where = {"repo_id": repo_id, "token": token}
+        made = api.create_commit(
+            operations=[CommitOperationAdd("a.txt", b"a"), CommitOperationAdd("a.bin", bytes(9))],
+            commit_message="Please take it",
+            create_pr=True,
+            **where,
+        )
+        assert (made.pr_num, made.pr_revision) == (number, f"refs/pr/{number}")
+        assert made.pr_url.endswith(f"{repo_id}/discussions/{number}")
+        assert api.file_exists(repo_id, "a.bin", revision=made.pr_revision)
+    assert api.model_info(repo_id).sha == before and not api.file_exists(repo_id, "a.txt")
+    api.upload_file(path_or_fileobj=b"b", path_in_repo="b.txt", repo_id=repo_id, revision="refs/pr/1")
+    refs = api.list_repo_refs(repo_id, include_pull_requests=True)
+    assert [ref.ref for ref in refs.pull_requests] == ["refs/pr/1", "refs/pr/2"] and len(refs.branches) == 1
+    assert set(api.list_repo_files(repo_id, revision="refs/pr/1")) == {".gitattributes", "a.txt", "a.bin", "b.txt"}
+    assert api.list_repo_refs(repo_id).pull_requests is None
+
+
+def test_a_pull_request_leaves_main_as_it_is(hub: HubServer, tmp_path: Path) -> None:
+    run_client(hub, tmp_path / "home", pull_request_client, "emo-r3/asked", "hf_reader0000000000")
+
+
+def ignored_client(repo_id: str) -> None:
+    """The client leaves out what the repository's own .gitignore names, unless another one comes along."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id)
+
+    def add(*names: str, **more: bytes) -> set[str]:
+        content = {name: name.encode() for name in names} | more
+        files = [CommitOperationAdd(name, data) for name, data in content.items()]
+        api.create_commit(repo_id, files, commit_message="add")
+        return set(api.list_repo_files(repo_id))
+
+    add(**{".gitignore": b"# of a model\n*.bin\n!keep.bin\n/top.txt\nlogs/\n"})
+    names = ("a.bin", "deep/a.bin", "keep.bin", "top.txt", "deep/top.txt", "logs/x.txt", "deep/logs/x.txt", "logs.txt")
+    there = add(*names)
+    assert there == {".gitattributes", ".gitignore", "keep.bin", "deep/top.txt", "logs.txt"}, there
+    assert add(*names, **{".gitignore": b""}) == {".gitattributes", ".gitignore", *names}
+
+
+def test_a_repository_s_gitignore_leaves_files_out(hub: HubServer, tmp_path: Path) -> None:
+    run_client(hub, tmp_path / "home", ignored_client, "emo-r3/ignoring")
+
+
+def other_names_client(stranger: str) -> None:
+    """A repository in capital letters, after a rename, and after its old name was taken by another."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    api, where = HfApi(), {"repo_type": "dataset"}
+    api.create_repo("emo-r3/Named", private=True, **where)
+    api.create_repo("EMO-R3/named", exist_ok=True, **where)
+    for number, name in enumerate(("emo-r3/Named", "Emo-R3/nameD")):
+        for suffix in ("txt", "bin"):
+            path = f"{number}.{suffix}"
+            api.upload_file(path_or_fileobj=b"x" * 99, path_in_repo=path, repo_id=name, **where)
+    assert [found.id for found in api.list_datasets(search="NAMED")] == ["emo-r3/Named"]
+
+    api.move_repo("emo-r3/Named", "emo-r3/moved", **where)
+    assert api.dataset_info("emo-r3/named").id == "emo-r3/moved"
+    api.upload_file(path_or_fileobj=b"y" * 99, path_in_repo="2.bin", repo_id="emo-r3/Named", **where)
+    api.create_tag("emo-r3/named", tag="v1", **where)
+    for name in ("0.txt", "1.bin", "2.bin"):
+        with open(hf_hub_download("EMO-R3/NAMED", name, revision="v1", **where), "rb") as file:
+            assert len(file.read()) == 99
+    try:
+        api.dataset_info("emo-r3/named", token=stranger)
+        raise AssertionError("a private repository gives its name away")
+    except RepositoryNotFoundError:
+        pass
+    try:
+        api.create_repo("emo-r3/MOVED", **where)
+        raise AssertionError("the same name in capital letters")
+    except HfHubHTTPError as error:
+        assert error.response.status_code == 409
+    api.create_repo("emo-r3/Named", **where)
+    assert api.dataset_info("emo-r3/named").id == "emo-r3/Named"
+    assert not api.file_exists("emo-r3/named", "0.txt", **where)
+
+
+def test_capital_letters_and_a_former_name_lead_to_the_repository(hub: HubServer, tmp_path: Path) -> None:
+    run_client(hub, tmp_path / "home", other_names_client, "hf_stranger0000000000")
+    assert any(seen.status == 307 for seen in hub.faults.seen)
+
+
 def faults_client(repo_id: str) -> None:
     """Uploads and downloads of the client itself, which repeats what failed."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    constants.DOWNLOAD_CHUNK_SIZE = 65_536  # what it writes at once, and so the least that it goes on from
     api = HfApi()
     api.create_repo(repo_id)
     api.upload_file(path_or_fileobj=bytes(range(256)) * 2000, path_in_repo="a.bin", repo_id=repo_id)
@@ -235,10 +331,13 @@ def faults_client(repo_id: str) -> None:
 def test_faults(hub: HubServer, tmp_path: Path) -> None:
     hub.faults.add("503", "PUT /_lfs")
     hub.faults.add("cut", "GET /_blobs")
+    hub.faults.add("cut", "GET /_blobs", after=300_000)
     hub.faults.add("stall", "POST /api/validate|POST .*/commit/", seconds=0.3)
     run_client(hub, tmp_path / "home", faults_client, "owner/faults", HF_HUB_DISABLE_XET="1")
     assert [seen.status for seen in hub.faults.seen if "PUT /_lfs" in seen.what] == [503, 200]
-    assert [seen.status for seen in hub.faults.seen if "GET /_blobs" in seen.what] == [200, 200]
+    got = [(seen.status, seen.range) for seen in hub.faults.seen if "GET /_blobs" in seen.what]
+    # The second cut comes when four pieces are on disk: the client goes on behind them.
+    assert got == [(200, ""), (200, ""), (206, "bytes=262144-")]
     assert not any(fault.times for fault in hub.faults.pending)
 
 
@@ -274,6 +373,8 @@ def test_store_outlives_the_server(tmp_path: Path) -> None:
         ("license: mit", None),
         ("license: [mit, other]\nsize_categories: [1K<n<10K]\ntags: emotion", None),
         ("license: Apache 2.0", '"license" must be one of'),
+        ("license: llama3.1", None),
+        ("license: [bsd-3-clause, cc-by-nc-sa-4.0, gpl-3.0, openrail++]", None),
         ("size_categories: [2K]", '"size_categories" must be one of'),
         ("tags: [1]", '"tags" must be'),
         ("language: no", '"language" must be'),  # YAML reads this country as False
@@ -307,6 +408,13 @@ def test_card_metadata(metadata: str, complaint: str | None) -> None:
 def test_metadata_of_models_and_spaces(kind: str, metadata: str, complaint: str | None) -> None:
     errors, _ = validate(f"---\n{metadata}\n---\n", kind)
     assert (complaint in errors[0]) if complaint else not errors
+
+
+def test_a_pipeline_tag_that_is_not_listed_is_warned_of() -> None:
+    assert validate("---\npipeline_tag: image-text-to-text\n---\n", "model") == ([], [])
+    errors, [warning] = validate("---\npipeline_tag: emotion-recognition\n---\n", "model")
+    assert not errors and 'pipeline tag "emotion-recognition" is not in the official list' in warning
+    assert validate("---\npipeline_tag: 3\n---\n", "model")[0] == ['"pipeline_tag" must be a string']
 
 
 def test_card_without_metadata() -> None:

@@ -214,6 +214,95 @@ def test_a_card_that_the_hub_refuses(hub: HubServer, pusher: Pusher, folder: Pat
     assert files_on(hub, "emo-r3/bad-card") == {}
 
 
+def test_a_gitignore_that_names_our_files_is_told_before_the_commit(
+    hub: HubServer, pusher: Pusher, folder: Path
+) -> None:
+    pusher.push(folder, "emo-r3/ignoring-ours", "--yes")
+    repo = hub.store.find("datasets", "emo-r3/ignoring-ours")
+    tree = repo.tree(repo.branches["main"])
+    tree[".gitignore"] = hub.store.add_regular(b"# pictures stay at home\ndata/\n")
+    repo.commit("main", tree, "a .gitignore", "owner")
+    assert "nothing to do" in pusher.push(folder, "emo-r3/ignoring-ours", "--yes")  # nothing is sent, nothing left out
+    write_rows(folder / "data/test-00000-of-00001.parquet", 7)
+    (folder / "README.md").write_text("---\nlicense: other\n---\n# Another card\n")
+    for words in ((), ("--yes",)):
+        said = pusher.push(folder, "emo-r3/ignoring-ours", *words, code=2)
+        assert "the .gitignore of emo-r3/ignoring-ours keeps out data/test-00000-of-00001.parquet: take" in said
+    assert len(titles(hub, "emo-r3/ignoring-ours")) == 2  # not even the card
+    assert repo.tree(repo.branches["main"])["README.md"] == tree["README.md"]
+
+    del tree["data/train-00000-of-00001.parquet"]
+    tree[".gitignore"] = hub.store.add_regular(b"*.log\n")
+    repo.commit("main", tree, "a harmless one", "owner")
+    pusher.push(folder, "emo-r3/ignoring-ours", "--yes")
+    assert files_on(hub, "emo-r3/ignoring-ours").items() >= files_in(folder).items()
+
+
+def test_a_commit_that_lost_a_file_is_told(hub: HubServer, pusher: Pusher, folder: Path) -> None:
+    repo_id, lost = "emo-r3/losing", "data/train-00000-of-00001.parquet"
+
+    def lose(phase: str, what: str) -> None:
+        if phase == "answered" and "/commit/" in what:
+            repo = hub.store.find("datasets", repo_id)
+            del repo.commits[repo.branches["main"]]["tree"][lost]
+
+    hub.faults.watch = lose
+    said = pusher.push(folder, repo_id, "--yes", "--tag", "v1", code=2)
+    hub.faults.watch = None
+    assert f"of {repo_id} is not as it was meant: look at {lost} there" in said
+    assert not hub.store.find("datasets", repo_id).tags
+    pusher.push(folder, repo_id, "--yes", "--tag", "v1")
+    assert files_on(hub, repo_id, "v1") == files_in(folder)
+
+
+def test_a_409_without_an_address(hub: HubServer, pusher: Pusher, folder: Path) -> None:
+    hub.faults.add("409", "/repos/create")
+    said = pusher.push(folder, "emo-r3/reserved", "--yes", code=2)
+    assert "the Hub won't make emo-r3/reserved (Conflict): give it another name" in said
+
+    def make_it(phase: str, what: str) -> None:  # somebody else, in the same moment
+        if phase == "arrived" and "/repos/create" in what:
+            hub.store.create("datasets", "emo-r3/reserved", True, "owner")
+
+    hub.faults.add("409", "/repos/create")
+    hub.faults.watch = make_it
+    pusher.push(folder, "emo-r3/reserved", "--yes")
+    hub.faults.watch = None
+    assert files_on(hub, "emo-r3/reserved") == files_in(folder)
+
+
+def test_a_persistent_503_is_bounded_and_told(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None:
+    hub.faults.add("503", "GET /api/datasets/emo-r3/busy", 1000)
+    write_rows(tmp_path / "data/test-00000-of-00001.parquet", 1)
+    said = pusher.push(tmp_path, "emo-r3/busy", code=2)
+    notes = re.findall(r"^emo-r3: emo-r3/busy: the Hub answers 503; attempt (\d) of 5 in 0 s$", said, re.MULTILINE)
+    assert notes == ["2", "3", "4", "5"] and "503 Service Unavailable" in said
+
+
+def test_no_further_attempt_after_a_while(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """However long an attempt takes: the clock here is ours."""
+    clock = iter([0.0, 50.0, 61.0])
+    monkeypatch.setattr(repositories.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(repositories.time, "sleep", lambda seconds: None)
+
+    def fail() -> None:
+        raise ConnectionError("the line is down")
+
+    with pytest.raises(EmoR3Error, match="stopped: the line is down"):
+        repositories.persist("emo-r3/x", fail)
+    assert capsys.readouterr().err == "emo-r3: emo-r3/x: the line is down; attempt 2 of 5 in 1 s\n"
+
+
+@pytest.mark.slow
+def test_xet_that_is_down_is_bounded(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None:
+    """The transport's own attempts are a few: it would go on for minutes, in silence."""
+    write_rows(tmp_path / "data/test-00000-of-00001.parquet", 2, size=600_000)
+    hub.faults.add("503", "/v1/xorbs/", 4)
+    said = pusher.push(tmp_path, "emo-r3/no-xet", "--yes", HF_XET_CLIENT_RETRY_BASE_DELAY="10ms")
+    assert "attempt 2 of 5" in said
+    assert files_on(hub, "emo-r3/no-xet") == files_in(tmp_path)
+
+
 def lfs_client(folder: str, repo_id: str) -> None:
     """A push whose commit fails for good, and one that goes on, without Xet."""
     from pathlib import Path

@@ -86,6 +86,21 @@ def test_our_own_release(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None
     assert not hub.store.find("models", "owner/emo-r3-mini").private
 
 
+def test_one_broken_folder_does_not_hide_the_others(pusher: Pusher, tmp_path: Path) -> None:
+    make_space(tmp_path / "one")
+    make_run(tmp_path / "two")
+    make_run(tmp_path / "three")
+    (tmp_path / "three/run.json").write_text('{"recipe_hash":')
+    path = write_collection(
+        tmp_path, {"a": ("space", Path("one")), "b": ("model", Path("two")), "c": ("model", Path("three"))}
+    )
+    path.write_text(path.read_text().replace('folder = "two"', 'folder = "two"\nresults = ["evaluation-1"]'))
+    listing = pusher.push(path, kind="all", code=1)
+    assert "space      emo-r3/a, new, private" in listing
+    assert re.search(r"^left out   model emo-r3/b: .*evaluation-1.*", listing, re.MULTILINE)
+    assert re.search(r"^left out   model emo-r3/c: .*three/run.json is not JSON", listing, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     "text, said",
     [

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import DataError
-from ..publish import dataset_target, push
+from ..publish import confirmed, dataset_target, push_and_print, show
+from ..repositories import open_hub
 from . import emoset, emotion6, webemo
 from .build import PIXEL_BUDGET, select, write
 from .draw import Size
@@ -92,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--push-to-hub", metavar="REPO", help="push the data set with images to a private repository"
         )
+        command.add_argument("--yes", action="store_true", help="do push; without, only list what would happen")
         command.add_argument(
             "--test-size", type=int, metavar="N", help="rows of the test split (default: as published)"
         )
@@ -134,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
         sizes["train"] = emoset.AUTHORS_TRAIN
     if getattr(args, "download", False):
         _download(args, sizes)
+    if args.push_to_hub:
+        open_hub(args.push_to_hub)  # a name or a login that won't do is told before the work
     with tempfile.TemporaryDirectory(prefix="emo-r3-") as scratch:
         output = args.output or (Path(scratch) / args.dataset if args.push_to_hub else None)
         report = prepare(
@@ -150,8 +154,12 @@ def run(args: argparse.Namespace) -> int:
         for folder in filter(None, (args.output, args.index)):
             print(f'emo-r3: wrote {folder}; read it with load_dataset("{folder}")', file=sys.stderr)
         if output is not None and args.push_to_hub:
-            commit = push(dataset_target(Path(output), args.push_to_hub))
-            print(f"emo-r3: pushed to {args.push_to_hub}, commit {commit}", file=sys.stderr)
+            target = dataset_target(Path(output), args.push_to_hub)
+            if not show(target):
+                if confirmed(args.yes):
+                    push_and_print(target)
+                elif not args.output:
+                    print("emo-r3: the data set is not kept; give --output to keep it", file=sys.stderr)
     return 0
 
 

@@ -18,7 +18,10 @@ def push_client(folders: dict[str, str], index: str, raw: str) -> None:
     from emo_r3 import publish
     from emo_r3.cli import main
 
-    assert main(["prepare", "emotion6", raw, "--push-to-hub", "emo-r3/emotion6"]) == 0
+    words = ["prepare", "emotion6", raw, "--push-to-hub", "emo-r3/emotion6"]
+    assert main(words) == 0
+    assert not HfApi().repo_exists("emo-r3/emotion6", repo_type="dataset"), "without --yes it is only listed"
+    assert main([*words, "--yes"]) == 0
     before = HfApi().dataset_info("emo-r3/emotion6")
     assert before.private
     target = publish.dataset_target(Path(folders["emo-r3/emotion6"]), "emo-r3/emotion6")

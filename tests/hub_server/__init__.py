@@ -14,8 +14,9 @@ What can be made to go wrong (`hub.faults.add`, or by hand):
 
     curl -X POST localhost:8990/_test/faults -d '{"kind": "503", "where": "POST .*/commit/", "times": 2}'
 
-`503` answers so instead of working, `412` lets a foreign commit land first, `cut` drops the connection in the middle
-of the answer, `stall` waits for `seconds` there. `where` is a regular expression on "METHOD /path". `DELETE` on the
+`503` and `409` answer so instead of working, `412` lets a foreign commit land first, `cut` drops the connection in
+the middle of the answer, or `after` so many bytes of it, `stall` waits for `seconds` there. `where` is a regular
+expression on "METHOD /path". `DELETE` on the
 same address forgets the faults, `GET /_test/requests` lists what was asked so far.
 
 server.py: the running server. faults.py: what goes wrong. store.py: repositories and blobs on disk. access.py: who may

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator
 
 from .store import Repo, Store
@@ -35,6 +35,23 @@ TOKENS = {
     "hf_reader0000000000": User("reader", "read"),
     "hf_stranger0000000000": User("stranger"),
 }
+
+
+class OtherName(Exception):
+    """The repository is called otherwise, since a rename or in capital letters: the request is sent there."""
+
+    def __init__(self, asked: str, name: str) -> None:
+        super().__init__(asked)
+        self.asked, self.name = asked, name
+
+    def response(self, request: Request) -> Response:
+        path = request.scope["raw_path"].decode()
+        if f"/{self.asked}" not in path:  # the name was in the body
+            return Refusal(404, "Repository not found", "RepoNotFound").response()
+        query = f"?{request.url.query}" if request.url.query else ""
+        return Response(
+            status_code=307, headers={"Location": path.replace(f"/{self.asked}", f"/{self.name}", 1) + query}
+        )
 
 
 class Refusal(Exception):
@@ -98,9 +115,11 @@ def readable(store: Store, user: User | None, kind: str, name: str, content: boo
     A private repository is 401 without a token and, for somebody else, as absent as one that never was.
     """
     repo = store.find(kind, name)
-    namespace = name.split("/")[0]
+    namespace = (repo.name if repo else name).split("/")[0]
     if repo is None or (repo.private and not (user and user.may_read(namespace))):
         raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
+    if repo.name != name:
+        raise OtherName(name, repo.name)
     if content and repo.gated and not (user and (user.may_read(namespace) or user.name in repo.accepted)):
         raise Refusal(403 if user else 401, f"Access to {name} is restricted: ask for access", "GatedRepo")
     return repo
@@ -112,6 +131,12 @@ def writable(store: Store, user: User | None, kind: str, name: str) -> Repo:
     if not signed_in(user).may_write(name.split("/")[0]):
         raise Refusal(403, "You don't have the rights to write to this repository")
     return repo
+
+
+def open_to_requests(store: Store, user: User | None, kind: str, name: str) -> Repo:
+    """The repository, if the user may open a pull request: whoever has an account and sees it."""
+    signed_in(user)
+    return readable(store, user, kind, name, content=True)
 
 
 def commit_of(repo: Repo, revision: str) -> str:

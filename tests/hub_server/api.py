@@ -46,7 +46,10 @@ def whoami(user: Caller) -> dict[str, Any]:
 
 def asked_name(user: User, payload: dict[str, Any]) -> tuple[str, str]:
     """The kind and the full name of the repository that a request is about."""
-    return f"{payload.get('type') or 'model'}s", f"{payload.get('organization') or user.name}/{payload['name']}"
+    namespace = payload.get("organization") or user.name
+    if namespace.lower() in (ORGANIZATION, user.name):
+        namespace = namespace.lower()
+    return f"{payload.get('type') or 'model'}s", f"{namespace}/{payload['name']}"
 
 
 def wants_private(payload: dict[str, Any]) -> bool:
@@ -65,7 +68,8 @@ def create_repo(request: Request, store: StoreOf, user: Caller, payload: Payload
     if kind == "spaces" and payload.get("sdk") not in cards.SDKS:
         raise Refusal(400, f"Invalid sdk: {payload.get('sdk')}")
     with store.lock:
-        if taken := store.find(kind, name):
+        taken = store.find(kind, name)
+        if taken and taken.name.lower() == name.lower():  # a name that was given up is free again
             url = f"{request.app.state.url}/{taken.url_path}"
             raise Refusal(409, "You already created this repository", url=url)
         repo = store.create(kind, name, wants_private(payload), user.name, payload.get("sdk"))
@@ -84,7 +88,8 @@ def move_repo(store: StoreOf, user: Caller, payload: Payload) -> dict[str, Any]:
     kind, name = f"{payload.get('type') or 'model'}s", payload["toRepo"]
     with store.lock:
         repo = writable(store, user, kind, payload["fromRepo"])
-        if store.find(kind, name):
+        taken = store.find(kind, name)
+        if taken and taken.name.lower() == name.lower():
             raise Refusal(409, f"{name} exists already")
         if not signed_in(user).may_write(name.split("/")[0]):
             raise Refusal(403, f"You don't have the rights to create {name}")
@@ -146,7 +151,8 @@ def list_repos(request: Request, store: StoreOf, user: Caller, kind: Kind) -> li
     for repo in store.repos(kind):
         namespace = repo.name.split("/")[0]
         hidden = repo.private and not (user and user.may_read(namespace))
-        if not hidden and query.get("author") in (None, namespace) and query.get("search", "") in repo.name:
+        search = query.get("search", "").lower()
+        if not hidden and query.get("author") in (None, namespace) and search in repo.name.lower():
             about = describe(request, store, repo, repo.branches["main"])
             if set(query.getlist("filter")) <= set(about["tags"]):
                 found.append(about)
@@ -304,13 +310,19 @@ def list_commits(
 
 
 @router.get(REPO + "/refs")
-def list_refs(store: StoreOf, user: Caller, kind: Kind, owner: str, name: str) -> dict[str, Any]:
+def list_refs(
+    store: StoreOf, user: Caller, kind: Kind, owner: str, name: str, include_prs: bool = False
+) -> dict[str, Any]:
     repo = readable(store, user, kind, f"{owner}/{name}")
 
     def listed(refs: dict[str, str], folder: str) -> list[dict[str, str]]:
         return [{"name": ref, "ref": f"refs/{folder}/{ref}", "targetCommit": commit} for ref, commit in refs.items()]
 
-    return {"branches": listed(repo.branches, "heads"), "tags": listed(repo.tags, "tags"), "converts": []}
+    answer = {"branches": listed(repo.branches, "heads"), "tags": listed(repo.tags, "tags"), "converts": []}
+    if include_prs:
+        pulls = [{"name": ref, "ref": ref, "targetCommit": commit} for ref, commit in repo.pulls.items()]
+        answer["pullRequests"] = pulls
+    return answer
 
 
 @router.post(REPO + "/branch/{branch}")

@@ -11,7 +11,31 @@ FRONT_MATTER = re.compile(r"^\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", 
 SDKS = ("gradio", "docker", "static")
 COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # those that a test may come to
-LICENSES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "unknown", "other")
+_LICENSES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
+cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
+cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0
+cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl
+gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr
+mpl-2.0 odc-by odbl open-mdw openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
+deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma
+unknown other
+"""
+_TASKS = """
+text-classification token-classification table-question-answering question-answering zero-shot-classification
+translation summarization feature-extraction text-generation text2text-generation fill-mask sentence-similarity
+text-to-speech text-to-audio automatic-speech-recognition audio-to-audio audio-classification audio-text-to-text
+voice-activity-detection depth-estimation image-classification object-detection image-segmentation text-to-image
+image-to-text image-to-image image-to-video unconditional-image-generation video-classification
+reinforcement-learning robotics tabular-classification tabular-regression tabular-to-text table-to-text
+multiple-choice text-ranking text-retrieval time-series-forecasting text-to-video image-text-to-text
+image-text-to-image image-text-to-video visual-question-answering document-question-answering
+zero-shot-image-classification graph-ml mask-generation zero-shot-object-detection text-to-3d image-to-3d
+image-feature-extraction video-text-to-text keypoint-detection visual-document-retrieval any-to-any
+video-to-video other
+"""
+LICENSES, TASKS = _LICENSES.split(), _TASKS.split()
 TEXT_LISTS = ("tags", "task_categories", "task_ids", "language", "datasets", "metrics", "source_datasets")
 
 
@@ -60,7 +84,13 @@ def validate(readme: str, kind: str) -> tuple[list[str], list[str]]:
         errors += model_errors(metadata)
     if kind == "space":
         errors += space_errors(metadata)
-    return errors, []
+    return errors, model_warnings(metadata) if kind == "model" else []
+
+
+def model_warnings(metadata: dict[str, Any]) -> list[str]:
+    """What the Hub takes and doesn't know: a task that isn't listed shows the model under none."""
+    tag = metadata.get("pipeline_tag", TASKS[0])
+    return [] if tag in TASKS else [f'The pipeline tag "{tag}" is not in the official list: {", ".join(TASKS)}']
 
 
 def model_errors(metadata: dict[str, Any]) -> list[str]:
@@ -76,6 +106,8 @@ def model_errors(metadata: dict[str, Any]) -> list[str]:
     relations = ("finetune", "adapter", "merge", "quantized")
     if metadata.get("base_model_relation", relations[0]) not in relations:
         errors.append(f'"base_model_relation" must be one of [{", ".join(relations)}]')
+    if not isinstance(metadata.get("pipeline_tag", ""), str):
+        errors.append('"pipeline_tag" must be a string')
     index = metadata.get("model-index", [])
     for place, model in enumerate(index if isinstance(index, list) else [{}]):
         if not isinstance(model.get("name"), str) or not isinstance(model.get("results"), list):

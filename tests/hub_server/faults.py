@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -17,21 +18,23 @@ class Cut(Exception):
 
 @dataclass
 class Fault:
-    """One thing to go wrong: `kind` is 503, 412, cut or stall; `where` a regular expression on "METHOD /path"."""
+    """One thing to go wrong: `kind` is 409, 503, 412, cut or stall; `where` a regular expression on "METHOD /path"."""
 
     kind: str
     where: str
     times: int = 1
     seconds: float = 30.0
+    after: int | None = None  # bytes of the answer that still arrive; half of its first chunk unless given
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A request: what was asked, the status of the answer, the bytes that came with it."""
+    """A request: what was asked, the status of the answer, the bytes that came with it, and its Range header."""
 
     what: str
     status: int
     received: int
+    range: str = ""
 
 
 class Faults:
@@ -41,7 +44,7 @@ class Faults:
     done and the client hasn't heard of it: where a test kills its client.
     """
 
-    KINDS = ("503", "412", "cut", "stall")
+    KINDS = ("409", "503", "412", "cut", "stall")
 
     def __init__(self) -> None:
         self.app: Any = None
@@ -49,11 +52,11 @@ class Faults:
         self.seen: list[Seen] = []
         self.watch: Callable[[str, str], None] | None = None
 
-    def add(self, kind: str, where: str, times: int = 1, seconds: float = 30.0) -> None:
-        """Let the next `times` requests that match `where` fail."""
+    def add(self, kind: str, where: str, times: int = 1, seconds: float = 30.0, after: int | None = None) -> None:
+        """Let the next `times` requests that match `where` fail; a cut or a stall comes `after` so many bytes."""
         if kind not in self.KINDS:
             raise ValueError(f"fault {kind!r} is none of {', '.join(self.KINDS)}")
-        self.pending.append(Fault(kind, where, times, seconds))
+        self.pending.append(Fault(kind, where, times, seconds, after))
 
     def clear(self) -> None:
         """Nothing goes wrong any more, and nothing was seen."""
@@ -75,8 +78,9 @@ class Faults:
         what = f"{scope['method']} {scope['path']}"
         if self.watch:
             self.watch("arrived", what)
-        received = 0
-        fault = self.take(what, "503", "cut", "stall")
+        received = sent = 0
+        asked_range = dict(scope["headers"]).get(b"range", b"").decode()
+        fault = self.take(what, "409", "503", "cut", "stall")
 
         async def receive_counted() -> Any:
             nonlocal received
@@ -85,25 +89,27 @@ class Faults:
             return message
 
         async def send_or_fail(message: dict[str, Any]) -> None:
-            nonlocal fault
+            nonlocal fault, sent
             if message["type"] == "http.response.start":
-                self.seen.append(Seen(what, message["status"], received))
+                self.seen.append(Seen(what, message["status"], received, asked_range))
                 if self.watch:
                     self.watch("answered", what)
             elif fault and (body := message.get("body")):
-                kind, seconds, fault = fault.kind, fault.seconds, None
-                half = len(body) // 2
-                await send({"type": "http.response.body", "body": body[:half], "more_body": True})
-                if kind == "cut":
-                    raise Cut(what)
-                await asyncio.sleep(seconds)
-                message = {**message, "body": body[half:]}
+                last = len(body) // 2 if fault.after is None else fault.after - sent
+                sent += len(body)
+                if last < len(body):
+                    kind, seconds, fault = fault.kind, fault.seconds, None
+                    await send({"type": "http.response.body", "body": body[:last], "more_body": True})
+                    if kind == "cut":
+                        raise Cut(what)
+                    await asyncio.sleep(seconds)
+                    message = {**message, "body": body[last:]}
             await send(message)
 
-        if fault and fault.kind == "503":
-            fault = None
+        if fault and fault.kind in ("409", "503"):
+            status, fault = int(fault.kind), None
             while (await receive_counted()).get("more_body"):
                 pass
-            answer = JSONResponse({"error": "Service unavailable"}, 503)
+            answer = JSONResponse({"error": HTTPStatus(status).phrase}, status)
             return await answer(scope, receive_counted, send_or_fail)
         await self.app(scope, receive_counted, send_or_fail)

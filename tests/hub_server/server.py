@@ -12,10 +12,10 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from . import api, spaces, transfer, xet
-from .access import TOKENS, Payload, Refusal
+from .access import TOKENS, OtherName, Payload, Refusal
 from .faults import Cut, Faults
 from .store import Store
 
@@ -78,6 +78,10 @@ def make_app(store: Store, faults: Faults, url: str, blob_url: str) -> FastAPI:
     @app.exception_handler(Refusal)
     async def refuse(request: Request, refusal: Refusal) -> JSONResponse:
         return refusal.response()
+
+    @app.exception_handler(OtherName)
+    async def redirect(request: Request, other: OtherName) -> Response:
+        return other.response(request)
 
     @app.get("/_test/requests")
     async def requests() -> list[dict[str, Any]]:

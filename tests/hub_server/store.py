@@ -53,6 +53,8 @@ class Repo:
     commits: dict[str, dict[str, Any]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    pulls: dict[str, str] = field(default_factory=dict)  # refs/pr/1, refs/pr/2, ...
+    former_names: list[str] = field(default_factory=list)
     space: dict[str, Any] = field(default_factory=dict)  # secrets, variables, runtime, host
 
     @property
@@ -62,7 +64,7 @@ class Repo:
 
     def resolve(self, revision: str) -> str | None:
         """The commit that a revision stands for; branches win over tags."""
-        named = self.branches.get(revision) or self.tags.get(revision)
+        named = self.branches.get(revision) or self.tags.get(revision) or self.pulls.get(revision)
         if named or not re.fullmatch(r"[0-9a-f]{5,40}", revision):
             return named
         return next((commit for commit in self.commits if commit.startswith(revision)), None)
@@ -72,9 +74,10 @@ class Repo:
         return dict(self.commits[commit]["tree"])
 
     def commit(self, branch: str, tree: Tree, title: str, author: str, message: str = "") -> str:
-        """Add a commit on top of a branch, which may be new, and return its name."""
+        """Add a commit on top of a branch or a pull request, which may be new, and return its name."""
+        refs = self.pulls if branch.startswith("refs/pr/") else self.branches
         about = {
-            "parent": self.branches.get(branch),
+            "parent": refs.get(branch),
             "title": title,
             "message": message,
             "author": author,
@@ -84,9 +87,15 @@ class Repo:
         # Two commits of the same content at the same moment are still two.
         name = hashlib.sha1(json.dumps([about, secrets.token_hex(8)]).encode()).hexdigest()
         self.commits[name] = about
-        self.branches[branch] = name
+        refs[branch] = name
         self.save()
         return name
+
+    def open_pull_request(self) -> str:
+        """A new pull request, which begins where main is, and is no branch."""
+        ref = f"refs/pr/{len(self.pulls) + 1}"
+        self.pulls[ref] = self.branches["main"]
+        return ref
 
     def save(self) -> None:
         """Write the repository's file in one step."""
@@ -108,7 +117,8 @@ class Store:
         if not secret.exists():
             secret.write_text(secrets.token_hex(16))
         self._secret = secret.read_bytes()
-        self._repos = {(repo.kind, repo.name): repo for repo in map(self._load, (root / "repos").glob("*.json"))}
+        loaded = map(self._load, (root / "repos").glob("*.json"))
+        self._repos = {(repo.kind, repo.name.lower()): repo for repo in loaded}
 
     @staticmethod
     def _load(path: Path) -> Repo:
@@ -122,8 +132,11 @@ class Store:
         return sorted((repo for repo in self._repos.values() if repo.kind == kind), key=lambda repo: repo.created)
 
     def find(self, kind: str, name: str) -> Repo | None:
-        """The repository, if there is one."""
-        return self._repos.get((kind, name))
+        """The repository of this name, in small or capital letters, or that once had it."""
+        if repo := self._repos.get((kind, name.lower())):
+            return repo
+        renamed = (repo for repo in self.repos(kind) if name.lower() in repo.former_names)
+        return next(renamed, None)
 
     def create(self, kind: str, name: str, private: bool, author: str, sdk: str | None = None) -> Repo:
         """A new repository with its first commit."""
@@ -133,19 +146,20 @@ class Store:
             card = f"---\ntitle: {name.split('/')[1]}\nsdk: {sdk}\napp_file: app.py\n---\n"
             tree["README.md"] = self.add_regular(card.encode())
         repo.commit("main", tree, "initial commit", author)
-        self._repos[kind, name] = repo
+        self._repos[kind, name.lower()] = repo
         return repo
 
     def delete(self, repo: Repo) -> None:
         """Forget a repository; its blobs stay, as others may share them."""
-        del self._repos[repo.kind, repo.name]
+        del self._repos[repo.kind, repo.name.lower()]
         repo.path.unlink()
 
     def rename(self, repo: Repo, name: str) -> None:
-        """Give a repository another name."""
+        """Give a repository another name; the old one goes on leading to it."""
         self.delete(repo)
+        repo.former_names.append(repo.name.lower())
         repo.name, repo.path = name, self._path(repo.kind, name)
-        self._repos[repo.kind, name] = repo
+        self._repos[repo.kind, name.lower()] = repo
         repo.save()
 
     def add_regular(self, data: bytes) -> dict[str, Any]:

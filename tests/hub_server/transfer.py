@@ -12,7 +12,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from .access import Caller, Name, Payload, RawBody, Refusal, StoreOf, commit_of, readable, writable
+from .access import Caller, Name, Payload, RawBody, Refusal, StoreOf, commit_of, open_to_requests, readable, writable
 from .api import REPO, Kind
 from .store import LARGE_SUFFIXES, Repo, Store, Tree
 
@@ -23,22 +23,51 @@ PART_SIZE = 5_000_000  # bytes of one request of a large file
 
 @router.post(REPO + "/preupload/{revision}")
 def preupload(
-    store: StoreOf, user: Caller, kind: Kind, owner: str, name: str, revision: Name, payload: Payload
+    store: StoreOf,
+    user: Caller,
+    kind: Kind,
+    owner: str,
+    name: str,
+    revision: Name,
+    payload: Payload,
+    create_pr: bool = False,
 ) -> dict[str, Any]:
-    """Tell the client which files are large, which its .gitignore leaves out, and which are there already."""
-    repo = writable(store, user, kind, f"{owner}/{name}")
+    """Tell the client which files are large, which .gitignore leaves out, and which are there already.
+
+    The .gitignore is the one that comes with the files or, where none does, the repository's own.
+    """
+    repo = (open_to_requests if create_pr else writable)(store, user, kind, f"{owner}/{name}")
     commit = commit_of(repo, revision)
     tree, answers = repo.tree(commit), []
-    ignored = [line.strip() for line in (payload.get("gitIgnore") or "").splitlines() if line.strip()]
+    ignore = payload.get("gitIgnore")
+    if ignore is None and ".gitignore" in tree:
+        ignore = store.blob(tree[".gitignore"]).read_text()
     for file in payload["files"]:
         path, sample = file["path"], base64.b64decode(file.get("sample") or "")
         large = path.lower().endswith(LARGE_SUFFIXES) or file["size"] > LARGE_SIZE or b"\0" in sample
-        leave = any(fnmatch.fnmatch(path, rule + "*" if rule.endswith("/") else rule) for rule in ignored)
-        answer = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": leave}
+        answer = {"path": path, "uploadMode": "lfs" if large else "regular"}
+        answer["shouldIgnore"] = is_ignored(path, (ignore or "").splitlines())
         if path in tree:
             answer["oid"] = tree[path]["oid"]
         answers.append(answer)
     return {"files": answers, "commitOid": commit}
+
+
+def is_ignored(path: str, rules: list[str]) -> bool:
+    """Whether a .gitignore leaves a file out. The last rule that speaks of it, or of a folder around it, decides."""
+    names = path.split("/")
+    found = False
+    for rule in filter(None, (line.strip() for line in rules)):
+        if rule.startswith("#"):
+            continue
+        pattern = rule.lstrip("!").rstrip("/")
+        anchored = "/" in pattern
+        pattern = pattern.lstrip("/").removeprefix("**/")
+        for depth in range(1, len(names) + (0 if rule.endswith("/") else 1)):
+            tried = "/".join(names[:depth]) if anchored else names[depth - 1]
+            if fnmatch.fnmatchcase(tried, pattern):
+                found = not rule.startswith("!")
+    return found
 
 
 # Large file storage: what a client uses without Xet
@@ -116,15 +145,24 @@ def lfs_verify(store: StoreOf, oid: str, payload: Payload) -> dict[str, Any]:
 
 @router.post(REPO + "/commit/{revision}")
 def commit(
-    request: Request, store: StoreOf, user: Caller, kind: Kind, owner: str, name: str, revision: Name, body: RawBody
+    request: Request,
+    store: StoreOf,
+    user: Caller,
+    kind: Kind,
+    owner: str,
+    name: str,
+    revision: Name,
+    body: RawBody,
+    create_pr: bool = False,
 ) -> dict[str, Any]:
+    """Apply a commit to a branch, or with `create_pr` to a new pull request, which leaves the branch as it is."""
     with store.lock:
-        repo = writable(store, user, kind, f"{owner}/{name}")
-        if revision not in repo.branches:
+        repo = (open_to_requests if create_pr else writable)(store, user, kind, f"{owner}/{name}")
+        if revision not in (repo.branches | repo.pulls):
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         if request.app.state.faults.take(f"POST {request.scope['raw_path'].decode()}", "412"):
             land_foreign_commit(store, repo, revision)
-        head = repo.branches[revision]
+        head = (repo.branches | repo.pulls)[revision]
         tree, header = repo.tree(head), {}
         for line in body.splitlines():
             operation = json.loads(line)
@@ -134,8 +172,14 @@ def commit(
                     raise Refusal(412, "A commit has happened since. Please refresh and try again.")
             else:
                 apply_operation(store, tree, operation["key"], operation["value"])
+        if create_pr:
+            revision = repo.open_pull_request()
         oid = repo.commit(revision, tree, header["summary"], user.name, header.get("description", ""))
-    return {"success": True, "commitOid": oid, "commitUrl": f"{request.app.state.url}/{repo.url_path}/commit/{oid}"}
+    url = f"{request.app.state.url}/{repo.url_path}"
+    answer = {"success": True, "commitOid": oid, "commitUrl": f"{url}/commit/{oid}"}
+    if create_pr:
+        answer["pullRequestUrl"] = f"{url}/discussions/{revision.rpartition('/')[2]}"
+    return answer
 
 
 def land_foreign_commit(store: Store, repo: Repo, branch: str) -> None:

@@ -14,7 +14,7 @@ import lz4.frame
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from .access import Caller, Name, RawBody, Refusal, StoreOf, writable
+from .access import Caller, Name, RawBody, Refusal, StoreOf, open_to_requests, writable
 from .store import Store
 
 router = APIRouter()
@@ -26,9 +26,16 @@ NONE, LZ4, BYTE_GROUPS = 0, 1, 2  # how a chunk is compressed; the last one is L
 
 @router.get("/api/{kind}/{owner}/{name}/xet-write-token/{revision}")
 def write_token(
-    request: Request, store: StoreOf, user: Caller, kind: str, owner: str, name: str, revision: Name
+    request: Request,
+    store: StoreOf,
+    user: Caller,
+    kind: str,
+    owner: str,
+    name: str,
+    revision: Name,
+    create_pr: bool = False,
 ) -> JSONResponse:
-    writable(store, user, kind, f"{owner}/{name}")
+    (open_to_requests if create_pr else writable)(store, user, kind, f"{owner}/{name}")
     cas, token, expires = f"{request.app.state.url}/cas", store.sign("xet"), int(time.time()) + 3600
     headers = {"X-Xet-Cas-Url": cas, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
     return JSONResponse({"casUrl": cas, "accessToken": token, "exp": expires}, headers=headers)
