@@ -509,7 +509,8 @@ def _unmeasured(facts: ModelFacts) -> list[str]:
 
 
 def miniature_card(folder: Path = CHECKPOINT) -> str:
-    """The miniature's card for the Hub: the one beside its weights, and the results in `evaluation.json`."""
+    """The miniature's card for the Hub: the one beside its weights, the results in `evaluation.json`, and where to get
+    the package."""
     from huggingface_hub import ModelCard
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
@@ -520,7 +521,7 @@ def miniature_card(folder: Path = CHECKPOINT) -> str:
         for name, found in told["results"].items()
     ]
     card.data["model-index"] = eval_results_to_model_index(MINIATURE_REPO.rpartition("/")[2], scores)
-    return str(card)
+    return str(card).replace("\n```python\n", f"{install_line()}\n```python\n", 1)
 
 
 if __name__ == "__main__":  # > hub/models/emo-r3-mini/README.md

@@ -96,12 +96,14 @@ def _options(report: Report) -> list[str]:
     """Those of `emo-r3 prepare`, or of `emo-r3 miniature dataset`, that draw the same rows again."""
     from . import build, emoset, emotion6, miniature_sets, webemo
 
-    sizes, usual, suffix = dict(report.sizes), {}, "-size"
+    sizes: Mapping[str, Any] = report.sizes
+    usual: Mapping[str, Any] = {}
+    suffix = "-size"
     if report.dataset in miniature_sets.SIZES:  # all of its rows are taken, of as many as are drawn
         sizes = {split: sum(counts.values()) for split, counts in report.rows.items()}
-        usual, suffix = dict(miniature_sets.SIZES[report.dataset]), ""
+        usual, suffix = miniature_sets.SIZES[report.dataset], ""
     elif report.dataset == emotion6.SPEC.name:
-        usual = dict(emotion6.sizes(sum(sum(counts.values()) for counts in report.found.values())))
+        usual = emotion6.sizes(sum(sum(counts.values()) for counts in report.found.values()))
     else:
         usual = {emoset.SPEC.name: emoset.SIZES, webemo.SPEC.name: webemo.SIZES}.get(report.dataset, {})
     words = [f"--seed {report.seed}"] if report.seed else []
@@ -119,9 +121,9 @@ def _front_matter(spec: Spec, report: Report, info: Any) -> str:
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
 
+    licence: dict[str, Any] = {"license": spec.license} | dict(spec.license_other)
     facts = DatasetCardData(
-        license=spec.license,
-        **spec.license_other,
+        **licence,
         language=["en"],
         pretty_name=spec.title,
         task_categories=["image-classification"],

@@ -102,7 +102,7 @@ class Stage:
             max_pixels=run.max_pixels or info.max_pixels,
             base_model=model_config.model_name_or_path,
             # What follows a cold start begins with that stage's model, which knows the base.
-            base_commit=hub_commit(Path(model.name_or_path)) if own_base else info.base_commit,
+            base_commit=hub_commit(Path(model.name_or_path or "")) if own_base else info.base_commit,
             recipe_hash=self.recipe.hash,
         )
         set_pixel_budget(processor, info)
