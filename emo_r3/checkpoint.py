@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -44,6 +45,7 @@ class CheckpointInfo:
         min_pixels, max_pixels (`int`, *optional*): pixel budget of an image (Qwen-VL processors).
         square (`bool`, *optional*, defaults to `False`): pad pictures to a square first.
         base_model (`str`, *optional*): repository or folder of the model it was made from.
+        base_commit (`str`, *optional*): commit of that repository.
         recipe_hash (`str`, *optional*): hash of the recipe that made it.
         format_version (`int`, *optional*): of the file.
     """
@@ -55,6 +57,7 @@ class CheckpointInfo:
     max_pixels: int | None = None
     square: bool = False
     base_model: str | None = None
+    base_commit: str | None = None
     recipe_hash: str | None = None
     format_version: int = FORMAT_VERSION
 
@@ -248,6 +251,20 @@ def checkpoint_folder(repo_or_path: str | os.PathLike[str], revision: str | None
         ) from error
     _check_weights(folder)
     return folder
+
+
+def hub_commit(folder: Path) -> str | None:
+    """The commit that a folder of the Hub's cache holds; `None` for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def weights_digest(folder: Path) -> str:
+    """What tells a model from all others: a hash of its safetensors files, whatever the folder is called."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
 
 
 def first_line(error: Exception) -> str:

@@ -74,6 +74,15 @@ def environment() -> dict[str, str]:
     return facts
 
 
+def source_url() -> str | None:
+    """Where the package comes from: `Source` among its `project.urls`; `None` where it was installed without."""
+    try:
+        entries = metadata.metadata("emo-r3").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return None
+    return dict(entry.split(", ", 1) for entry in entries).get("Source")
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

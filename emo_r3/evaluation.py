@@ -26,7 +26,7 @@ import transformers
 from accelerate import PartialState
 
 from . import __version__
-from .checkpoint import CheckpointInfo
+from .checkpoint import CheckpointInfo, hub_commit, weights_digest
 from .cli import EXIT_SOME_FAILED, check_output, positive, with_progress
 from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
 from .data.build import import_datasets
@@ -176,9 +176,11 @@ def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, 
     model = {
         "name": pipe.name,
         "revision": args.revision,
-        "commit": folder.name if folder.parent.name == "snapshots" else None,  # as the Hub's cache lays it out
+        "commit": hub_commit(folder),
+        "weights": weights_digest(folder),
         "recipe_hash": info.recipe_hash,
         "base_model": info.base_model,
+        "base_commit": info.base_commit,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
     }
     facts = {"model": model} | _how_asked(args, info)
@@ -200,7 +202,7 @@ def _load_endpoint(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
     if wrong := [name for name, value in given.items() if value]:
         raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
     pipe = EmoR3Pipeline.from_endpoint(args.endpoint, args.model, concurrency=args.batch_size)
-    recipe = {"recipe_hash": pipe.info.recipe_hash, "base_model": pipe.info.base_model}
+    recipe = {name: getattr(pipe.info, name) for name in ("recipe_hash", "base_model", "base_commit")}
     return pipe, {"model": {"name": pipe.name, "endpoint": pipe.url} | recipe} | _how_asked(args, pipe.info)
 
 

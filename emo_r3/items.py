@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.load import to_prompts
-from .data.rows import fingerprint, load_rows, row_ids
+from .data.rows import fingerprint, load_rows, provenance, row_ids
 from .endpoint import Refused, Unanswered
 from .errors import DataError
 from .labels import LabelSet, resolve_labels
@@ -48,6 +48,7 @@ class Items:
         references (`list[str]`): the right answers.
         ids (`list[str]`): the rows' `id`, or their numbers.
         fingerprint (`str`): hash of all pictures and labels.
+        repo_id, commit (`str`, *optional*): repository that it was read from, and its commit.
     """
 
     name: str
@@ -58,10 +59,14 @@ class Items:
     references: list[str]
     ids: list[str]
     fingerprint: str
+    repo_id: str | None = None
+    commit: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """What results say of it."""
-        stated = {name: getattr(self, name) for name in ("name", "revision", "split", "fingerprint")}
+        stated = {
+            name: getattr(self, name) for name in ("name", "repo_id", "revision", "commit", "split", "fingerprint")
+        }
         return stated | {"count": len(self.ids), "labels": list(self.labels.labels)}
 
     def row(self, place: int, result: EmotionResult) -> Row:
@@ -125,6 +130,7 @@ def load_items(name: str, split: str = "test", limit: int | None = None) -> Item
         references=list(asked["label"]),
         ids=row_ids(rows, range(len(rows))),
         fingerprint=fingerprint(rows),
+        **provenance(source, rows),
     )
 
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from . import __version__
-from .checkpoint import CheckpointInfo
+from .checkpoint import CheckpointInfo, weights_digest
 from .comparison import Run, load_run, make_table, markdown
+from .data.load import NAMESPACE
 from .data.miniature_sets import SIZES
+from .environment import source_url
 from .errors import EmoR3Error
 from .miniature import CHECKPOINT
 from .repositories import persist
@@ -61,12 +63,14 @@ class Base:
         name (`str`, *optional*): for people; `None` if it is not recorded.
         repo_id (`str`, *optional*): on the Hub, if it is there.
         revision (`str`, *optional*): as it was asked for.
+        commit (`str`, *optional*): that was loaded.
         license (`dict[str, str]`): the entries of its card's metadata on it; empty if it has none.
     """
 
     name: str | None
     repo_id: str | None
     revision: str | None
+    commit: str | None
     license: Mapping[str, str]
 
 
@@ -102,9 +106,14 @@ class ModelFacts:
         return self.repo_id.rpartition("/")[2]
 
     @property
+    def data_drawn(self) -> bool:
+        """Whether it was trained on the miniature's drawings."""
+        return _drawn(self.run.get("dataset") or {})
+
+    @property
     def all_drawn(self) -> bool:
         """Whether model and data are the miniature's, so that no person and no photograph had a part in it."""
-        return self.base.repo_id == MINIATURE_REPO and (self.run.get("dataset") or {}).get("name") in SIZES
+        return self.base.repo_id == MINIATURE_REPO and self.data_drawn
 
 
 def load_model_facts(
@@ -121,30 +130,34 @@ def load_model_facts(
         is_adapter (`bool`): whether `weights` are a LoRA adapter.
 
     Raises:
-        `EmoR3Error`: a file can't be read, or results are of another model.
+        `EmoR3Error`: a file can't be read, or results are of another model, or don't tell of which.
     """
     info = CheckpointInfo.read(weights)
     told = _read(run / "run.json") if run else {}
     if told and told.get("recipe_hash") != info.recipe_hash:
         raise EmoR3Error(f"{weights} is not of the run in {run}: their recipes differ; train again in a new folder")
     evaluations: list[Run] = []
+    whole = run / "final" if run else weights  # what answers: of an adapter, the model that it was merged into
+    digest = weights_digest(whole) if results else ""
     for folder in results:
         found = load_run(str(folder))
-        model = found.results["model"]
-        part = re.fullmatch(r"checkpoint-\d+", Path(str(model["name"])).name)
-        if model.get("recipe_hash") != info.recipe_hash or (part and part[0] != weights.name):
-            raise EmoR3Error(
-                f"{folder} holds results of another model ({model['name']}): give those of `emo-r3 evaluate --model "
-                f"{run / 'final' if run else weights}`"
-            )
-        measured = [items["name"] for one in (*evaluations, found) for items in one.results["datasets"]]
+        _check_model(found.results["model"], folder, whole, digest, info.recipe_hash)
+        measured = [
+            (items.get("repo_id") or items["name"], items["fingerprint"])
+            for one in (*evaluations, found)
+            for items in one.results["datasets"]
+        ]
         if len(set(measured)) < len(measured):
             raise EmoR3Error(f"{folder} holds results on a data set that another of the results has: give one of them")
         evaluations.append(replace(found, system=repo_id.rpartition("/")[2]))
     return ModelFacts(
         repo_id=repo_id,
         info=info,
-        base=find_base(told.get("base_model", info.base_model), told.get("base_revision")),
+        base=find_base(
+            told.get("base_model", info.base_model),
+            told.get("base_revision"),
+            told.get("base_commit") or info.base_commit,
+        ),
         run=told,
         recipe=_read(run / "recipe.yaml") if run else {},
         cold_start=_read(run / "cold_start.json") if run else {},
@@ -152,6 +165,18 @@ def load_model_facts(
         results=evaluations,
         is_adapter=is_adapter,
     )
+
+
+def _check_model(model: Mapping[str, Any], folder: Path, whole: Path, digest: str, recipe_hash: str | None) -> None:
+    """Raises `EmoR3Error` unless results are of the model in `whole`: by its weights, or, in results that don't tell
+    them, by the recipe that made it and the step."""
+    remedy = f"give those of `emo-r3 evaluate --model {whole}`"
+    if "weights" not in model and model.get("recipe_hash") is None:
+        raise EmoR3Error(f"{folder} doesn't tell the weights that it measured ({model['name']}): {remedy}")
+    part = re.fullmatch(r"checkpoint-\d+", Path(str(model["name"])).name)
+    same = model["recipe_hash"] == recipe_hash and not (part and part[0] != whole.name)
+    if model["weights"] != digest if "weights" in model else not same:
+        raise EmoR3Error(f"{folder} holds results of another model ({model['name']}): {remedy}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -168,34 +193,44 @@ def _read(path: Path) -> dict[str, Any]:
     return facts
 
 
-def find_base(name: str | None, revision: str | None) -> Base:
+def find_base(name: str | None, revision: str | None, commit: str | None = None) -> Base:
     """The base model by its name in a recipe, and what its own card says of its licence."""
     if name is None:
-        return Base(None, None, None, {})
+        return Base(None, None, None, None, {})
     if name == MINIATURE:
-        return Base("the EMO-R3 miniature", MINIATURE_REPO, None, _license(CHECKPOINT / CARD))
-    if Path(name).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return Base(Path(name).name, None, None, _license(Path(name) / CARD))
+        return Base("the EMO-R3 miniature", MINIATURE_REPO, None, None, _license(CHECKPOINT / CARD))
+    if commit is None and (Path(name).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+        return Base(Path(name).name, None, None, None, _license(Path(name) / CARD))
 
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     def look() -> dict[str, str]:
         try:
-            return _license(Path(hf_hub_download(name, CARD, revision=revision)))
+            home = f"{constants.ENDPOINT}/{name}"
+            return _license(Path(hf_hub_download(name, CARD, revision=commit or revision)), home)
         except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
             return {}
 
     # A branch moves, so that its name says nothing of what was there.
-    return Base(name, name, None if revision == "main" else revision, persist(name, look))
+    return Base(name, name, None if revision == "main" else revision, commit, persist(name, look))
 
 
-def _license(card: Path) -> dict[str, str]:
+def _license(card: Path, home: str | None = None) -> dict[str, str]:
+    """What a card says of a licence; `home` is the address of its repository, if it is on the Hub."""
     from huggingface_hub import metadata_load
 
     told = (metadata_load(card) or {}) if card.is_file() else {}
     entries = {key: told[key] for key in ("license", "license_name", "license_link") if isinstance(told.get(key), str)}
-    return entries if "license" in entries else {}
+    if "license" not in entries:
+        return {}
+    link = entries.pop("license_link", None)
+    if link and not re.match(r"https?://", link):  # a file beside that card, which is not beside ours
+        link = f"{home}/blob/main/{link}" if home else None
+    if entries["license"] == "other":  # which says nothing by itself
+        entries.setdefault("license_name", "see-the-base-model")
+        link = link or home
+    return entries | ({"license_link": link} if link else {})
 
 
 def adapter_config(path: Path, facts: ModelFacts) -> str:
@@ -209,7 +244,8 @@ def adapter_config(path: Path, facts: ModelFacts) -> str:
     if facts.base.repo_id is None:
         named = facts.base.name or "an unknown model"
         raise EmoR3Error(f"this adapter is for {named}, which is not on the Hub: leave --adapter out")
-    config = _read(path) | {"base_model_name_or_path": facts.base.repo_id, "revision": facts.base.revision}
+    base = {"base_model_name_or_path": facts.base.repo_id, "revision": facts.base.commit or facts.base.revision}
+    config = _read(path) | base
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
@@ -222,7 +258,8 @@ def render_model_card(facts: ModelFacts) -> str:
     if facts.is_adapter:
         about += " **This is the LoRA adapter alone**, to be put on its base."
     usage = USAGE_OF_ADAPTER if facts.is_adapter else USAGE
-    revision = f', revision="{base.revision}"' if base.revision else ""
+    pinned = base.commit or base.revision
+    revision = f', revision="{pinned}"' if pinned else ""
     template = Template(files(__package__).joinpath("model_card.md").read_text(encoding="utf-8"))
     body = template.substitute(
         title=facts.name,
@@ -230,12 +267,14 @@ def render_model_card(facts: ModelFacts) -> str:
         usage=usage.format(repo_id=facts.repo_id, base=base.repo_id, revision=revision),
         labels=", ".join(info.label_set.labels),
         prompts=info.prompts.version,
+        package=package_link(),
+        install=install_line(),
         measured=_measured(facts.results),
         trained=_trained(facts),
         curves="![Curves of the training run](curves.png)" if facts.has_curves else "Curves of the run: not drawn.",
         license=_license_text(base),
-        annotators=_ANNOTATORS_DRAWN if facts.all_drawn else _ANNOTATORS,
-        consent=_CONSENT_DRAWN if facts.all_drawn else _CONSENT,
+        annotators=_ANNOTATORS_DRAWN if facts.data_drawn else _ANNOTATORS,
+        consent=_CONSENT_DRAWN if facts.all_drawn else _CONSENT_DRAWN_DATA if facts.data_drawn else _CONSENT,
         domain=_DRAWINGS_ONLY if facts.base.repo_id == MINIATURE_REPO else "",
         unmeasured="\n".join(f"- {line}" for line in _unmeasured(facts)),
         version=__version__,
@@ -249,16 +288,30 @@ _ANNOTATORS_DRAWN = """The labels here are drawn by a program from a made-up
   distribution, and say nothing about people."""
 _CONSENT = """This field's data sets were collected from the web by their makers. Whether those who took the pictures
   or are seen in them agreed is not known here: see the data set's own card."""
+_CONSENT_DRAWN_DATA = """The pictures that it was trained on here were drawn by a program and show no person. For those
+  that its base has seen, see the base's card."""
 _CONSENT_DRAWN = "The pictures were drawn by a program and show no person; nobody's consent was needed."
 _DRAWINGS_ONLY = """- **Drawings only.** The base knows some forty things of a world of small drawings. A photograph
   gets a fluent, confident, wrong answer.
 """
 
 
+def package_link() -> str:
+    """The package, with a link to where it comes from."""
+    source = source_url()
+    return f"[`emo_r3`]({source})" if source else "`emo_r3`"
+
+
+def install_line() -> str:
+    """How to get the package, which is on no index."""
+    source = source_url()
+    return f'\nGet {package_link()} first: `pip install "emo-r3 @ git+{source}"`.\n' if source else ""
+
+
 def _front_matter(facts: ModelFacts) -> str:
     from huggingface_hub import ModelCardData
 
-    dataset = _short((facts.run.get("dataset") or {}).get("name") or "")
+    dataset = _repo_id(facts.run.get("dataset") or {})
     scores = [score for run in facts.results for score in _scores(run)]
     told: dict[str, Any] = {"license": "unknown"} | dict(facts.base.license)
     if facts.base.repo_id:
@@ -266,7 +319,7 @@ def _front_matter(facts: ModelFacts) -> str:
             "base_model": facts.base.repo_id,
             "base_model_relation": "adapter" if facts.is_adapter else "finetune",
         }
-    if "/" in dataset:
+    if dataset:
         told["datasets"] = [dataset]
     if scores:
         told |= {"model_name": facts.name, "eval_results": scores, "metrics": ["accuracy", "f1"]}
@@ -283,22 +336,22 @@ def _front_matter(facts: ModelFacts) -> str:
 def _scores(run: Run) -> list[EvalResult]:
     """The entries of `model-index`, out of `results.json`."""
     return [
-        _score(items["name"], items, run.results["metrics"]["domains"][items["name"]][metric], kind, title)
+        _score(items, run.results["metrics"]["domains"][items["name"]][metric], kind, title)
         for items in run.results["datasets"]
         for metric, kind, title in (("accuracy", "accuracy", "Accuracy"), ("macro_f1", "f1", "Macro F1"))
     ]
 
 
-def _score(dataset: str, items: Mapping[str, Any], estimate: Mapping[str, float], kind: str, title: str) -> EvalResult:
+def _score(items: Mapping[str, Any], estimate: Mapping[str, float], kind: str, title: str) -> EvalResult:
     from huggingface_hub import EvalResult
 
     return EvalResult(
         task_type="image-classification",
         task_name="Visual emotion recognition",
-        dataset_type=dataset,
-        dataset_name=dataset,
+        dataset_type=items.get("repo_id") or items["name"],
+        dataset_name=items["name"],
         dataset_split=items.get("split"),
-        dataset_revision=items.get("revision"),
+        dataset_revision=items.get("commit") or items.get("revision"),
         dataset_args={name: items[name] for name in ("count", "fingerprint", "scene_seed") if name in items},
         metric_type=kind,
         metric_name=title,
@@ -318,8 +371,8 @@ def _measured(results: Sequence[Run]) -> str:
         for items in told["datasets"]:
             domain, form = told["metrics"]["domains"][items["name"]], told["format"][items["name"]]
             line = (
-                f"- {items['name']}: {items['count']:,} items of split {items['split']}, revision "
-                f"{items['revision'] or UNKNOWN}, fingerprint `{items['fingerprint']}`; without a readable label "
+                f"- {_name_of(items)}: {items['count']:,} items of split {items['split']}, "
+                f"{_version_of(items)}, fingerprint `{items['fingerprint']}`; without a readable label "
                 f"{domain['unparsed']:.1%}, well-formed {form['well_formed']['value']:.1%}"
             )
             ece = (domain.get("calibration") or {}).get("ece")
@@ -349,7 +402,7 @@ def _trained(facts: ModelFacts) -> str:
         "recipe": f"{recipe}, hash `{run.get('recipe_hash')}`",
         "trainer": _trainer(facts),
         "cold start": cold_start,
-        "base model": f"{facts.base.name or UNKNOWN}, revision {facts.base.revision or UNKNOWN}",
+        "base model": f"{facts.base.name or UNKNOWN}, {_version_of(vars(facts.base))}",
         "data": f"{_data(data)}, split {data.get('split') or UNKNOWN}, {data.get('rows') or UNKNOWN} rows, "
         f"fingerprint `{data.get('fingerprint') or UNKNOWN}`",
         "vision tower": run.get("vision_tower") or UNKNOWN,
@@ -388,16 +441,40 @@ def _short(name: str) -> str:
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else Path(name).name
 
 
+def _repo_id(dataset: Mapping[str, Any]) -> str | None:
+    """A data set's repository; `None` for a folder."""
+    if "repo_id" in dataset:
+        return dataset["repo_id"]
+    short = _short(dataset.get("name") or "")  # as runs said it before
+    return short if "/" in short else None
+
+
+def _drawn(dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set is the miniature's. What it is called says nothing, except in runs that say no more."""
+    return dataset["drawn"] if "drawn" in dataset else dataset.get("name") in SIZES
+
+
+def _name_of(items: Mapping[str, Any]) -> str:
+    """A data set with a link to its repository, if it has one."""
+    repo_id = items.get("repo_id")
+    return f"{items['name']} ([{repo_id}](/datasets/{repo_id}))" if repo_id else items["name"]
+
+
+def _version_of(source: Mapping[str, Any]) -> str:
+    """Commit or revision of a data set or a model."""
+    if source.get("commit"):
+        return f"commit `{source['commit']}`"
+    return f"revision {source.get('revision') or UNKNOWN}"
+
+
 def _data(dataset: Mapping[str, Any]) -> str:
-    name = dataset.get("name")
+    name, repo_id = dataset.get("name"), _repo_id(dataset)
     if not name:
         return UNKNOWN
-    if name in SIZES:
-        return f"{name}, drawn by `emo_r3`"
-    short = _short(name)
-    if "/" not in short:
-        return f"{short}, a local folder"
-    return f"[{short}](/datasets/{short}), revision {dataset.get('revision') or UNKNOWN}"
+    drawn = ", drawn by `emo_r3`" if _drawn(dataset) else ""
+    if repo_id:
+        return f"[{repo_id}](/datasets/{repo_id}){drawn}, {_version_of(dataset)}"
+    return f"{_short(name)}{drawn or ', a local folder'}"
 
 
 def _license_text(base: Base) -> str:
@@ -412,9 +489,11 @@ def _license_text(base: Base) -> str:
 
 
 def _unmeasured(facts: ModelFacts) -> list[str]:
-    measured = {items["name"] for run in facts.results for items in run.results["datasets"]}
+    # A data set is one of these if it was read from there. One of the same name in a folder may be any.
+    measured = {items.get("repo_id") for run in facts.results for items in run.results["datasets"]}
     domains = [domain for run in facts.results for domain in run.results["metrics"]["domains"].values()]
-    lines = [f"Accuracy on {name}." for key, name in PAPER_SETS.items() if key not in measured]
+    sets = {f"{NAMESPACE}/{key}": name for key, name in PAPER_SETS.items()}
+    lines = [f"Accuracy on {name} as in `{repo_id}`." for repo_id, name in sets.items() if repo_id not in measured]
     if not any("calibration" in domain for domain in domains):
         lines.append("Calibration of its probabilities.")
     if not any("grounding" in run.results for run in facts.results):
@@ -430,17 +509,19 @@ def _unmeasured(facts: ModelFacts) -> list[str]:
 
 
 def miniature_card(folder: Path = CHECKPOINT) -> str:
-    """The miniature's card for the Hub: the one beside its weights, and the results in `evaluation.json`."""
+    """The miniature's card for the Hub: the one beside its weights, the results in `evaluation.json`, and where to get
+    the package."""
     from huggingface_hub import ModelCard
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
     card, told = ModelCard((folder / CARD).read_text(encoding="utf-8")), _read(folder / "evaluation.json")
     items = {"count": told["count"], "scene_seed": told["scene_seed"]}
     scores = [
-        _score(name, items, found["accuracy"], "accuracy", "Accuracy") for name, found in told["results"].items()
+        _score({"name": name} | items, found["accuracy"], "accuracy", "Accuracy")
+        for name, found in told["results"].items()
     ]
     card.data["model-index"] = eval_results_to_model_index(MINIATURE_REPO.rpartition("/")[2], scores)
-    return str(card)
+    return str(card).replace("\n```python\n", f"{install_line()}\n```python\n", 1)
 
 
 if __name__ == "__main__":  # > hub/models/emo-r3-mini/README.md

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +15,7 @@ from .contents import check_contents
 from .environment import published
 from .errors import EmoR3Error
 from .repositories import Kind, LocalFile, Target, find_files, local_file, plan, push
+from .wheel import bring_package, read_text
 
 COLLECTION = Path("hub/collection.toml")
 EXIT_LEFT_OUT = 1
@@ -31,7 +32,22 @@ def dataset_target(folder: Path, repo_id: str, **options: Any) -> Target:
     if not any(name.endswith(".parquet") for name in files):
         raise EmoR3Error(f"{folder} holds no Parquet file: name the folder that `emo-r3 prepare` wrote")
     check_contents(files)
-    return Target("dataset", repo_id, files, **options)
+    return Target("dataset", repo_id, rename_home(files, repo_id), **options)
+
+
+# The line of a card that shows how to use what it is the card of.
+HOME = re.compile(r'(?:load_dataset|evaluate\.load|Client)\("(emo-r3/[\w.-]+)"')
+
+
+def rename_home(files: Mapping[str, LocalFile], repo_id: str) -> dict[str, LocalFile]:
+    """Makes a card, and the modules beside it, name the repository that they go to, not the one of our release."""
+    card = read_text(files[CARD]) if CARD in files else ""
+    found = HOME.search(card)
+    if not found or found[1] == repo_id:
+        return dict(files)
+    home = re.compile(rf"{re.escape(found[1])}(?![\w-])")
+    named = {name: home.sub(repo_id, read_text(file)) for name, file in files.items() if name.endswith((CARD, ".py"))}
+    return {**files} | {name: _generated(name, text) for name, text in named.items()}
 
 
 def model_target(
@@ -157,6 +173,7 @@ def _space(kind: Kind, folder: Path, repo_id: str, options: dict[str, Any]) -> T
         raise EmoR3Error(f"{folder / CARD} can't be read ({error}): mend the lines between its ---") from None
     if not sdk:
         raise EmoR3Error(f"{folder} is not the folder of a Space: its {CARD} must begin with a `sdk:` between ---")
+    files = bring_package(rename_home(files, repo_id), folder, repo_id)
     return Target(kind, repo_id, files, sdk=str(sdk), **options)
 
 

@@ -17,6 +17,7 @@ from emo_r3.labels import LABEL_SETS
 from emo_r3.metrics import domain_accuracy
 
 HASH = "0123456789abcdef"
+COMMIT = "c0ffee" + 34 * "0"
 FACTS: dict[str, Any] = {
     "recipe_hash": HASH,
     "trainer": "grpo",
@@ -53,8 +54,11 @@ def make_run(folder: Path, *, adapter: bool = False, **facts: Any) -> Path:
     return folder
 
 
-def make_results(folder: Path, *, names: tuple[str, ...] = ("emoset-2k", "emotion6"), **model: Any) -> Path:
-    """A folder of `emo-r3 evaluate` with four answers to each data set; `model` replaces facts of the model."""
+def make_results(
+    folder: Path, *, names: tuple[str, ...] = ("emoset-2k", "emotion6"), hub: bool = True, **model: Any
+) -> Path:
+    """A folder of `emo-r3 evaluate` with four answers to each data set, of the Hub or of folders called the same;
+    `model` replaces facts of the model."""
     answers, right = ["fear", "joy", None, "anger"], ["fear", "joy", "joy", "disgust"]
     rows = [
         {"dataset": name, "id": str(number), "reference": right[number], "prediction": answers[number]}
@@ -62,12 +66,19 @@ def make_results(folder: Path, *, names: tuple[str, ...] = ("emoset-2k", "emotio
         for number in range(4)
     ]
     columns = ([row[key] for row in rows] for key in ("prediction", "reference", "dataset"))
-    items = {"revision": None, "split": "test", "fingerprint": "f4e9a6d8", "count": 4, "labels": right[:2]}
+    items = {
+        "revision": None,
+        "commit": COMMIT if hub else None,
+        "split": "test",
+        "fingerprint": "f4e9a6d8",
+        "count": 4,
+        "labels": right[:2],
+    }
     results = {
         "model": {"name": "outputs/run/final", "recipe_hash": HASH, "dtype": "float32"} | model,
         "method": "set",
         "prompts": {"version": "1", "digest": "1610b2355db61d78"},
-        "datasets": [{"name": name} | items for name in names],
+        "datasets": [{"name": name, "repo_id": f"emo-r3/{name}" if hub else None} | items for name in names],
         "decoding": "free",
         "versions": {"torch": "2.13.0"},
         "in_domain": [names[0]],

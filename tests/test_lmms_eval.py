@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from datasets import Dataset
+from tiny_models import tiny_checkpoint
 
 from emo_r3 import LABEL_SETS, load_prompts
+from emo_r3.checkpoint import CheckpointInfo, load_for_training
 from emo_r3.data.load import load_emotion_dataset
 from emo_r3.data.miniature_sets import make_miniature
 
@@ -68,7 +74,8 @@ def test_keys_and_values_are_lmms_evals(task: str) -> None:
     assert not set(config) - set(FIELDS.split())
     assert config["task"] == task and config["dataset_path"] == f"emo-r3/{task.replace('_', '-')}"
     assert config["output_type"] == "generate_until" and config["test_split"] == "test"
-    assert all(callable(config[key]) for key in ("doc_to_visual", "doc_to_text", "process_results"))
+    assert all(callable(config[f"doc_to_{name}"]) for name in ("visual", "text", "messages"))
+    assert callable(config["process_results"])
     # Without `until`, answers end at a blank line.
     assert isinstance(config["generation_kwargs"]["until"], list) and config["metadata"]["version"]
     for metric in config["metric_list"]:
@@ -83,6 +90,11 @@ def test_a_row_is_asked_and_scored_as_the_pipeline_does(task: str, rows: dict[st
     assert config["doc_to_text"](doc) == load_prompts().question("set", labels)
     [picture] = config["doc_to_visual"](doc)
     assert picture.mode == "RGB" and picture.tobytes() == doc["image"].convert("RGB").tobytes()
+    # One user turn and no system turn, as the pipeline asks.
+    [turn] = config["doc_to_messages"](doc)
+    image, text = turn["content"]
+    assert turn["role"] == "user" and text == {"type": "text", "text": config["doc_to_text"](doc)}
+    assert image["type"] == "image" and image["url"].tobytes() == picture.tobytes()
     target = doc[config["doc_to_target"]]
     wrong = next(label for label in labels.labels if label != target)
     steps = "<step1>A dog.</step1> <step2>Joy.</step2> <step3>Calm.</step3>"
@@ -97,3 +109,30 @@ def test_a_row_is_asked_and_scored_as_the_pipeline_does(task: str, rows: dict[st
     assert score(f"{steps} \\boxed{{{wrong}}}") == (0, 1)
     assert score(f"\\boxed{{{target.upper()}}} and more \\boxed{{{wrong}}}") == (1, 0)
     assert score(target) == score("") == (0, 0)
+
+
+def model_args(folder: Path) -> dict[str, str]:
+    """What the command in the README puts after `--model_args`."""
+    command = [sys.executable, str(FOLDER / "utils.py"), str(folder)]
+    environment = {"PYTHONPATH": str(FOLDER.parents[1]), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return dict(pair.split("=") for pair in done.stdout.strip().split(","))
+
+
+def test_the_pixel_budget_is_the_checkpoints(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint("qwen2_5_vl"), folder)
+    _, processor, _ = load_for_training(folder)
+    size = processor.image_processor.size
+    told = {
+        "pretrained": str(folder),
+        "min_pixels": f"{size['shortest_edge']}",
+        "max_pixels": f"{size['longest_edge']}",
+    }
+    assert model_args(folder) == told
+    info = CheckpointInfo(min_pixels=28 * 28, max_pixels=56 * 56)
+    (folder / "emo_r3.json").write_text(json.dumps(info.to_dict()))
+    assert model_args(folder) == {"pretrained": str(folder), "min_pixels": "784", "max_pixels": "3136"}
+    # The README says this before anything else.
+    first = (FOLDER / "README.md").read_text().split("\n\n")[1]
+    assert "pixel budget" in first and "no system prompt" in first

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_server.cards import metadata_of, validate
-from made_run import HASH, make_results, make_run, write
+from made_run import COMMIT, HASH, make_results, make_run, write
 
+from emo_r3 import environment
+from emo_r3.checkpoint import CheckpointInfo, weights_digest
+from emo_r3.data.load import repo_id_of
 from emo_r3.errors import EmoR3Error
 from emo_r3.model_card import miniature_card
 from emo_r3.publish import model_target
@@ -52,7 +57,9 @@ def test_the_run_is_told(run: Path) -> None:
         "Drawings only",
         "nobody's consent was needed",
         "Nothing: no evaluation was given",
-        "- Accuracy on EmoSet.",
+        "- Accuracy on EmoSet as in `emo-r3/emoset-2k`.",
+        "a Qwen-VL processor needs `torchvision` too",
+        "author = {Fang, Yiyang and ",
     ):
         assert said in text
     metadata = metadata_of(text)
@@ -80,8 +87,10 @@ def test_results_are_those_of_the_file(run: Path, tmp_path: Path) -> None:
     assert first["dataset"]["split"] == "test" and first["dataset"]["args"]["count"] == 4
     assert "\n| mine | 50.0" in text and "emoset-2k (in-domain)" in text
     assert (
-        "- emoset-2k: 4 items of split test, revision not recorded, fingerprint `f4e9a6d8`; without a readable" in text
+        f"- emoset-2k ([emo-r3/emoset-2k](/datasets/emo-r3/emoset-2k)): 4 items of split test, commit `{COMMIT}`, "
+        "fingerprint `f4e9a6d8`; without a readable" in text
     )
+    assert first["dataset"]["type"] == "emo-r3/emoset-2k" and first["dataset"]["revision"] == COMMIT
     unmeasured = text[text.index("## Not measured") :]
     assert "Accuracy on WebEmo" in unmeasured and "Accuracy on EmoSet" not in unmeasured
     assert "Calibration" in unmeasured
@@ -106,6 +115,47 @@ def test_results_of_something_else_are_refused(run: Path, tmp_path: Path) -> Non
         model_target(run, "emo-r3/mine", results=[first, make_results(tmp_path / "b/first", names=("webemo-2k",))])
     with pytest.raises(EmoR3Error, match=r"has no results\.json"):
         model_target(run, "emo-r3/mine", results=[tmp_path])
+
+
+def test_results_without_a_recipe_need_the_weights(tmp_path: Path) -> None:
+    """Two models without a recipe, or of one recipe, are told apart by their weights."""
+    run = make_run(tmp_path / "run")
+    model = (run / "final").rename(tmp_path / "model")
+    write(model / "emo_r3.json", CheckpointInfo().to_dict())
+    silent = make_results(tmp_path / "silent", recipe_hash=None)
+    with pytest.raises(EmoR3Error, match=r"doesn't tell the weights .* give those of `emo-r3 evaluate --model"):
+        model_target(model, "emo-r3/mine", results=[silent])
+    own = make_results(tmp_path / "own", recipe_hash=None, weights=weights_digest(model))
+    assert "Measured" in card_of(model, results=[own])
+
+    data = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(EmoR3Error, match="holds results of another model"):
+        model_target(model, "emo-r3/mine", results=[own])
+    again = make_run(tmp_path / "again")
+    of_another_run = make_results(tmp_path / "same-recipe", weights=weights_digest(model))
+    with pytest.raises(EmoR3Error, match="holds results of another model"):
+        model_target(again, "emo-r3/mine", results=[of_another_run])
+
+
+def test_results_of_an_adapter_are_those_of_the_merged_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", adapter=True)
+    results = make_results(tmp_path / "evaluation", weights=weights_digest(run / "final"))
+    assert "model-index" in metadata_of(card_of(run, adapter=True, results=[results]))
+
+
+def test_a_local_set_called_emotion6_is_not_emotion6(run: Path, tmp_path: Path) -> None:
+    local = make_results(tmp_path / "local", names=("emotion6",), hub=False)
+    text = card_of(run, results=[local])
+    assert "- Accuracy on Emotion6 as in `emo-r3/emotion6`." in text
+    [index] = metadata_of(text)["model-index"]
+    assert index["results"][0]["dataset"]["type"] == "emotion6" and "datasets/emo-r3/emotion6" not in text
+
+    there = make_results(tmp_path / "there", names=("emotion6",))
+    text = card_of(run, results=[there, local])
+    assert "Accuracy on Emotion6 as in" not in text and "Accuracy on WebEmo as in" in text
+    assert repo_id_of("emotion6") == repo_id_of("emo-r3/emotion6") == "emo-r3/emotion6"
+    assert repo_id_of(tmp_path) is None
 
 
 def test_what_is_missing_is_said_to_be(tmp_path: Path) -> None:
@@ -177,6 +227,63 @@ def test_data_of_the_hub_has_its_revision(tmp_path: Path) -> None:
     assert "[emo-r3/emoset-2k](/datasets/emo-r3/emoset-2k), revision v1, split train, 3 rows, fingerprint `ab`" in text
     assert "| trainer | supervised, on labels alone |" in text and "| vision tower | trained |" in text
     assert metadata_of(text)["datasets"] == ["emo-r3/emoset-2k"]
+
+
+def test_data_and_base_have_their_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: research\nlicense_link: LICENSE\n---\n")
+    asked: list[str | None] = []
+
+    def download(repo_id: str, name: str, revision: str | None = None) -> str:
+        asked.append(revision)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    data = {"name": "pictures", "repo_id": "you/pictures", "revision": "main", "commit": COMMIT, "split": "train"}
+    base = "f" * 40
+    run = make_run(tmp_path / "run", dataset=data, base_model="qwen/base", base_commit=base, adapter=True)
+    text = card_of(run)
+    assert f"| data | [you/pictures](/datasets/you/pictures), commit `{COMMIT}`, split train," in text
+    assert metadata_of(text)["datasets"] == ["you/pictures"] and asked == [base]
+    assert f"| base model | qwen/base, commit `{base}` |" in text
+    # A file beside the base's card is not beside ours.
+    assert metadata_of(text)["license_link"] == "https://huggingface.co/qwen/base/blob/main/LICENSE"
+    adapter = model_target(run, "emo-r3/mine", adapter=True).files["adapter_config.json"]
+    with adapter.open() as stream:
+        assert json.load(stream)["revision"] == base
+    (tmp_path / "README.md").write_text("---\nlicense: other\n---\n")
+    told = metadata_of(card_of(run))
+    assert (told["license_name"], told["license_link"]) == ("see-the-base-model", "https://huggingface.co/qwen/base")
+
+
+def test_drawings_are_known_by_the_data_not_by_the_name(tmp_path: Path) -> None:
+    drawn = {"name": "my-drawings", "repo_id": None, "commit": None, "split": "train", "rows": 3, "drawn": True}
+    text = card_of(make_run(tmp_path / "drawn", dataset=drawn))
+    assert "nobody's consent was needed" in text and "collected from the web" not in text
+    assert "| data | my-drawings, drawn by `emo_r3`, split train" in text
+    of_others = card_of(make_run(tmp_path / "others", dataset=drawn, base_model=str(tmp_path)))
+    assert "trained on here were drawn by a program" in of_others and "collected from the web" not in of_others
+    photographs = drawn | {"name": "miniature-8", "drawn": False}
+    assert "collected from the web" in card_of(make_run(tmp_path / "web", dataset=photographs))
+
+
+def test_a_card_says_where_the_package_comes_from(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.metadata", lambda _: message(f"Source, {source}"))
+        assert environment.source_url() == source
+        text = card_of(run)
+    assert f'pip install "emo-r3 @ git+{source}"' in text and f"[`emo_r3`]({source})" in text
+    assert "](https://arxiv.org" not in text
+    monkeypatch.setattr("importlib.metadata.metadata", lambda _: message())
+    assert environment.source_url() is None and "pip install" not in card_of(run)
+
+
+def message(*urls: str) -> Message:
+    """The metadata of a package with these entries of `project.urls`."""
+    told = Message()
+    for url in urls:
+        told["Project-URL"] = url
+    return told
 
 
 def test_a_cold_start_is_told(run: Path) -> None:

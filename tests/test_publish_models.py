@@ -16,6 +16,7 @@ from hub_server.cards import metadata_of
 from made_run import make_results, make_run
 from pusher import SPACE, TOKEN, Pusher, files_in, files_on, make_space, titles
 
+import emo_r3
 from emo_r3.errors import EmoR3Error
 from emo_r3.publish import metric_target, space_target
 
@@ -223,7 +224,12 @@ def test_the_metric_there_and_back(hub: HubServer, pusher: Pusher, tmp_path: Pat
     folder = ROOT / "hub/metrics/domain_accuracy"
     pusher.push(folder, "owner/domain_accuracy", "--yes", kind="metric")
     expected = {name: content for name, content in files_in(folder).items() if "__pycache__" not in name}
-    assert files_on(hub, "owner/domain_accuracy", kind="spaces") == expected
+    files = files_on(hub, "owner/domain_accuracy", kind="spaces")
+    assert [name for name in files if name not in expected] == [f"emo_r3-{emo_r3.__version__}-py3-none-any.whl"]
+    # What names the repository or the package is made for the place: see test_wheel.py.
+    made = {name for name, content in expected.items() if files[name] != content}
+    assert made == {"README.md", "domain_accuracy.py", "requirements.txt"}
+    assert "nothing to do" in pusher.push(folder, "owner/domain_accuracy", kind="metric"), "a wheel is always the same"
     run_client(hub, tmp_path / "home", metric_client)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from ..environment import source_url
 from ..images import load_image
 from .records import DEFECTS, NOTES, Record
 from .report import Report, Spec
@@ -28,7 +29,15 @@ _WITH_PIXELS = """**This repository holds the images. Keep it private** unless y
 the terms below. The index without pixels may be public."""
 _WITH_PIXELS_OF_OURS = "This repository holds the images."
 _WITHOUT_PIXELS = """**This is the index: labels, annotations and checksums, no images.** With the originals at hand,
-`emo-r3 prepare rebuild INDEX ORIGINALS --output DIR` makes the identical data set with images."""
+`emo-r3 prepare rebuild {repo_id} ORIGINALS --output DIR` makes the identical data set with images."""
+_RELATED = """`images`, `problem` and `answer` of related repositories are here: `[image]`, the question that `emo_r3`
+asks ("Which emotion best describes the image?" and the label list), and `label_text`."""
+_RELATED_WITHOUT_PIXELS = """`problem` and `answer` of related repositories are here: the question that `emo_r3` asks
+("Which emotion best describes the image?" and the label list), and `label_text`. The originals have `images`."""
+_REENCODED = """{count:,} images had more than {budget:,} pixels. They were scaled down to
+that and written as JPEG, so that `sha256` is not of the bytes in their row; `report.json` lists them."""
+_REENCODED_WITHOUT_PIXELS = """{count:,} of the originals have more than {budget:,} pixels. `sha256` is of those;
+where the data set is rebuilt, they are scaled down to that and written as JPEG. `report.json` lists them."""
 
 
 def render_card(spec: Spec, report: Report, info: Any, with_pixels: bool, strip: Path | None = None) -> str:
@@ -42,37 +51,79 @@ def render_card(spec: Spec, report: Report, info: Any, with_pixels: bool, strip:
         strip (`Path`, *optional*): a picture of some of the images, beside the card.
     """
     template = Template(files(__package__).joinpath("card.md").read_text(encoding="utf-8"))
-    flavour = _WITHOUT_PIXELS
+    repo_id = home(spec.name, with_pixels)
+    flavour = _WITHOUT_PIXELS.format(repo_id=repo_id)
     if with_pixels:
         flavour = _WITH_PIXELS_OF_OURS if spec.has_examples else _WITH_PIXELS
     columns = {name: _COLUMNS[name] for name in _COLUMNS if name in info.features}
     columns |= {name: column.meaning for name, column in spec.columns.items()}
     body = template.substitute(
         title=spec.title if with_pixels else f"{spec.title}: index",
-        name=spec.name,
+        repo_id=repo_id,
         about=spec.about.strip(),
         flavour=flavour,
         first_split=next(iter(report.rows)),
         examples=f"\n![Some of the images]({strip.name})\n" if strip else "",
         counts=_count_table(report.rows, spec.labels.labels),
         columns="\n".join(f"| `{name}` | {meaning} |" for name, meaning in columns.items()),
-        drawn=_how_drawn(report),
+        related=_RELATED if with_pixels else _RELATED_WITHOUT_PIXELS,
+        drawn=_how_drawn(report, with_pixels),
         found=", ".join(f"{sum(counts.values()):,} images of {split}" for split, counts in report.found.items()),
         findings=_finding_list(report),
         terms=spec.terms.strip(),
-        obtain=spec.obtain.strip(),
+        obtain=_obtain(spec, report, with_pixels),
         citation=spec.citation.strip(),
+        package=f"[`emo_r3`]({source})" if (source := source_url()) else "`emo_r3`",
         version=report.emo_r3,
     )
     return f"---\n{_front_matter(spec, report, info)}\n---\n{body}"
+
+
+def home(name: str, with_pixels: bool) -> str:
+    """The repository of a data set in our release. `emo-r3 push` puts the one that it goes to in its place."""
+    from .load import NAMESPACE
+
+    return f"{NAMESPACE}/{name}" if with_pixels else f"{NAMESPACE}/{name}-index"
+
+
+def _obtain(spec: Spec, report: Report, with_pixels: bool) -> str:
+    """How to get the originals; the command that makes the data set of them has the options that made this one."""
+    words = [*_options(report), "--output DIR"] if with_pixels else [*_options(report), "--index DIR"]
+    return spec.obtain.strip().replace("--output DIR", " ".join(words))
+
+
+def _options(report: Report) -> list[str]:
+    """Those of `emo-r3 prepare`, or of `emo-r3 miniature dataset`, that draw the same rows again."""
+    from . import build, emoset, emotion6, miniature_sets, webemo
+
+    sizes: Mapping[str, Any] = report.sizes
+    usual: Mapping[str, Any] = {}
+    suffix = "-size"
+    if report.dataset in miniature_sets.SIZES:  # all of its rows are taken, of as many as are drawn
+        sizes = {split: sum(counts.values()) for split, counts in report.rows.items()}
+        usual, suffix = miniature_sets.SIZES[report.dataset], ""
+    elif report.dataset == emotion6.SPEC.name:
+        usual = emotion6.sizes(sum(sum(counts.values()) for counts in report.found.values()))
+    else:
+        usual = {emoset.SPEC.name: emoset.SIZES, webemo.SPEC.name: webemo.SIZES}.get(report.dataset, {})
+    words = [f"--seed {report.seed}"] if report.seed else []
+    for split, size in sizes.items():
+        if size == emoset.AUTHORS_TRAIN and split == "train":
+            words.append("--authors-train")
+        elif isinstance(size, int) and size != usual.get(split):
+            words.append(f"--{split}{suffix} {size}")
+    if report.pixel_budget != build.PIXEL_BUDGET:
+        words.append(f"--pixel-budget {report.pixel_budget}")
+    return words
 
 
 def _front_matter(spec: Spec, report: Report, info: Any) -> str:
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
 
+    licence: dict[str, Any] = {"license": spec.license} | dict(spec.license_other)
     facts = DatasetCardData(
-        license=spec.license,
+        **licence,
         language=["en"],
         pretty_name=spec.title,
         task_categories=["image-classification"],
@@ -101,14 +152,14 @@ def _count_table(rows: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -
     return "\n".join(lines)
 
 
-def _how_drawn(report: Report) -> str:
+def _how_drawn(report: Report, with_pixels: bool) -> str:
     lines = [f"- {split}: asked for {_asked(size)}" for split, size in report.sizes.items()]
     drawn = f"""Which rows of a label were drawn, and in which order, follows from a hash of the seed
 ({report.seed}) and `id`, the same on any machine. No image is in two splits, judged by its bytes."""
     paragraphs = ["\n".join(lines) or "All rows were taken.", drawn]
     if count := len(report.reencoded):
-        paragraphs.append(f"""{count:,} images had more than {report.pixel_budget:,} pixels. They were scaled down to
-that and written as JPEG, so that `sha256` is not of the bytes in their row; `report.json` lists them.""")
+        text = _REENCODED if with_pixels else _REENCODED_WITHOUT_PIXELS
+        paragraphs.append(text.format(count=count, budget=report.pixel_budget))
     return "\n\n".join(paragraphs)
 
 

@@ -38,6 +38,10 @@ is our own seeded draw.
         ),
     },
     license="other",
+    license_other={
+        "license_name": "for-academic-research",
+        "license_link": "http://chenlab.ece.cornell.edu/downloads.html",
+    },
     terms="""For academic research; the copyright of the images stays with their original owners. Nothing grants the
 right to pass them on: whoever holds a copy with images keeps it private.""",
     obtain="""From the authors: <http://chenlab.ece.cornell.edu/downloads.html>. It holds `ground_truth.txt` and

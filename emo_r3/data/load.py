@@ -83,6 +83,21 @@ def load_emotion_dataset(
     return loaded
 
 
+def repo_id_of(name_or_path: str | os.PathLike[str]) -> str | None:
+    """The repository that [`load_emotion_dataset`] reads for a name; `None` for a folder."""
+    name = os.fspath(name_or_path)
+    if Path(name).expanduser().is_dir():
+        return None
+    return name if "/" in name else f"{NAMESPACE}/{name}"
+
+
+def commit_of(rows: Dataset) -> str | None:
+    """The commit of the repository that rows were read from; `None` for those of a folder."""
+    # `datasets` keeps what it read from a repository in a folder that is named for the commit.
+    folders = {Path(file["filename"]).parent.name for file in rows.cache_files}
+    return next((name for name in folders if re.fullmatch(r"[0-9a-f]{40}", name)), None)
+
+
 def check_columns(rows: Dataset | IterableDataset, name: str = "data set") -> None:
     """Raises `DataError`, with what to do, unless there are `image`, an image, and `label`, a `ClassLabel`."""
     datasets = import_datasets()

@@ -7,7 +7,8 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from .build import build
 from .records import Record
 from .report import Column, Report, Spec
 from .shelf import Shelf
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SIZES: dict[str, dict[str, int]] = {
     "miniature-8": {"train": 2000, "test": 2000},
@@ -110,6 +114,17 @@ def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: i
         rng = np.random.default_rng([_KEY, list(SIZES).index(name), _SPLITS.index(split), seed])
         records[split] = Shelf(records=(_record(name, split, number, labels, rng) for number in range(size)))
     return records
+
+
+def is_drawn(rows: Dataset) -> bool:
+    """Whether all rows are of the miniature's data sets, wherever they lie: each tells the facts of its drawing."""
+    if "scene" not in rows.column_names:  # EmoSet has such a column too, with other text
+        return False
+    keys = {field.name for field in fields(world.Scene)}
+    try:
+        return all(json.loads(scene).keys() == keys for scene in rows["scene"])
+    except (ValueError, TypeError, AttributeError):
+        return False
 
 
 def _record(name: str, split: str, number: int, labels: tuple[str, ...], rng: np.random.Generator) -> Record:

@@ -43,6 +43,7 @@ class Spec:
         license (`str`): as the Hub names it.
         terms (`str`), obtain (`str`), citation (`str`): for the card; the citation is BibTeX.
         tags (`tuple[str, ...]`, *optional*): further tags of the card.
+        license_other (`dict[str, str]`, *optional*): `license_name` and `license_link`, where the licence is `other`.
         has_examples (`bool`, *optional*, defaults to `False`): whether the card may show some of the images.
     """
 
@@ -56,6 +57,7 @@ class Spec:
     obtain: str
     citation: str
     tags: tuple[str, ...] = ()
+    license_other: Mapping[str, str] = field(default_factory=dict)
     has_examples: bool = False
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import DataError
 from .build import import_datasets
-from .load import load_emotion_dataset
+from .load import commit_of, load_emotion_dataset, repo_id_of
 from .miniature_sets import SIZES, make_miniature
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def load_rows(name: str, split: str, revision: str | None = None) -> Dataset:
         [`DataError`]: there is no such data set, or a row has no label, or one outside the list; the row is named.
     """
     source = name
-    if name in SIZES and not Path(name).is_dir():
+    if _is_miniature(name):
         folder = cache_folder() / __version__ / name
         if not folder.is_dir():
             make_miniature(name, folder)
@@ -54,6 +54,21 @@ def load_rows(name: str, split: str, revision: str | None = None) -> Dataset:
                 f"{len(labels)}: {', '.join(labels)}; correct it, or leave the row out"
             )
     return rows
+
+
+def _is_miniature(name: str) -> bool:
+    return name in SIZES and not Path(name).is_dir()
+
+
+def provenance(name: str, rows: Dataset) -> dict[str, str | None]:
+    """
+    Where rows came from: `repo_id` and `commit` of their repository, each `None` where there is none.
+
+    Args:
+        name (`str`): what [`load_rows`] was given.
+        rows (`Dataset`): what it returned.
+    """
+    return {"repo_id": None if _is_miniature(name) else repo_id_of(name), "commit": commit_of(rows)}
 
 
 def row_name(rows: Dataset, place: int) -> str:

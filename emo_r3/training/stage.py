@@ -19,7 +19,7 @@ from trl import SFTTrainer, get_peft_config
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from ..checkpoint import CheckpointInfo, load_for_training, save_checkpoint, set_pixel_budget
+from ..checkpoint import CheckpointInfo, hub_commit, load_for_training, save_checkpoint, set_pixel_budget
 from ..environment import without_folders
 from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
@@ -95,6 +95,7 @@ class Stage:
         if model_config.attn_implementation:
             model.set_attn_implementation(model_config.attn_implementation)
         supervised = isinstance(self.config, SupervisedConfig)
+        own_base = self.base == model_config.model_name_or_path
         info = replace(
             info,
             method="direct" if supervised else run.method,
@@ -103,6 +104,8 @@ class Stage:
             min_pixels=run.min_pixels or info.min_pixels,
             max_pixels=run.max_pixels or info.max_pixels,
             base_model=without_folders(str(model_config.model_name_or_path)),
+            # What follows a cold start begins with that stage's model, which knows the base.
+            base_commit=hub_commit(Path(model.name_or_path or "")) if own_base else info.base_commit,
             recipe_hash=self.recipe.hash,
         )
         set_pixel_budget(processor, info)

@@ -23,7 +23,9 @@ import yaml
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from ..data.rows import fingerprint, load_rows, row_ids
+from ..checkpoint import CheckpointInfo
+from ..data.miniature_sets import is_drawn
+from ..data.rows import fingerprint, load_rows, provenance, row_ids
 from ..errors import EmoR3Error, RecipeError, TrainingError
 from .config import SupervisedConfig
 from .recipe import Recipe, differences, load_recipe
@@ -141,6 +143,7 @@ def train(recipe: Recipe) -> Path:
     metrics = stage.train()
     if rank() == 0:
         facts |= {"seconds": round(time.monotonic() - start, 1), "metrics": metrics}
+        facts["base_commit"] = CheckpointInfo.read(stage.final).base_commit
         write(output / "run.json", as_json(facts))
     say(f"{stage.final} is the trained model")
     return stage.final
@@ -162,7 +165,7 @@ def cold_start(stage: Stage) -> str:
         say(f"cold start on {len(chosen)} labelled pictures")
         if rank() == 0:
             drawn = {
-                "dataset": run.dataset_name,
+                "dataset": data_name(run.dataset_name),
                 "split": run.dataset_split,
                 "selection": run.cold_start_selection,
                 "seed": config.seed,
@@ -209,14 +212,17 @@ def run_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         "method": run.method,
         "base_model": recipe.model.model_name_or_path,
         "base_revision": recipe.model.model_revision,
+        "base_commit": None,  # known when it is loaded
         "vision_tower": "frozen" if run.freeze_vision_tower else "trained",
         "weights": "LoRA" if recipe.model.use_peft else "full",
         "dataset": {
-            "name": run.dataset_name,
+            "name": data_name(run.dataset_name),
+            **provenance(run.dataset_name, stage.rows),
             "revision": run.dataset_revision,
             "split": run.dataset_split,
             "rows": len(stage.rows),
             "fingerprint": fingerprint(stage.rows) if rank() == 0 else None,
+            "drawn": is_drawn(stage.rows),
         },
         "batch": asdict(recipe.plan),
         "versions": {"python": platform.python_version(), **versions},
@@ -226,6 +232,11 @@ def run_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
             "processes": recipe.plan.processes,
         },
     }
+
+
+def data_name(name: str) -> str:
+    """A data set's name without the folders of this machine."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def write(path: Path, text: str) -> None:

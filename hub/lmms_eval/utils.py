@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from emo_r3 import LABEL_SETS, LabelSet, load_prompts, normalize_label, parse_completion
 from emo_r3.batches import fit_picture
+from emo_r3.checkpoint import CheckpointInfo, checkpoint_folder
 from emo_r3.images import load_image
 from emo_r3.reply import up_to_box
 
@@ -22,6 +26,13 @@ def doc_to_text(labels: LabelSet, doc: Mapping[str, Any]) -> str:
     return load_prompts().question("set", labels)
 
 
+def doc_to_messages(labels: LabelSet, doc: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Picture and question in one user turn, for lmms-eval's chat models. No system turn: what a checkpoint wants
+    there, its own template adds."""
+    pictures = [{"type": "image", "url": picture} for picture in doc_to_visual(doc)]
+    return [{"role": "user", "content": [*pictures, {"type": "text", "text": doc_to_text(labels, doc)}]}]
+
+
 def process_results(labels: LabelSet, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Whether the label in the box is right, and whether the answer has its form; lmms-eval takes the means."""
     parsed = parse_completion(up_to_box(results[0]), labels, "set")
@@ -29,6 +40,32 @@ def process_results(labels: LabelSet, doc: Mapping[str, Any], results: Sequence[
     return {"accuracy": float(parsed.label == right), "well_formed": float(parsed.well_formed)}
 
 
-emoset_2k_text, emoset_2k_results = (partial(job, LABEL_SETS["emoset"]) for job in (doc_to_text, process_results))
-emotion6_text, emotion6_results = (partial(job, LABEL_SETS["emotion6"]) for job in (doc_to_text, process_results))
-webemo_2k_text, webemo_2k_results = (partial(job, LABEL_SETS["webemo"]) for job in (doc_to_text, process_results))
+JOBS = (doc_to_text, doc_to_messages, process_results)
+emoset_2k_text, emoset_2k_messages, emoset_2k_results = (partial(job, LABEL_SETS["emoset"]) for job in JOBS)
+emotion6_text, emotion6_messages, emotion6_results = (partial(job, LABEL_SETS["emotion6"]) for job in JOBS)
+webemo_2k_text, webemo_2k_messages, webemo_2k_results = (partial(job, LABEL_SETS["webemo"]) for job in JOBS)
+
+
+def model_args(pretrained: str) -> str:
+    """What `--model_args` has to be for a Qwen-VL checkpoint: lmms-eval's models have a pixel budget of their own."""
+    folder = checkpoint_folder(pretrained, None, None)
+    info, own = CheckpointInfo.read(folder), _image_processor(folder)
+    size = own.get("size") or {}
+    budget = {
+        "min_pixels": info.min_pixels or own.get("min_pixels") or size.get("shortest_edge"),
+        "max_pixels": info.max_pixels or own.get("max_pixels") or size.get("longest_edge"),
+    }
+    return ",".join([f"pretrained={pretrained}", *(f"{name}={value}" for name, value in budget.items() if value)])
+
+
+def _image_processor(folder: Path) -> dict[str, Any]:
+    """Its settings, from the file that transformers writes now or the one that it wrote before."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            told = json.loads((folder / name).read_text(encoding="utf-8"))
+            return told.get("image_processor", told)
+    return {}
+
+
+if __name__ == "__main__":
+    print(model_args(sys.argv[1]))

@@ -1,7 +1,74 @@
-import pytest
+import shlex
+from pathlib import Path
 
+import pytest
+from hub_server.cards import metadata_of, validate
+from raw_folders import make_emoset, make_emotion6
+
+from emo_r3 import cli
+from emo_r3.data import emoset
 from emo_r3.data.card import _size_category
-from emo_r3.data.prepare import DATASETS
+from emo_r3.data.miniature_sets import make_miniature
+from emo_r3.data.prepare import DATASETS, prepare
+from emo_r3.publish import dataset_target
+from emo_r3.wheel import read_text
+
+
+def card_of(folder: Path, repo_id: str) -> str:
+    """The card that a push to a repository takes along, if the Hub has nothing against it."""
+    text = read_text(dataset_target(folder, repo_id).files["README.md"])
+    assert validate(text, "dataset") == ([], [])
+    return text
+
+
+def test_the_index_has_a_card_of_its_own(tmp_path: Path) -> None:
+    """It sends nobody to the private repository, and claims no images."""
+    raw, out, index = make_emotion6(tmp_path / "raw"), tmp_path / "out", tmp_path / "index"
+    prepare("emotion6", raw, out, index=index, seed=3, pixel_budget=300)
+    text = (index / "README.md").read_text()
+    assert 'load_dataset("emo-r3/emotion6-index"' in text and "`emo-r3 prepare rebuild emo-r3/emotion6-index " in text
+    assert "emo-r3/emotion6`" not in text and '"emo-r3/emotion6"' not in text
+    for claim in ("`[image]`", "| `image` |", "were scaled down", "the images. "):
+        assert claim not in text
+    assert "60 of the originals have more than 300 pixels" in text
+    whole = (out / "README.md").read_text()
+    assert "`[image]`" in whole and "60 images had more than 300 pixels. They were scaled down" in whole
+
+    assert 'load_dataset("you/pictures"' in card_of(out, "you/pictures")
+    there = card_of(index, "you/pictures-index")
+    assert 'load_dataset("you/pictures-index"' in there and "prepare rebuild you/pictures-index ORIGINALS" in there
+    assert "emo-r3/emotion6" not in there + card_of(out, "you/pictures")
+    assert card_of(index, "emo-r3/emotion6-index") == text
+    licence = {name: value for name, value in metadata_of(text).items() if name.startswith("license")}
+    assert licence["license"] == "other" and licence["license_name"] and licence["license_link"].startswith("http")
+
+
+def test_the_command_of_a_card_makes_the_same_rows_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = make_emotion6(tmp_path / "raw")
+    prepare("emotion6", raw, tmp_path / "out", seed=7, sizes={"test": 12}, pixel_budget=300)
+    text = (tmp_path / "out/README.md").read_text()
+    command = "emo-r3 prepare emotion6 Emotion6.zip --seed 7 --test-size 12 --pixel-budget 300 --output DIR"
+    assert f"`{command}`" in text
+    words = command.replace("Emotion6.zip", str(raw)).replace("DIR", str(tmp_path / "again"))
+    assert cli.main(shlex.split(words)[1:]) == 0
+    assert "rows" in capsys.readouterr().out
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "again").rglob("*") if path.is_file()}
+
+    monkeypatch.setattr(emoset, "AUTHORS_TRAIN", dict.fromkeys(emoset.LABELS, 1))
+    prepare("emoset", make_emoset(tmp_path / "emoset"), tmp_path / "set", sizes={"train": emoset.AUTHORS_TRAIN})
+    words = "`emo-r3 prepare emoset EmoSet-118K.zip --authors-train --output DIR`"
+    assert words in (tmp_path / "set/README.md").read_text()
+
+
+def test_the_miniature_s_command_has_its_options(tmp_path: Path) -> None:
+    make_miniature("miniature-6", tmp_path / "out", sizes={"train": 8, "test": 4}, seed=2)
+    text = (tmp_path / "out/README.md").read_text()
+    assert "`emo-r3 miniature dataset miniature-6 --seed 2 --train 8 --test 4 --output DIR`" in text or (
+        "`emo-r3 miniature dataset miniature-6 --seed 2 --test 4 --train 8 --output DIR`" in text
+    )
 
 
 @pytest.mark.parametrize(

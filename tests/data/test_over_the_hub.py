@@ -80,3 +80,58 @@ def test_from_the_originals_to_load_dataset(hub: HubServer, tmp_path: Path) -> N
     run_client(hub, tmp_path / "owner", push_client, folders, str(index), str(tmp_path / "raw/emotion6"))
     run_client(hub, tmp_path / "reader", load_client, folders, user="reader")
     run_client(hub, tmp_path / "outsider", outsider_client, list(folders), "hf_stranger0000000000", user=None)
+
+
+def provenance_client(data: str, model: str, output: str) -> None:
+    """Push a data set and a model, measure the one on the other, and train the one on the other."""
+    import json
+    from pathlib import Path
+
+    from huggingface_hub import HfApi
+
+    from emo_r3 import publish
+    from emo_r3.checkpoint import weights_digest
+    from emo_r3.cli import main
+    from emo_r3.data.miniature_sets import is_drawn
+    from emo_r3.data.rows import load_rows
+
+    rows_at = publish.push(publish.dataset_target(Path(data), "emo-r3/some-rows"))
+    assert is_drawn(load_rows("emo-r3/some-rows", "test"))
+    weights_at = publish.push(publish.model_target(Path(model), "emo-r3/some-base"))
+    assert HfApi().dataset_info("emo-r3/some-rows").sha == rows_at
+    words = f"--model emo-r3/some-base --datasets emo-r3/some-rows --output {output}/there --max-new-tokens 4"
+    assert main(["evaluate", *words.split()]) == 0
+    told = json.loads(Path(output, "there/results.json").read_text())
+    [items] = told["datasets"]
+    assert (items["name"], items["repo_id"], items["commit"]) == ("some-rows", "emo-r3/some-rows", rows_at)
+    assert (told["model"]["commit"], told["model"]["weights"]) == (weights_at, weights_digest(Path(model)))
+
+    recipe = {
+        "trainer": "sft",
+        "method": "direct",
+        "model_name_or_path": "emo-r3/some-base",
+        "dataset_name": "emo-r3/some-rows",
+        "output_dir": f"{output}/run",
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+        "bf16": False,
+    }
+    Path(output, "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["train", "--config", f"{output}/recipe.yaml"]) == 0
+    facts = json.loads(Path(output, "run/run.json").read_text())
+    assert (facts["base_model"], facts["base_commit"]) == ("emo-r3/some-base", weights_at)
+    source = {name: facts["dataset"][name] for name in ("name", "repo_id", "commit", "drawn")}
+    assert source == {"name": "emo-r3/some-rows", "repo_id": "emo-r3/some-rows", "commit": rows_at, "drawn": True}
+    assert json.loads(Path(output, "run/final/emo_r3.json").read_text())["base_commit"] == weights_at
+
+
+@pytest.mark.slow
+def test_runs_and_results_tell_the_commits_of_data_and_model(hub: HubServer, tmp_path: Path) -> None:
+    from tiny_models import tiny_checkpoint
+
+    from emo_r3.data.miniature_sets import make_miniature
+
+    make_miniature("miniature-8", tmp_path / "rows", sizes={"train": 4, "test": 2})
+    model = str(tiny_checkpoint("qwen2_5_vl"))
+    run_client(hub, tmp_path / "home", provenance_client, str(tmp_path / "rows"), model, str(tmp_path))

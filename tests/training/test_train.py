@@ -121,6 +121,9 @@ def test_supervised_from_the_command_to_a_model_that_loads(
     assert pipe.info.max_pixels == 4000 == pipe.processor.image_processor.size["longest_edge"]
     assert facts["dataset"]["rows"] == 16
     assert facts["dataset"]["fingerprint"]
+    source = {name: facts["dataset"][name] for name in ("name", "repo_id", "commit", "drawn")}
+    assert source == {"name": data.name, "repo_id": None, "commit": None, "drawn": True}
+    assert facts["base_commit"] is None is pipe.info.base_commit
     assert (facts["vision_tower"], facts["weights"], facts["batch"]["per_device"]) == ("trained", "full", 4)
     assert facts["seconds"] > 0
     assert facts["metrics"]["step"] == 2
