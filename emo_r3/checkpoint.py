@@ -132,9 +132,16 @@ def load_model_and_processor(
         token (`str` or `bool`, *optional*): for a private repository.
 
     Raises:
-        CheckpointError: nothing there, pickled weights, code of its own, or a model that transformers can't load.
+        CheckpointError: nothing there, pickled weights, code of its own, a model that transformers can't load, or a
+            `revision` of a folder.
     """
     folder = checkpoint_folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
+    local = repo_or_path in (None, MINIATURE) or Path(repo_or_path or "").expanduser().is_dir()
+    if revision is not None and local:
+        raise CheckpointError(
+            f"revision={revision!r} is for a repository of the Hub, and {repo_or_path or MINIATURE} is a folder here: "
+            "leave it out"
+        )
     if device_map is None and torch.accelerator.is_available():
         device_map = "auto"
     if dtype is None:

@@ -23,14 +23,15 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .batches import fit_picture
 from .checkpoint import CheckpointInfo
-from .engine import sampling_seed
+from .engine import picture_digest, sampling_seed
 from .errors import EmoR3Error, ImageError
 from .fetch import TEMPORARY, public_name, retry_seconds
-from .images import LoadedImage, load_image
+from .images import LoadedImage, load_image, source_name
 from .labels import LabelSet, resolve_labels
 from .lexicon import expected_affect
+from .options import check_on_error, check_temperature, positive, whole_number
 from .parsing import parse_completion
-from .pipeline import one_or_many, positive
+from .pipeline import one_or_many
 from .prompts import Method
 from .reply import Reply, label_shares, read_reply
 from .results import EmotionResult
@@ -170,16 +171,14 @@ class EndpointPipeline:
             raise EmoR3Error(f"decoding={decoding!r} needs the model itself, not a server of it: use free")
         if others:
             raise EmoR3Error(f"{', '.join(others)}: not with a server; leave it out, or load the model itself")
-        if on_error not in ("raise", "return"):
-            raise EmoR3Error(f"on_error={on_error!r} is unknown; choose raise or return")
-        if temperature is not None and not temperature > 0:
-            raise EmoR3Error(f"temperature={temperature} is not above 0; leave it out for greedy decoding")
+        on_error, temperature = check_on_error(on_error), check_temperature(temperature)
+        seed = whole_number("seed", seed)
         label_set = self.info.label_set if labels is None else resolve_labels(labels)
         method = method or self.info.method
         question = self.info.prompts.question(method, label_set)
         budget = positive("max_new_tokens", max_new_tokens)
         request = _Request(label_set, method, question, budget, temperature, seed, on_error, allow_private_hosts)
-        at_once = positive("batch_size", batch_size or self.concurrency)
+        at_once = positive("batch_size", self.concurrency if batch_size is None else batch_size)
         return one_or_many(images, lambda many: self._run(many, request, at_once))
 
     def _run(self, images: Iterable[Any], request: _Request, at_once: int) -> Iterator[EmotionResult]:
@@ -189,8 +188,8 @@ class EndpointPipeline:
         client = AsyncInferenceClient(base_url=self._chat_url, api_key=self._token or "EMPTY")
         turns = asyncio.Semaphore(at_once)
         with _background_loop(client) as loop:
-            for place, source in enumerate(images):
-                job = self._answer(client, turns, place, source, request)
+            for source in images:
+                job = self._answer(client, turns, source, request)
                 waiting.append(asyncio.run_coroutine_threadsafe(job, loop))
                 while waiting and (waiting[0].done() or len(waiting) >= 4 * at_once):
                     yield waiting.popleft().result()
@@ -198,19 +197,19 @@ class EndpointPipeline:
                 yield waiting.popleft().result()
 
     async def _answer(
-        self, client: AsyncInferenceClient, turns: asyncio.Semaphore, place: int, source: Any, request: _Request
+        self, client: AsyncInferenceClient, turns: asyncio.Semaphore, source: Any, request: _Request
     ) -> EmotionResult:
-        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+        name = source_name(source)
         async with turns:
             try:
                 picture, data_url = await asyncio.to_thread(self._picture, source, request.allow_private_hosts)
                 name = picture.name
-                reply = await self._persist(client, name, self._body(data_url, place, request))
+                reply = await self._persist(client, name, self._body(data_url, picture, request))
             except (ImageError, _NoAnswer) as error:
                 if request.on_error == "raise":
                     raise
                 made = error.result if isinstance(error, _NoAnswer) else EmotionResult
-                return made(image=str(name), error=str(error))
+                return made(image=name, error=str(error))
         return self._result(picture, reply, request)
 
     def _picture(self, source: Any, allow_private_hosts: bool) -> tuple[LoadedImage, str]:
@@ -220,7 +219,7 @@ class EndpointPipeline:
         picture.image.save(png, "PNG", compress_level=1)
         return picture, "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
 
-    def _body(self, data_url: str, place: int, request: _Request) -> dict[str, Any]:
+    def _body(self, data_url: str, picture: LoadedImage, request: _Request) -> dict[str, Any]:
         content = [
             {"type": "image_url", "image_url": {"url": data_url}},
             {"type": "text", "text": request.question},
@@ -228,7 +227,7 @@ class EndpointPipeline:
         if request.temperature is None:
             sampling: dict[str, Any] = {"temperature": 0.0}
         else:
-            seed = sampling_seed(request.seed, place, 0) % 2**31
+            seed = sampling_seed(request.seed, picture_digest(picture.image), 0) % 2**31
             sampling = {"temperature": request.temperature, "top_p": 1.0, "seed": seed}
         return {
             "messages": [{"role": "user", "content": content}],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from .batches import chunks, fit_picture
 from .checkpoint import CheckpointInfo
 from .decoding import AnswerForm, BoxClosed, ConstrainedDecoding, FreeDecoding, Sampling, Vocabulary
 from .errors import CheckpointError, EmoR3Error, ImageError
-from .images import LoadedImage, load_image
+from .images import LoadedImage, load_image, source_name
 from .labels import LabelSet
 from .lexicon import expected_affect
 from .parsing import parse_completion
@@ -45,6 +44,7 @@ from .scoring import (
     splice_image,
 )
 from .streaming import Cancelled
+from .turns import turns_of
 
 Decoding = Literal["constrained", "free"]
 
@@ -58,6 +58,7 @@ class Request:
     decoding: Decoding
     reflect: bool
     num_candidates: int
+    batch_size: int
     max_new_tokens: int
     temperature: float | None
     seed: int
@@ -68,12 +69,20 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What one forward takes: a picture, or one of its candidates, to a row."""
+
+    pictures: list[LoadedImage]
+    inputs: BatchFeature
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Pictures of one forward, in input order with those that failed, and the processor's tensors of the others."""
+    """Pictures in input order with those that failed, and the rows of the others, in parts of `batch_size`."""
 
     slots: list[LoadedImage | EmotionResult]
-    inputs: BatchFeature | None
-    seeds: list[int]
+    parts: list[Rows]
 
 
 class Engine:
@@ -91,10 +100,13 @@ class Engine:
         self.tokenizer = processor.tokenizer
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        # A fast tokenizer fails when two threads use it, so the thread that prepares pictures has one of its own.
+        # A fast tokenizer fails when a thread pads with it while another uses it: what pads has one of its own, under
+        # a lock, and `self.tokenizer` is only read, which any number of threads may do.
         self._ahead = copy.copy(processor)
         self._ahead.tokenizer = copy.deepcopy(self.tokenizer)
         self._lock = threading.Lock()
+        self._turns = turns_of(model)
+        self.positions = positions(model)
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = self.tokenizer.eos_token_id if ends is None else ends
         if ends is None:
@@ -113,7 +125,7 @@ class Engine:
     def device(self) -> torch.device:
         return input_device(self.model)
 
-    def prepare(self, start: int, sources: Sequence[Any], request: Request) -> Batch:
+    def prepare(self, sources: Sequence[Any], request: Request) -> Batch:
         """Decodes pictures and runs the processor, which together are what the model would wait for."""
         slots: list[LoadedImage | EmotionResult] = []
         for source in sources:
@@ -121,27 +133,51 @@ class Engine:
                 picture = load_image(source, allow_private_hosts=request.allow_private_hosts)
                 slots.append(fit_picture(picture, self.info.square))
             except ImageError as error:
-                if request.on_error == "raise":
-                    raise
-                name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
-                slots.append(EmotionResult(image=str(name), error=str(error)))
-        repeats = request.num_candidates
-        pictures = [slot.image for slot in slots if isinstance(slot, LoadedImage) for _ in range(repeats)]
-        with self._lock:
-            inputs = self._encode(self._ahead, request.prompt, pictures) if pictures else None
-        places = [start + at for at, slot in enumerate(slots) if isinstance(slot, LoadedImage)]
-        seeds = [sampling_seed(request.seed, place, candidate) for place in places for candidate in range(repeats)]
-        return Batch(slots, inputs, seeds)
+                slots.append(_failed(source_name(source), error, request))
+        parts = self._parts(slots, request)
+        too_long = {}
+        for part in parts:
+            for picture, tokens in zip(part.pictures, part.inputs["attention_mask"].sum(-1).tolist(), strict=True):
+                if self.positions is not None and tokens + request.max_new_tokens > self.positions:
+                    too_long[id(picture)] = tokens
+        if not too_long:
+            return Batch(slots, parts)
+        for at, slot in enumerate(slots):
+            if isinstance(slot, LoadedImage) and id(slot) in too_long:
+                tokens = too_long[id(slot)]
+                refusal = ImageError(
+                    f"{slot.name}: {tokens:,} tokens with its question, and max_new_tokens={request.max_new_tokens} "
+                    f"are more than the {self.positions:,} positions of {self.name}; use a smaller picture or "
+                    "max_pixels, fewer labels, or a smaller max_new_tokens"
+                )
+                slots[at] = _failed(slot.name, refusal, request)
+        return Batch(slots, self._parts(slots, request))
 
-    def _encode(self, processor: ProcessorMixin, prompt: str, pictures: Sequence[Image.Image]) -> BatchFeature:
-        return processor(
-            text=[prompt] * len(pictures),
-            images=[[picture] for picture in pictures],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=adds_special_tokens(processor, prompt),
-            return_tensors="pt",
-        )
+    def _parts(self, slots: Sequence[LoadedImage | EmotionResult], request: Request) -> list[Rows]:
+        rows = []
+        for slot in slots:
+            if isinstance(slot, LoadedImage):
+                digest = "" if request.temperature is None else picture_digest(slot.image)
+                for candidate in range(request.num_candidates):
+                    rows.append((slot, sampling_seed(request.seed, digest, candidate)))
+        parts = []
+        for part in chunks(rows, request.batch_size):
+            inputs = self.encode(request.prompt, [picture.image for picture, _ in part])
+            parts.append(Rows([picture for picture, _ in part], inputs, [seed for _, seed in part]))
+        return parts
+
+    def encode(self, prompt: str | Sequence[str], pictures: Sequence[Image.Image]) -> BatchFeature:
+        """The processor's tensors of one prompt about each picture, or of a prompt for each; from any thread."""
+        prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
+        with self._lock:
+            return self._ahead(
+                text=prompts,
+                images=[[picture] for picture in pictures],
+                padding=True,
+                padding_side="left",
+                add_special_tokens=adds_special_tokens(self._ahead, prompts[0]),
+                return_tensors="pt",
+            )
 
     def predict(
         self,
@@ -150,31 +186,35 @@ class Engine:
         streamer: BaseStreamer | None = None,
         cancelled: Cancelled | None = None,
     ) -> list[EmotionResult]:
-        if batch.inputs is None:
-            return [slot for slot in batch.slots if isinstance(slot, EmotionResult)]
-        pictures = [
-            slot for slot in batch.slots if isinstance(slot, LoadedImage) for _ in range(request.num_candidates)
-        ]
-        cached, answers = self._answer(batch.inputs, pictures, batch.seeds, request, streamer, cancelled)
-        # No answers: it was cancelled, and nobody waits for a result.
-        results = [self._result(picture, answer, request) for picture, answer in zip(pictures, answers, strict=False)]
-        if not results:
-            return []
-        if request.reflect:
-            results = self._reflect(cached, results, request)
+        """The results of a batch; none if it was cancelled, as nobody waits for them.
+
+        The model is this batch's alone meanwhile; threads that share it take turns, batch by batch.
+        """
+        results: list[EmotionResult] = []
+        with self._turns.turn(None if cancelled is None else cancelled.event):
+            for part in batch.parts:
+                if cancelled is not None and cancelled.event.is_set():  # perhaps before its turn came
+                    return []
+                cached, answers = self._answer(part, request, streamer, cancelled)
+                if not answers:  # it was cancelled
+                    return []
+                found = [
+                    self._result(picture, answer, request)
+                    for picture, answer in zip(part.pictures, answers, strict=True)
+                ]
+                results += self._reflect(cached, found, request) if request.reflect else found
         best = iter([_best(candidates) for candidates in chunks(results, request.num_candidates)])
         return [slot if isinstance(slot, EmotionResult) else next(best) for slot in batch.slots]
 
     def _answer(
         self,
-        inputs: BatchFeature,
-        pictures: Sequence[LoadedImage],
-        seeds: Sequence[int],
+        part: Rows,
         request: Request,
         streamer: BaseStreamer | None,
         cancelled: Cancelled | None,
     ) -> tuple[CachedPrompts, list[Answer]]:
         """Generates, and reads the labels' distribution off the same pass or a short one on its cache."""
+        inputs = part.inputs
         rows, width = inputs["input_ids"].shape
         criteria = StoppingCriteriaList([] if cancelled is None else [cancelled])
         forced = None
@@ -187,7 +227,7 @@ class Engine:
             criteria.append(BoxClosed(self.vocabulary, width, self.device))
         generate: Any = self.model.generate
         if request.temperature is not None:
-            steering.append(Sampling(request.temperature, seeds, self.device))
+            steering.append(Sampling(request.temperature, part.seeds, self.device))
         output = generate(
             **inputs.to(self.device, dtype=self.model.dtype),
             generation_config=self._generation_config(request.max_new_tokens),
@@ -198,7 +238,7 @@ class Engine:
         written = [
             until(ids, [*self.end_tokens, self.tokenizer.pad_token_id]) for ids in output.sequences[:, width:].tolist()
         ]
-        cached = self._cached(inputs, pictures, written, output.past_key_values, request)
+        cached = self._cached(part, written, output.past_key_values, request)
         if cancelled is not None and cancelled.event.is_set():
             return cached, []
         if forced is not None:
@@ -233,14 +273,13 @@ class Engine:
 
     def _cached(
         self,
-        inputs: BatchFeature,
-        pictures: Sequence[LoadedImage],
+        part: Rows,
         written: list[Tokens],
         cache: Any,
         request: Request,
     ) -> CachedPrompts:
-        mask = inputs["attention_mask"]
-        prompts = [ids[keep.bool()].tolist() for ids, keep in zip(inputs["input_ids"], mask, strict=True)]
+        mask = part.inputs["attention_mask"]
+        prompts = [ids[keep.bool()].tolist() for ids, keep in zip(part.inputs["input_ids"], mask, strict=True)]
         ends = [splice_image(request.plain, prompt, request.plain, self.image_token)[1] for prompt in prompts]
         return CachedPrompts(
             self.model,
@@ -249,15 +288,14 @@ class Engine:
             (mask == 0).sum(-1).tolist(),
             position_offsets(self.model, len(prompts)),
             ends,
-            lambda row, prompt=request.prompt: self._encode(self.processor, prompt, [pictures[row].image]),
+            lambda row, prompt=request.prompt: self.encode(prompt, [part.pictures[row].image]),
             [len(prompt) for prompt in prompts],
+            max_rows=request.batch_size,
         )
 
     def _result(self, picture: LoadedImage, answer: Answer, request: Request) -> EmotionResult:
         if not answer.log_probs.isfinite().all():
-            raise EmoR3Error(
-                f"{self.name} computes no finite numbers in {self.model.dtype}: load it with dtype='float32'"
-            )
+            raise not_finite(self.name, self.model)
         parsed = parse_completion(answer.text, request.labels, request.method)
         shares = answer.log_probs.double().softmax(-1).tolist()
         probabilities = dict(zip(request.labels.labels, shares, strict=True))
@@ -300,7 +338,11 @@ class Engine:
         boxed = [results[row].label for row in asked_text]
         yes = dict(zip(asked_image, consistency(cached, self.tokenizer, asked_image, about_image), strict=True))
         read = dict(
-            zip(asked_text, coherence(self.model, self.tokenizer, about_text, labels, boxed, end), strict=True)
+            zip(
+                asked_text,
+                coherence(self.model, self.tokenizer, about_text, labels, boxed, end, request.batch_size),
+                strict=True,
+            )
         )
         reflected = []
         for row, result in enumerate(results):
@@ -325,6 +367,54 @@ def _best(candidates: list[EmotionResult]) -> EmotionResult:
     return replace(best, candidate_scores=tuple(result.score or 0.0 for result in candidates))
 
 
-def sampling_seed(seed: int, place: int, candidate: int) -> int:
-    digest = hashlib.blake2b(f"{seed} {place} {candidate}".encode(), digest_size=7).digest()
+def _failed(name: str, error: ImageError, request: Request) -> EmotionResult:
+    """The row of a picture that can't be read, if the call wants one."""
+    if request.on_error == "raise":
+        raise error
+    return EmotionResult(image=name, error=str(error))
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a model was made for, prompt and answer together, if its configuration says so."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return None
+    scaling = getattr(config, "rope_parameters", None) or {}
+    if scaling.get("rope_type") in ("linear", "dynamic", "yarn"):
+        original = scaling.get("original_max_position_embeddings") or limit
+        limit = max(limit, int(original * (scaling.get("factor") or 1)))
+    return limit
+
+
+def not_finite(name: str, model: PreTrainedModel) -> EmoR3Error:
+    """What to say of a model that computed NaN or infinity: whether its weights or its type is to blame."""
+    weights = ((key, weight) for key, weight in model.named_parameters() if not weight.is_meta)  # offloaded ones are
+    broken = next((key for key, weight in weights if not weight.float().isfinite().all()), None)
+    if broken is not None:
+        return EmoR3Error(
+            f"{name} has broken weights: {broken} holds NaN or infinity; download or save the checkpoint again"
+        )
+    if model.dtype in (torch.float32, torch.float64):
+        return EmoR3Error(
+            f"{name} computes no finite numbers, though its weights are finite and in {model.dtype}: "
+            "they are too large or not this model's; use another checkpoint"
+        )
+    return EmoR3Error(f"{name} computes no finite numbers in {model.dtype}: load it with dtype='float32'")
+
+
+def picture_digest(image: Image.Image) -> str:
+    """The same for the same pixels, wherever they come from."""
+    return hashlib.blake2b(repr((image.mode, image.size)).encode() + image.tobytes(), digest_size=16).hexdigest()
+
+
+def sampling_seed(seed: int, picture: str, candidate: int) -> int:
+    """Seed of one sample: of the picture's content, not of its place in a list that may be resumed or added to.
+
+    Args:
+        seed (`int`): the call's.
+        picture (`str`): its [`picture_digest`].
+        candidate (`int`): which of its samples.
+    """
+    digest = hashlib.blake2b(f"{seed} {picture} {candidate}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")

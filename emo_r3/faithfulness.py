@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .batches import GREY, chunks, fit_picture
 from .checkpoint import checkpoint_folder, first_line
 from .decoding import special_texts
-from .engine import Batch
+from .engine import Batch, Rows
 from .errors import CheckpointError, EmoR3Error
 from .images import load_image
 from .items import SEED, Items, Row, read_scenes
@@ -45,7 +45,7 @@ from .miniature.world import Scene
 from .parsing import parse_completion
 from .pipeline import EmoR3Pipeline
 from .reflection import coherence, quotable, reflected_texts
-from .scoring import Tokens, adds_special_tokens, prompt_tokens, render_prompt
+from .scoring import Tokens, prompt_tokens, render_prompt
 
 CONTINUED = ("step1_removed", "step1_swapped", "image_shuffled")
 ASKED_ANEW = ("image_grey", "triggers_removed", "trigger_masked", "control_masked")
@@ -266,17 +266,11 @@ def go_on(
     """Label distributions of answers in three steps that begin as given; the model writes the rest, greedily."""
     if not pictures:
         return []
-    request = pipe._request(labels, "set", "free", max_new_tokens=max_new_tokens)
+    request = pipe._request(labels, "set", "free", max_new_tokens=max_new_tokens, batch_size=len(pictures))
     slots: list[Any] = [fit_picture(load_image(picture), pipe.info.square) for picture in pictures]
-    inputs = pipe.processor(
-        text=[request.prompt + beginning for beginning in beginnings],
-        images=[[slot.image] for slot in slots],
-        padding=True,
-        padding_side="left",
-        add_special_tokens=adds_special_tokens(pipe.processor, request.prompt),
-        return_tensors="pt",
-    )
-    results = pipe._engine.predict(Batch(slots, inputs, [0] * len(slots)), request)
+    prompts = [request.prompt + beginning for beginning in beginnings]
+    inputs = pipe._engine.encode(prompts, [slot.image for slot in slots])
+    results = pipe._engine.predict(Batch(slots, [Rows(slots, inputs, [0] * len(slots))]), request)
     return [result.probabilities for result in results]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import os
 import re
@@ -12,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -43,6 +46,31 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+_SAVE = ", which is not read; save it as PNG or JPEG"
+_FRAME = "a video, not a picture; save a frame of it as PNG or JPEG"
+_RARE = " of a rare kind, or a damaged one" + _SAVE
+# What else is often called .jpg or .png, by what stands at an offset. The last are of kinds that Pillow reads, but not
+# in every variety.
+_SIGNATURES = (
+    (0, b"%PDF-", "a PDF document" + _SAVE),
+    (0, b"%!PS", "a PostScript document" + _SAVE),
+    (0, b"8BPS", "a Photoshop document" + _SAVE),
+    (0, b"\xff\x0a", "a JPEG XL picture" + _SAVE),
+    (4, b"JXL ", "a JPEG XL picture" + _SAVE),
+    (4, b"jP  ", "a JPEG 2000 picture" + _SAVE),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 picture" + _SAVE),
+    (0, b"\0\0\1\0", "an icon" + _SAVE),
+    (128, b"DICM", "a DICOM picture" + _SAVE),
+    (0, b"\x1a\x45\xdf\xa3", _FRAME),
+    (8, b"AVI ", _FRAME),
+    (0, b"PK\3\4", "an archive or an office document, not an image; take the picture out of it"),
+    (0, b"\x1f\x8b", "an archive, not an image; unpack it"),
+    (0, b"\xff\xd8\xff", "a JPEG" + _RARE),
+    (0, b"\x89PNG", "a PNG" + _RARE),
+    (0, b"II*\0", "a TIFF" + _RARE),
+    (0, b"MM\0*", "a TIFF" + _RARE),
+)
+_DATA_URL = re.compile(r"\s*data:", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _warnings_lock = threading.Lock()
 
@@ -76,12 +104,14 @@ def load_image(
     Reads one picture from wherever it is and makes it RGB.
 
     Args:
-        source (`str`, `os.PathLike`, `PIL.Image.Image`, `bytes`, `np.ndarray` or `dict`): a path, an http(s) URL, an
-            image (taken at its current frame), the bytes of an image file, an array of shape (H, W), (H, W, 1),
-            (H, W, 3) or (H, W, 4) holding `uint8`, `uint16`, `bool` or floats in [0, 1], or an undecoded
-            row of a `datasets` image column, `{"bytes": ..., "path": ...}`.
+        source (`str`, `os.PathLike`, `PIL.Image.Image`, `bytes`, `np.ndarray`, file or `dict`): a path, an http(s) or
+            `data:` URL, an image (taken at its current frame), the bytes of an image file, a file opened in binary
+            mode (`BytesIO` too; read from its start), an array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
+            holding `uint8`, `uint16`, `bool` or floats in [0, 1], an undecoded row of a `datasets` image column,
+            `{"bytes": ..., "path": ...}`, or a row of a data set with such a picture in its column `image`.
         max_bytes (`int`, *optional*, defaults to `67108864`): the largest file or download to read.
         max_pixels (`int`, *optional*, defaults to `67108864`): the most pixels to decode; the header is asked first.
+            Above twice `PIL.Image.MAX_IMAGE_PIXELS` (178,956,970), Pillow's own limit has to be raised too.
         timeout (`float`, *optional*, defaults to `20.0`): seconds for a whole download.
         allow_private_hosts (`bool`, *optional*, defaults to `False`): fetch URLs of private networks too.
 
@@ -99,11 +129,14 @@ def load_image(
     ```
     """
     name = None
+    if isinstance(source, Mapping) and "image" in source:
+        source = source["image"]
     if isinstance(source, Mapping):
         name, data = source.get("path"), source.get("bytes")
+        if name is None and data is None:
+            columns = _one_line(", ".join(map(str, source)) or "none")
+            raise ImageError(f"row with the columns {columns}: no 'image', 'bytes' or 'path' in it; give the picture")
         source = name if data is None else data
-        if source is None:
-            raise ImageError("image row: neither 'bytes' nor 'path' is set; give one of them")
     if isinstance(source, Image.Image):
         return _finish(source, _one_line(getattr(source, "filename", "") or "PIL image"), max_pixels)
     if isinstance(source, np.ndarray):
@@ -111,6 +144,10 @@ def load_image(
     if isinstance(source, bytes | bytearray | memoryview):
         name = _one_line(name) if isinstance(name, str | os.PathLike) else "image bytes"
         return _decode(bytes(source), name, max_bytes, max_pixels)
+    if is_file(source):
+        return _decode(_read_open_file(source, max_bytes), source_name(source), max_bytes, max_pixels)
+    if isinstance(source, str) and _DATA_URL.match(source):
+        return _decode(_read_data_url(source, max_bytes), "data URL", max_bytes, max_pixels)
     if isinstance(source, str) and _URL.match(source):
         content = fetch(source, max_bytes=max_bytes, timeout=timeout, allow_private_hosts=allow_private_hosts)
         return _decode(content, public_name(source), max_bytes, max_pixels)
@@ -118,6 +155,23 @@ def load_image(
         return _decode(_read_file(source, max_bytes), _one_line(source), max_bytes, max_pixels)
     kind = type(source).__name__
     raise ImageError(f"{kind}: not an image; give a path, a URL, a PIL image, bytes or a numpy array")
+
+
+def is_file(source: Any) -> bool:
+    """Whether this is an open file or something like it, and not a collection of pictures or of lines."""
+    return callable(getattr(source, "read", None))
+
+
+def source_name(source: Any) -> str:
+    """What to call a source before it is read: its path, its URL without the query, or its type."""
+    if is_file(source):
+        name = getattr(source, "name", None)
+        return _one_line(name) if isinstance(name, str) and name else type(source).__name__
+    if isinstance(source, str) and _DATA_URL.match(source):
+        return "data URL"
+    if isinstance(source, str) and _URL.match(source):
+        return public_name(source)
+    return _one_line(source) if isinstance(source, str | os.PathLike) else type(source).__name__
 
 
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
@@ -187,6 +241,37 @@ def _read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
         raise ImageError(f"{name}: can't be read ({reason}); check the path and its permissions") from error
 
 
+def _read_open_file(file: Any, max_bytes: int) -> bytes:
+    name = source_name(file)
+    try:
+        if isinstance(file, io.TextIOBase):
+            raise ImageError(f"{name}: opened as text; open it with mode 'rb'")
+        if callable(getattr(file, "seekable", None)) and file.seekable():
+            file.seek(0)  # whoever has just saved a picture into it stands at its end
+        data = b""
+        while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+            data += more
+    except (OSError, ValueError, TypeError) as error:
+        raise ImageError(f"{name}: can't be read ({_one_line(str(error))}); give a file open in mode 'rb'") from error
+    return data
+
+
+def _read_data_url(url: str, max_bytes: int) -> bytes:
+    kind, comma, content = url.partition(",")
+    if not comma:
+        raise ImageError("data URL: cut short, no comma before its data; write data:image/png;base64,...")
+    if len(content) > 3 * max_bytes:  # what is percent-encoded takes three characters for a byte
+        raise ImageError(f"data URL: larger than {max_bytes:,} bytes; use a smaller image, or raise max_bytes")
+    data = unquote_to_bytes(content)
+    if not kind.rstrip().lower().endswith(";base64"):
+        return data
+    try:
+        joined = b"".join(data.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+        return base64.b64decode(joined + b"=" * (-len(joined) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError("data URL: not base64, or cut short; encode the picture again") from error
+
+
 def _decode(data: bytes, name: str, max_bytes: int, max_pixels: int) -> LoadedImage:
     if not data:
         raise ImageError(f"{name}: empty; copy or download it again")
@@ -201,6 +286,12 @@ def _decode(data: bytes, name: str, max_bytes: int, max_pixels: int) -> LoadedIm
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: {_what_else(data)}") from error
     except Image.DecompressionBombError as error:
+        own = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        if own < max_pixels:
+            raise ImageError(
+                f"{name}: more than {own:,} pixels, Pillow's own limit; use a smaller image, or raise "
+                "PIL.Image.MAX_IMAGE_PIXELS too"
+            ) from error
         raise ImageError(f"{name}: {_too_many_pixels(max_pixels)}") from error
     except Exception as error:  # on hostile bytes Pillow's readers raise nearly every type there is
         raise _damaged(name, error) from error
@@ -315,17 +406,43 @@ def _too_many_pixels(max_pixels: int) -> str:
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
-    return ImageError(f"{name}: damaged or cut short ({_one_line(str(error))}); copy or download it again")
+    # Pillow's readers don't tell a broken file from one of a rare kind, such as a lossless JPEG.
+    return ImageError(
+        f"{name}: damaged or cut short, or of a kind that is not read ({_one_line(str(error))}); "
+        "copy or download it again, or save it as PNG or JPEG"
+    )
 
 
 def _what_else(data: bytes) -> str:
-    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith(b"<!doctype html") or b"<html" in head:
+    """What a file is that Pillow doesn't know, whatever it is called."""
+    text = data[:65536].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<script", b"<head", b"<body")) or b"<html" in text[:1024]:
         return "a web page, not an image; download the image itself"
-    for kind, signature in {"an SVG drawing": b"<svg", "a PDF document": b"%pdf-", "a HEIC photo": b"ftyphei"}.items():
-        if signature in head:
-            return f"{kind}, which is not read; save it as PNG or JPEG"
+    if text.startswith(b"<") and b"<svg" in text:
+        return "an SVG drawing" + _SAVE
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image; run git lfs pull"
+    if data[4:8] == b"ftyp":
+        brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+        if b"avi" in brands:  # Pillow reads AVIF, if it was built so
+            return "an AVIF picture" + _RARE
+        if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1")):
+            return "a HEIC photo" + _SAVE
+        return _FRAME
+    for offset, signature, kind in _SIGNATURES:
+        if data[offset:].startswith(signature):
+            return kind
+    if text and all(byte >= 32 or byte in b"\t\r\n" for byte in text[:512]) and _is_utf8(text[:512]):
+        return "text, not an image; download the image itself"
     return f"not a readable image ({', '.join(FORMATS)}); check that a viewer opens it and save it as PNG or JPEG"
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start >= len(data) - 3  # a character that was cut
+    return True
 
 
 @contextmanager

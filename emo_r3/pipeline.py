@@ -19,7 +19,9 @@ from .batches import chunks, prefetch
 from .checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
 from .engine import Batch, Decoding, Engine, Request
 from .errors import EmoR3Error, ImageError
+from .images import is_file
 from .labels import LabelSet, resolve_labels
+from .options import check_on_error, check_temperature, positive, whole_number
 from .prompts import Method, Prompts, load_prompts
 from .results import EmotionResult
 from .scoring import prompt_tokens, render_prompt
@@ -32,11 +34,14 @@ if TYPE_CHECKING:
 class EmoR3Pipeline:
     """Emotion recognition with reasoning, on any image-text-to-text model of transformers.
 
+    Threads may share a pipeline, or a model: their calls and streams take turns, batch by batch, and give what they
+    give one by one.
+
     Args:
         model (`PreTrainedModel`): the model, in evaluation mode.
         processor (`ProcessorMixin`): its processor, with a chat template.
         info (`CheckpointInfo`, *optional*): how the model wants to be asked.
-        batch_size (`int`, *optional*, defaults to 8): pictures (times candidates) in one forward.
+        batch_size (`int`, *optional*, defaults to 8): the most rows (pictures times candidates) in one forward.
         name (`str`, *optional*): what results call the model.
 
     Example:
@@ -168,9 +173,9 @@ class EmoR3Pipeline:
         """Reads the emotion of pictures.
 
         Args:
-            images: a path, URL, PIL image, bytes, array or `datasets` row gives one result; a list or tuple gives a
-                list; any other iterable, such as a generator or a `datasets` column, gives an iterator that works as
-                it is read.
+            images: a path, URL (`data:` too), PIL image, bytes, array, file opened in binary mode or `datasets` row
+                gives one result; a list or tuple gives a list; any other iterable, such as a generator or a `datasets`
+                column, gives an iterator that works as it is read.
             labels (`LabelSet`, `list[str]` or `str`, *optional*): labels to choose from; the checkpoint's unless
                 given.
             method (`str`, *optional*): `"set"`, `"think"` or `"direct"`; the checkpoint's unless given.
@@ -183,8 +188,11 @@ class EmoR3Pipeline:
                 reflection: the well-formed before others, then by `score`.
             max_new_tokens (`int`, *optional*, defaults to 512): budget of an answer.
             temperature (`float`, *optional*): of sampling; greedy unless given, 1.0 if there are several candidates.
-            seed (`int`, *optional*, defaults to 0): of sampling; a picture's samples don't depend on the batch size.
-            batch_size (`int`, *optional*): instead of the pipeline's.
+            seed (`int`, *optional*, defaults to 0): of sampling. A picture's samples depend on this and on its pixels
+                alone, not on the batch size, its place or the other pictures: a resumed run draws the same ones, and
+                so do two copies of one picture.
+            batch_size (`int`, *optional*): instead of the pipeline's; fewer rows at once than `num_candidates` take
+                several forwards.
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` gives a result with `error` set for a
                 picture that can't be read, and goes on.
             allow_private_hosts (`bool`, *optional*, defaults to `False`): fetch URLs of private networks too.
@@ -205,29 +213,53 @@ class EmoR3Pipeline:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            batch_size=batch_size,
             on_error=on_error,
             allow_private_hosts=allow_private_hosts,
         )
-        size = max(1, positive("batch_size", batch_size or self.batch_size) // num_candidates)
-        return one_or_many(images, lambda many: self._run(many, request, size))
+        return one_or_many(images, lambda many: self._run(many, request))
 
-    def stream(self, image: Any, **options: Any) -> Iterator[StreamEvent]:
+    def stream(
+        self,
+        image: Any,
+        *,
+        labels: LabelSet | Iterable[str] | str | None = None,
+        method: Method | None = None,
+        decoding: Decoding = "constrained",
+        reflect: bool = False,
+        max_new_tokens: int = 512,
+        temperature: float | None = None,
+        seed: int = 0,
+        allow_private_hosts: bool = False,
+        **others: Any,
+    ) -> Iterator[StreamEvent]:
         """Yields the answer for one picture as it grows, then the result.
 
         Args:
             image: one picture, as the call takes it.
-            options: of the call, but for `num_candidates`, `batch_size` and `on_error`.
+            labels, method, decoding, reflect, max_new_tokens, temperature, seed, allow_private_hosts: of the call.
 
         Returns:
             `Iterator[StreamEvent]`: `section` and its `text` so far; the last event has the `result`. Leaving the
             iterator stops the model.
+
+        Raises:
+            ImageError: the picture can't be read.
+            EmoR3Error: an option can't be used, or is one that a stream doesn't have.
         """
+        if others:
+            raise EmoR3Error(f"{', '.join(others)}: a stream has no such option; leave it out")
         request = self._request(
-            options.pop("labels", None), options.pop("method", None), options.pop("decoding", "constrained"), **options
+            labels,
+            method,
+            decoding,
+            reflect=reflect,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            allow_private_hosts=allow_private_hosts,
         )
-        if request.num_candidates > 1:
-            raise EmoR3Error("several candidates can't be streamed: leave out num_candidates")
-        batch = self._engine.prepare(0, [image], request)
+        batch = self._engine.prepare([image], request)
 
         def run(streamer: BaseStreamer, cancelled: Cancelled) -> EmotionResult | None:
             return next(iter(self._engine.predict(batch, request, streamer, cancelled)), None)
@@ -245,6 +277,7 @@ class EmoR3Pipeline:
         max_new_tokens: int = 512,
         temperature: float | None = None,
         seed: int = 0,
+        batch_size: int | None = None,
         on_error: str = "raise",
         allow_private_hosts: bool = False,
     ) -> Request:
@@ -252,44 +285,52 @@ class EmoR3Pipeline:
         method = method or self.info.method
         if decoding not in ("constrained", "free"):
             raise EmoR3Error(f"decoding={decoding!r} is unknown; choose constrained or free")
-        if on_error not in ("raise", "return"):
-            raise EmoR3Error(f"on_error={on_error!r} is unknown; choose raise or return")
-        if temperature is not None and not temperature > 0:
-            raise EmoR3Error(f"temperature={temperature} is not above 0; leave it out for greedy decoding")
+        num_candidates = positive("num_candidates", num_candidates)
+        max_new_tokens = positive("max_new_tokens", max_new_tokens)
+        temperature = check_temperature(temperature)
         question = self.info.prompts.question(method, label_set)
-        reflect = reflect or positive("num_candidates", num_candidates) > 1
+        reflect = reflect or num_candidates > 1
         if reflect and method == "direct":
             raise EmoR3Error("a direct answer has no text to reflect on; use method set or think")
         if num_candidates > 1 and temperature is None:
             temperature = 1.0
         prompt = render_prompt(self.processor, question, with_image=True)
+        plain = prompt_tokens(self.processor, prompt)
+        limit = self._engine.positions
+        if limit is not None and len(plain) + max_new_tokens > limit:
+            raise EmoR3Error(
+                f"the question's {len(plain):,} tokens and max_new_tokens={max_new_tokens} are more than the "
+                f"{limit:,} positions of {self.name}; use fewer labels or a smaller max_new_tokens"
+            )
         return Request(
             label_set,
             method,
             decoding,
             reflect,
             num_candidates,
-            positive("max_new_tokens", max_new_tokens),
+            positive("batch_size", self.batch_size if batch_size is None else batch_size),
+            max_new_tokens,
             temperature,
-            seed,
-            on_error,
+            whole_number("seed", seed),
+            check_on_error(on_error),
             allow_private_hosts,
             prompt,
-            prompt_tokens(self.processor, prompt),
+            plain,
         )
 
-    def _run(self, images: Iterable[Any], request: Request, size: int) -> Iterator[EmotionResult]:
-        def prepare(job: tuple[int, list[Any]]) -> Batch:
-            number, sources = job
-            return self._engine.prepare(number * size, sources, request)
+    def _run(self, images: Iterable[Any], request: Request) -> Iterator[EmotionResult]:
+        def prepare(sources: list[Any]) -> Batch:
+            return self._engine.prepare(sources, request)
 
-        for batch in prefetch(prepare, enumerate(chunks(images, size))):
+        size = max(1, request.batch_size // request.num_candidates)
+        for batch in prefetch(prepare, chunks(images, size)):
             yield from self._engine.predict(batch, request)
 
 
 def one_or_many(images: Any, run: Callable[[Iterable[Any]], Iterator[EmotionResult]]) -> Any:
     """The results in the form of `images`: one picture gives one, a list or tuple a list, all else an iterator."""
-    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Mapping)):
+    one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Mapping)
+    if isinstance(images, one) or is_file(images):
         [result] = run([images])
         return result
     if isinstance(images, (list, tuple)):
@@ -297,10 +338,3 @@ def one_or_many(images: Any, run: Callable[[Iterable[Any]], Iterator[EmotionResu
     if not isinstance(images, Iterable) and not hasattr(images, "__getitem__"):
         raise ImageError(f"{type(images).__name__} is no picture: give a path, URL, PIL image, bytes, array, or many")
     return run(images)
-
-
-def positive(name: str, value: int) -> int:
-    """The value; raises `EmoR3Error` unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise EmoR3Error(f"{name}={value!r} must be a whole number of at least 1")
-    return value

@@ -97,6 +97,7 @@ def coherence(
     labels: Sequence[str],
     boxed: Sequence[str | None],
     end_token: int,
+    max_rows: int = 64,
 ) -> list[Coherence]:
     """The label that the model reads out of a text, and how sure it is.
 
@@ -107,11 +108,12 @@ def coherence(
         labels (`list[str]`): the labels to choose from.
         boxed (`list[str]`): per question, the label in the answer's box, whose probability is `agreement`.
         end_token (`int`): token that ends the model's turn, and so a label.
+        max_rows (`int`, *optional*, defaults to 64): sequences in one forward.
     """
     if not questions:
         return []
     trie = LabelTrie([[*tokenizer.encode(label, add_special_tokens=False), end_token] for label in labels])
-    cached, logits = read_prompts(model, questions, end_token)
+    cached, logits = read_prompts(model, questions, end_token, max_rows)
     first = logits[:, trie.tokens[0]] if trie.paths[0] == () else None
     log_probs, greedy = score_labels(cached, range(len(questions)), cached.tokens, trie, first)
     found = []

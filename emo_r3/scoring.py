@@ -273,8 +273,10 @@ class CachedPrompts:
 
 
 @torch.no_grad()
-def read_prompts(model: PreTrainedModel, prompts: Sequence[Tokens], pad_token: int) -> tuple[CachedPrompts, Tensor]:
-    """Runs text-only prompts in one batch.
+def read_prompts(
+    model: PreTrainedModel, prompts: Sequence[Tokens], pad_token: int, max_rows: int = 64
+) -> tuple[CachedPrompts, Tensor]:
+    """Runs text-only prompts in one batch; `max_rows` is how many sequences may continue them in one forward.
 
     Returns:
         `tuple[CachedPrompts, Tensor]`: the prompts, ready to be continued, and the logits of the token after each, of
@@ -296,7 +298,7 @@ def read_prompts(model: PreTrainedModel, prompts: Sequence[Tokens], pad_token: i
     offsets = torch.zeros(len(prompts), dtype=torch.long)
     lengths = [len(prompt) for prompt in prompts]
     cached = CachedPrompts(
-        model, tokens, output.past_key_values, padding, offsets, [0] * len(prompts), encode, lengths
+        model, tokens, output.past_key_values, padding, offsets, [0] * len(prompts), encode, lengths, max_rows
     )
     return cached, output.logits[:, -1].float().cpu()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from os import PathLike, fspath
 from typing import Any, Literal
 
 import torch
@@ -18,8 +17,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from .batches import fit_picture
 from .decoding import BOX, box_sequences
+from .engine import not_finite
 from .errors import CheckpointError, EmoR3Error, ImageError
-from .images import LoadedImage, load_image
+from .images import LoadedImage, load_image, source_name
 from .labels import LabelSet, label_key, resolve_labels
 from .lexicon import AFFECT, expected_affect
 from .pipeline import EmoR3Pipeline
@@ -34,6 +34,7 @@ from .scoring import (
     score_labels,
     splice_image,
 )
+from .turns import turns_of
 
 PRESETS: dict[str, tuple[float, float]] = {"paper": (0.632, 0.2), "code": (0.447, 0.1)}
 """Difference of the two probabilities below which a picture is ambiguous, and share of visual tokens to drop."""
@@ -139,10 +140,11 @@ class SepmPipeline:
             except ImageError as error:
                 if on_error == "raise":
                     raise
-                name = fspath(source) if isinstance(source, (str, PathLike)) else type(source).__name__
-                yield EmotionResult(image=str(name), error=str(error))
+                yield EmotionResult(image=source_name(source), error=str(error))
             else:
-                yield self._result(fit_picture(picture, self.pipe.info.square), label_set)
+                with turns_of(self.pipe.model).turn():
+                    result = self._result(fit_picture(picture, self.pipe.info.square), label_set)
+                yield result
 
     @torch.no_grad()
     def _result(self, picture: LoadedImage, labels: LabelSet) -> EmotionResult:
@@ -157,9 +159,7 @@ class SepmPipeline:
         trie = LabelTrie(box_sequences(self.pipe.processor.tokenizer, BOX, options))
         log_probs, _ = score_labels(cached, [0], [cached.tokens[0]], trie)
         if not log_probs.isfinite().all():
-            raise EmoR3Error(
-                f"{self.pipe.name} computes no finite numbers in {self.pipe.model.dtype}: load it with dtype='float32'"
-            )
+            raise not_finite(self.pipe.name, self.pipe.model)
         shares = dict(zip(options, log_probs[0].double().softmax(-1).tolist(), strict=True))
         probabilities = {label: shares.get(label, 0.0) for label in labels.labels}
         label = max(shares, key=lambda label: shares[label])
