@@ -276,10 +276,12 @@ def check_output(output: Path, sources: Sequence[str] = ()) -> None:
 
 def check_device(device: str | None) -> None:
     """Refuse, before the model is loaded, a device that this machine or this PyTorch hasn't."""
+    if device in (None, "cpu", "auto"):
+        return
     import torch
 
     try:
-        found = torch.device(device or "cpu")
+        found = torch.device(device)
     except RuntimeError:  # auto, or a name that loading tells what to think of
         return
     if found.type in ("cuda", "mps", "xpu") and not getattr(torch, found.type).is_available():

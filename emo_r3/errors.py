@@ -22,6 +22,12 @@ REMEDIES = {
 """What to do about errors of the system that are nobody's mistake in the code."""
 
 
+def reason(error: OSError) -> str:
+    """What the system says, and what to do about it."""
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{error.strerror or error}{f': {remedy}' if remedy else ''}"
+
+
 class EmoR3Error(Exception):
     """Base of every error meant for the person at the keyboard: what was given, what is wrong, what to do."""
 
@@ -60,9 +66,3 @@ class RecipeError(EmoR3Error, ValueError):
 
 class TrainingError(EmoR3Error):
     """A training run that can't start or go on."""
-
-
-def reason(error: OSError) -> str:
-    """What the system says, and what to do about it."""
-    remedy = REMEDIES.get(error.errno or 0)
-    return f"{error.strerror or error}{f': {remedy}' if remedy else ''}"

@@ -25,8 +25,8 @@ STEP_TITLES = {"step1": "triggers", "step2": "reflection", "step3": "conclusion"
 BAR_WIDTH = 24
 # A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection").
 _FORMULA = re.compile("'*[-=+@\t\r\n＝＋－＠]")
-_CSV_FIRST = ("image", "label", "confidence", "valence", "arousal", "consistency")
-_CSV_FIRST += ("coherence_label", "coherence_probability", "score")
+_CSV_PLAIN = ("image", "label", "confidence", "valence", "arousal", "consistency")
+_CSV_FIRST = (*_CSV_PLAIN, "coherence_label", "coherence_probability", "score")
 _CSV_LAST = (*STEP_TITLES, "problems", "notes", "error")
 _TEXT_BLOCK = re.compile(rf"[^\n]+\n  (?:{'|'.join([*STEP_TITLES.values(), 'label', 'error'])}) +\S")
 
@@ -149,7 +149,7 @@ def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> No
     for row in rows:
         read_back, probabilities, steps = (row.get(name) or {} for name in ("coherence", "probabilities", "steps"))
         cells = [
-            *(row.get(name) for name in _CSV_FIRST[:-3]),
+            *(row.get(name) for name in _CSV_PLAIN),
             *(read_back.get(name) for name in ("label", "probability")),
             row.get("score"),
             *(probabilities.get(label) for label in labels),
@@ -177,10 +177,11 @@ def link_target(path: Path) -> Path:
 
 def check_regular(path: Path) -> None:
     """Raises `EmoR3Error` for what is there and no regular file: a device or a FIFO is neither read nor replaced."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:  # there is nothing, or writing will tell
-        return
+    with writing(path):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return
     if stat.S_ISDIR(mode):
         raise EmoR3Error(f"--output {path} is a folder: name a file")
     if not stat.S_ISREG(mode):
@@ -311,7 +312,7 @@ class ResultFile:
             if not row.get("error"):
                 rows[image] = row
         if tail or len(rows) < len(lines):
-            _replace(self.rows_path, lambda stream: write_rows(rows.values(), stream, "jsonl", ()))
+            replace_file(self.rows_path, lambda stream: write_rows(rows.values(), stream, "jsonl", ()))
         return rows
 
     def _check(self, settings: Mapping[str, Any]) -> None:
@@ -345,11 +346,11 @@ class ResultFile:
         """Render the other formats, in the order of `images`."""
         if self.style != "jsonl":
             rows = [self.rows[image] for image in images]
-            _replace(self.path, lambda stream: write_rows(rows, stream, self.style, labels))
+            replace_file(self.path, lambda stream: write_rows(rows, stream, self.style, labels))
             self.rows_path.unlink()
 
 
-def _replace(path: Path, write: Callable[[TextIO], None]) -> None:
+def replace_file(path: Path, write: Callable[[TextIO], None]) -> None:
     """Write a file under a temporary name beside it, then rename it into place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):

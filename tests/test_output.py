@@ -15,6 +15,7 @@ from typing import Any
 import pandas
 import pytest
 
+from emo_r3.cli import main
 from emo_r3.errors import EmoR3Error
 from emo_r3.output import ResultFile, check_ours, formula_safe, locked, write_rows
 
@@ -236,3 +237,67 @@ def test_of_many_that_come_and_go_one_at_a_time_has_the_lock(tmp_path: Path) -> 
     for thread in threads:
         thread.join()
     assert most == 1 and had > 0
+
+
+# 18: the other commands that write
+
+
+@posix_only
+def test_a_data_set_is_written_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    command = ["miniature", "dataset", "miniature-8", "--train", "2", "--test", "1", "--output"]
+    for _ in range(2):
+        assert main([*command, str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real/report.json").is_file()
+    assert sorted(os.listdir(tmp_path)) == ["link", "real"]
+
+
+@pytest.mark.parametrize(("command", "held"), [
+    (["miniature", "dataset", "miniature-8", "--train", "2", "--test", "1", "--output", "out"], "out"),
+    (["miniature", "render", "--output", "out"], "out/scenes.jsonl"),
+    (["evaluate", "--datasets", "miniature-8", "--limit", "1", "--output", "out"], "out/predictions.jsonl"),
+    (["train", "--config", "cpu.yaml", "--output_dir", "out"], "out/run.json"),
+])  # fmt: skip
+def test_two_commands_on_one_folder(
+    command: list[str], held: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = (ROOT / "recipes/miniature/emo-r3.yaml").read_text(encoding="utf-8")
+    (tmp_path / "cpu.yaml").write_text(recipe, encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / held):
+        assert main(command) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith(f"emo-r3: another process is writing {'' if held != 'out' else tmp_path}")
+    assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(("name", "content"), [("table.md", "# My table"), ("table.tex", "x"), ("plot.png", "x")])
+def test_compare_leaves_the_files_of_somebody_else(name: str, content: str, tmp_path: Path) -> None:
+    from emo_r3 import comparison
+
+    (tmp_path / name).write_text(content)
+    with pytest.raises(EmoR3Error, match=f"{name} is there, and not of emo-r3 compare"):
+        comparison.check_ours(tmp_path)
+    (tmp_path / "table.md").write_text("| accuracy, % | x |\n")
+    comparison.check_ours(tmp_path)
+
+
+@posix_only
+@pytest.mark.parametrize("command", [
+    ["miniature", "dataset", "miniature-8", "--train", "2", "--test", "1", "--output"],
+    ["miniature", "render", "--output"],
+    ["evaluate", "--datasets", "miniature-8", "--limit", "1", "--output"],
+    ["train", "--config", "cpu.yaml", "--output_dir"],
+])  # fmt: skip
+def test_a_file_where_a_folder_should_be_is_one_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cpu.yaml").write_text((ROOT / "recipes/miniature/emo-r3.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "out").write_text("mine")
+    assert main([*command, "out"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("emo-r3: ") and err.count("\n") == 1 and "out" in err and "unforeseen" not in err
+    assert (tmp_path / "out").read_text() == "mine"
