@@ -9,13 +9,16 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import EmoR3Error
+from .errors import REMEDIES, EmoR3Error, reason
 
 # Commands whose options are in a module of their own, with `add_arguments` and `run`.
 MODULES = {
@@ -32,7 +35,11 @@ MINIATURE = {
     "render": ("miniature.render", "draw scenes of its world"),
     "dataset": ("data.miniature_sets", "make one of its three data sets"),
 }
-EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 1, 2, 130, 141
+EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_TERMINATED = 1, 2, 130, 141, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: as good a reason to stop as Ctrl-C, and what is done is kept as then."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,25 +47,85 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: all done. 1: done, but for some images that are reported as rows with an error. 2: could not start or go on; one
     line on stderr says why (`EMO_R3_DEBUG=1` shows the traceback). 130: interrupted. 141: stdout lost its reader.
+    143: ended by SIGTERM.
     """
+    replace_closed_streams()
     argv = sys.argv[1:] if argv is None else list(argv)
     # DeepSpeed, where it is installed, greets on stdout, whatever its level.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
-        args = make_parser(argv).parse_args(argv)
-        return int(args.run(args) or 0)
-    except EmoR3Error as error:
+        try:
+            args = make_parser(argv).parse_args(argv)
+            code = int(args.run(args) or 0)
+        except SystemExit:  # of argparse, after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # so that a full disk is met here and not on Python's way out
+        return code
+    except KeyboardInterrupt as interrupt:
+        word = "terminated" if isinstance(interrupt, Terminated) else "interrupted"
+        say(f"{word}{interrupt}", before="\n")
+        return EXIT_TERMINATED if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED
+    except BrokenPipeError:
+        drop_stdout()
+        return EXIT_PIPE_CLOSED
+    except Exception as error:
+        stdout_failed = drop_failed_stdout()
         if os.environ.get("EMO_R3_DEBUG"):
             raise
-        print(f"emo-r3: {without_tokens(str(error))}", file=sys.stderr)
+        say(describe(error, stdout_failed))
         return EXIT_ERROR
-    except KeyboardInterrupt as interrupt:
-        print(f"\nemo-r3: interrupted{without_tokens(str(interrupt))}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more on its way out; give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE_CLOSED
+
+
+def replace_closed_streams() -> None:
+    """Put something in the place of a stream that the process was started without (`>&-`), where Python has `None`.
+
+    Nothing can be written to the new stdout, which is told as a full disk is. What goes to stderr is lost: with
+    `None` in its place, `print` would put it on stdout.
+    """
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def drop_stdout() -> None:
+    """Python flushes stdout once more on its way out; give it somewhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def drop_failed_stdout() -> bool:
+    """Whether stdout doesn't take what is to go there; if so, that is dropped."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        drop_stdout()
+        return True
+    return False
+
+
+def describe(error: Exception, stdout_failed: bool = False) -> str:
+    """What is said of an error that ends a command: our own as they are, what the system lacks, or a bug."""
+    if isinstance(error, EmoR3Error):
+        return str(error)
+    text = next(filter(None, (line.strip() for line in str(error).splitlines())), "no text")
+    # torch has a kind of its own for devices, and for the machine's memory a RuntimeError.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"not enough memory ({text[:200]}): take a smaller model, a smaller --batch-size or --dtype bfloat16"
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        name = error.filename if error.filename is not None else "stdout" if stdout_failed else "a file"
+        return f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {reason(error)}"
+    return (
+        f"unforeseen {type(error).__name__}: {text[:300]}; EMO_R3_DEBUG=1 shows the traceback: please report it "
+        "with the output of emo-r3 env"
+    )
+
+
+def say(text: str, before: str = "") -> None:
+    """One line on stderr, without tokens and without what would move a terminal's cursor."""
+    line = "".join(character if character.isprintable() else " " for character in without_tokens(text))
+    with suppress(OSError):  # it may be on the same full disk
+        print(f"{before}emo-r3: {line}", file=sys.stderr, flush=True)
 
 
 def make_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -135,12 +202,23 @@ def positive(text: str) -> int:
 def run_predict(args: argparse.Namespace) -> int:
     """Read the emotion of each picture: the reasoning in three steps, a label, how likely each label is."""
     from .images import find_images
-    from .output import ResultFile, write_rows
+    from .output import check_ours, locked
 
     sources = find_images(args.images)
     if args.output:
         check_output(args.output, sources)
+        check_ours(args.output, args.format)
+    else:
+        prepare_stdout(args.format)
     quiet_libraries()
+    with locked(args.output) if args.output else nullcontext(), terminable():
+        return predict(args, sources)
+
+
+def predict(args: argparse.Namespace, sources: Sequence[str]) -> int:
+    """Does what `run_predict` says; the output is ours."""
+    from .output import ResultFile, write_rows
+
     pipe, labels, settings = load_pipeline(args)
     stored = ResultFile(args.output, args.format, settings) if args.output else None
     todo = [source for source in sources if not stored or source not in stored.rows]
@@ -154,30 +232,60 @@ def run_predict(args: argparse.Namespace) -> int:
             stored.append(rows)
             stored.finish(sources, labels)
         else:
-            prepare_stdout(args.format)
             write_rows(rows, sys.stdout, args.format, labels, shutil.get_terminal_size((100, 24)).columns)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         hint = (
             f": {len(stored.rows)} of {len(sources)} are kept, the same command goes on from there" if stored else ""
         )
-        raise KeyboardInterrupt(hint) from None
+        raise type(interrupt)(hint) from None
     if failed:
         print(f"emo-r3: {len(failed)} of {len(todo)} failed, see their rows", file=sys.stderr)
     return EXIT_SOME_FAILED if failed else 0
 
 
-def check_output(output: Path, sources: Sequence[str]) -> None:
-    """Refuse, before the model is loaded, an output that can't be written or is one of the pictures."""
-    if output.is_dir():
-        raise EmoR3Error(f"--output {output} is a folder: name a file")
-    if any(output.resolve() == Path(source).resolve() for source in sources):
-        raise EmoR3Error(f"--output {output} is one of the pictures: name another file")
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` here, so that the work ends as by Ctrl-C."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # where a signal can't be had
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EmoR3Error(f"--output {output} can't be written: {error.strerror}") from error
-    if not os.access(output.parent, os.W_OK):
-        raise EmoR3Error(f"--output {output} can't be written: no permission for {output.parent}")
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_output(output: Path, sources: Sequence[str] = ()) -> None:
+    """Refuse, before the model is loaded, an output that can't be written or is one of the pictures."""
+    from .output import check_regular, link_target, writing
+
+    check_regular(output)
+    if any(os.path.realpath(output) == os.path.realpath(source) for source in sources):
+        raise EmoR3Error(f"--output {output} is one of the pictures: name another file")
+    folder = link_target(output).parent
+    with writing(output):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise EmoR3Error(f"--output {output} can't be written: {folder} is read-only: write elsewhere")
+
+
+def check_device(device: str | None) -> None:
+    """Refuse, before the model is loaded, a device that this machine or this PyTorch hasn't."""
+    if device in (None, "cpu", "auto"):
+        return
+    import torch
+
+    try:
+        found = torch.device(device)
+    except RuntimeError:  # auto, or a name that loading tells what to think of
+        return
+    if found.type in ("cuda", "mps", "xpu") and not getattr(torch, found.type).is_available():
+        raise EmoR3Error(f"--device {device} is not there (or this PyTorch is made without): use cpu, or leave it out")
 
 
 def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[str, Any]]:
@@ -192,6 +300,7 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
 
     from .pipeline import EmoR3Pipeline
 
+    check_device(args.device_map)
     pipe = EmoR3Pipeline.from_pretrained(
         args.model, revision=args.revision, dtype=args.dtype, device_map=args.device_map, prompts=prompts
     )

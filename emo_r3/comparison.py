@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import EmoR3Error
 from .metrics import domain_accuracy
+from .output import check_regular, locked, writing
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 AVERAGES = {"A_I": "in-domain", "A_O": "out-of-domain", "A": "all"}
@@ -343,6 +344,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for table.md, table.tex and plot.png")
 
 
+def check_ours(folder: Path) -> None:
+    """Raises `EmoR3Error` if one of the files is there that `run` writes, and not of `run`."""
+    paths = [folder / name for name in ("table.md", "table.tex", "plot.png")]
+    for path in paths:
+        check_regular(path)
+    there = [path for path in paths if path.exists()]
+    if there and not (paths[0] in there and paths[0].read_bytes().startswith(b"| accuracy, %")):
+        raise EmoR3Error(f"{there[0]} is there, and not of emo-r3 compare: give another --output, or remove it")
+
+
 def run(args: argparse.Namespace) -> int:
     """Compares evaluations."""
     table = make_table([load_run(given) for given in args.runs])
@@ -350,13 +361,13 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         from .plot import plot
 
-        try:
+        with writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
+        with locked(args.output / "table.md"), writing(args.output):
+            check_ours(args.output)
             (args.output / "table.md").write_text(texts["markdown"] + "\n", encoding="utf-8")
             (args.output / "table.tex").write_text(texts["latex"] + "\n", encoding="utf-8")
             plot(table).save(args.output / "plot.png")
-        except OSError as error:
-            raise EmoR3Error(f"--output {args.output} can't be written: {error.strerror}") from error
         print(f"emo-r3: {args.output} has table.md, table.tex and plot.png", file=sys.stderr)
     print(texts[args.format])
     return 0

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli import quiet_libraries
+from .cli import check_device, quiet_libraries
 from .errors import EmoR3Error
 from .serving import MAX_BODY, MAX_FILE, Answers, BodyLimit, Uploads
 
@@ -132,7 +132,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: only this machine)")
-    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--port", type=port, help="port to listen on (default: the first free one from 7860)")
+
+
+def port(text: str) -> int:
+    """An argparse type: a number from 1 to 65535."""
+    number = int(text)
+    if not 0 < number < 2**16:
+        raise argparse.ArgumentTypeError(f"{number} is not from 1 to {2**16 - 1}")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:
@@ -140,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     from .pipeline import EmoR3Pipeline
 
+    check_device(args.device_map)
     pipeline = EmoR3Pipeline.from_pretrained(
         args.model, revision=args.revision, device_map=args.device_map, dtype=args.dtype
     )

@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+
+REMEDIES = {
+    errno.ENOSPC: "make room, or write elsewhere",
+    errno.EDQUOT: "make room, or write elsewhere",
+    errno.EROFS: "write elsewhere",
+    errno.EACCES: "check its permissions, or name another",
+    errno.EPERM: "check its permissions, or name another",
+    errno.EIO: "check the disk, or name another",
+    errno.EBADF: "give it a file or a terminal",
+    errno.EEXIST: "name another",
+    errno.ENOTDIR: "name another",
+    errno.EISDIR: "name a file",
+    errno.ELOOP: "name another",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+}
+"""What to do about errors of the system that are nobody's mistake in the code."""
+
+
+def reason(error: OSError) -> str:
+    """What the system says, and what to do about it."""
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{error.strerror or error}{f': {remedy}' if remedy else ''}"
+
 
 class EmoR3Error(Exception):
     """Base of every error meant for the person at the keyboard: what was given, what is wrong, what to do."""

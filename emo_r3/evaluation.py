@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -36,7 +37,7 @@ from .errors import DataError, EmoR3Error
 from .faithfulness import Judge, Probe, check_probed, summarize
 from .items import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
 from .labels import LabelSet
-from .output import json_text
+from .output import json_text, link_target, locked
 from .pipeline import EmoR3Pipeline
 from .results import EmotionResult
 from .sepm import PRESETS, SepmPipeline
@@ -104,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
     # Processes wait at the end for the slowest.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
     try:
-        failed = evaluate(args, state)
+        with nullcontext() if state.process_index else locked(args.output / PREDICTIONS):
+            failed = evaluate(args, state)
     except EmoR3Error:
         # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
         if state.process_index:
@@ -364,6 +366,7 @@ def _quiet_libraries() -> None:
 
 def _write(path: Path, text: str) -> None:
     """Writes a file, whole or not at all."""
+    path = link_target(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

@@ -17,6 +17,7 @@ from .errors import DataError
 from .labels import LabelSet, resolve_labels
 from .metrics import domain_accuracy, wilson
 from .miniature.world import Scene, read_scene
+from .output import writing
 from .parsing import parse_completion
 from .results import EmotionResult
 
@@ -225,12 +226,18 @@ class Journal:
     def append(self, process: int, dataset: str, batches: Iterable[tuple[int, list[Row]]]) -> Iterator[Row]:
         """Writes each batch as it comes, and yields its rows."""
         path = self.path.with_name(f"{self.path.stem}-{process}.jsonl")
-        with path.open("a", encoding="utf-8") as stream:
+        with writing(path):
+            stream = path.open("a", encoding="utf-8")
+        try:
             stream.write("\n")  # ends what a kill may have cut short
             for number, rows in batches:
-                stream.write(json.dumps({"dataset": dataset, "batch": number, "rows": rows}) + "\n")
-                stream.flush()
+                with writing(path):
+                    stream.write(json.dumps({"dataset": dataset, "batch": number, "rows": rows}) + "\n")
+                    stream.flush()
                 yield from rows
+        finally:
+            with writing(path):  # which is tried once more with what a full disk didn't take
+                stream.close()
 
     def remove(self) -> None:
         """Deletes the files: everything is in the one file."""

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 import os
+import re
+import stat
+import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO
 
-from .errors import EmoR3Error
+from .errors import EmoR3Error, reason
 
 Row = dict[str, Any]
 FORMATS = ("text", "json", "jsonl", "csv")
 STEP_TITLES = {"step1": "triggers", "step2": "reflection", "step3": "conclusion", "think": "thinking"}
 BAR_WIDTH = 24
+# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection").
+_FORMULA = re.compile("'*[-=+@\t\r\n＝＋－＠]")
+_CSV_PLAIN = ("image", "label", "confidence", "valence", "arousal", "consistency")
+_CSV_FIRST = (*_CSV_PLAIN, "coherence_label", "coherence_probability", "score")
+_CSV_LAST = (*STEP_TITLES, "problems", "notes", "error")
+_TEXT_BLOCK = re.compile(rf"[^\n]+\n  (?:{'|'.join([*STEP_TITLES.values(), 'label', 'error'])}) +\S")
 
 
 def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence[str], width: int = 100) -> None:
@@ -25,7 +38,8 @@ def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence
         rows (`Iterable[dict]`): what [`EmotionResult.to_dict`] gives, and maybe `settings`.
         stream (`TextIO`): open for text.
         style (`str`): one of `FORMATS`; `json` is one array.
-        labels (`Sequence[str]`): the label list, which names the columns of a CSV file.
+        labels (`Sequence[str]`): the label list, which names the columns of a CSV file. Texts in it are
+            [`formula_safe`]; numbers stay numbers.
         width (`int`, *optional*, defaults to 100): columns of the text format.
     """
     if style == "csv":
@@ -119,27 +133,141 @@ def _number_lines(row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def formula_safe(text: str) -> str:
+    """The text as a CSV cell that no spreadsheet takes for a formula: with a `'` before it where it could be one.
+
+    A text that has such quotes already gets one more, so that taking one away always gives the text back.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
 def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> None:
-    writer = csv.writer(stream, lineterminator="\n")
-    plain = ("image", "label", "confidence", "valence", "arousal", "consistency")
-    lists = ("problems", "notes")
-    coherence = [f"coherence_{name}" for name in ("label", "probability")]
-    shares = [f"p_{label}" for label in labels]
-    writer.writerow([*plain, *coherence, "score", *shares, *STEP_TITLES, *lists, "error"])
+    # The csv module quotes a return character only where lines end with one.
+    lines = SimpleNamespace(write=lambda line: stream.write(line.removesuffix("\r\n") + "\n"))
+    writer = csv.writer(lines, lineterminator="\r\n")
+    writer.writerow([*_CSV_FIRST, *(f"p_{label}" for label in labels), *_CSV_LAST])
     for row in rows:
         read_back, probabilities, steps = (row.get(name) or {} for name in ("coherence", "probabilities", "steps"))
-        writer.writerow(
-            [
-                *(row.get(name) for name in plain),
-                *(read_back.get(name) for name in ("label", "probability")),
-                row.get("score"),
-                *(probabilities.get(label) for label in labels),
-                *(steps.get(step) for step in STEP_TITLES),
-                *("; ".join(row.get(name) or ()) for name in lists),
-                row.get("error"),
-            ]
-        )
+        cells = [
+            *(row.get(name) for name in _CSV_PLAIN),
+            *(read_back.get(name) for name in ("label", "probability")),
+            row.get("score"),
+            *(probabilities.get(label) for label in labels),
+            *(steps.get(step) for step in STEP_TITLES),
+            *("; ".join(row.get(name) or ()) for name in ("problems", "notes")),
+            row.get("error"),
+        ]
+        writer.writerow([formula_safe(cell) if isinstance(cell, str) else cell for cell in cells])
         stream.flush()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against writing a file, as an `EmoR3Error` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise EmoR3Error(f"{path} can't be written: {reason(error)}") from error
+
+
+def link_target(path: Path) -> Path:
+    """Where a link leads, which is what is to be replaced; the path itself if it is none."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def check_regular(path: Path) -> None:
+    """Raises `EmoR3Error` for what is there and no regular file: a device or a FIFO is neither read nor replaced."""
+    with writing(path):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return
+    if stat.S_ISDIR(mode):
+        raise EmoR3Error(f"--output {path} is a folder: name a file")
+    if not stat.S_ISREG(mode):
+        raise EmoR3Error(f"--output {path} is a pipe, socket or device: name a file (without --output it is stdout)")
+
+
+def check_ours(path: Path, style: str) -> None:
+    """Raises `EmoR3Error` for a file that `emo-r3 predict` didn't write in this format, and is not empty.
+
+    JSON lines are left to [`ResultFile`], which reads them all.
+    """
+    check_regular(path)
+    if style == "jsonl" or not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+            head = stream.read(2**20)
+    except OSError as error:
+        raise EmoR3Error(f"--output {path} can't be read: {reason(error)}") from error
+    if head and not _is_ours(head, style):
+        raise EmoR3Error(
+            f"--output {path} is there, and no {style} file of emo-r3 predict: give another name, or delete it"
+        )
+
+
+def _is_ours(head: str, style: str) -> bool:
+    """Whether a file that begins like this is one of ours."""
+    if style == "text":
+        return _TEXT_BLOCK.match(head) is not None
+    try:
+        if style == "csv":
+            names = next(csv.reader(io.StringIO(head, newline="")))
+            first, last = len(_CSV_FIRST), len(names) - len(_CSV_LAST)
+            shares = all(name.startswith("p_") for name in names[first:last])
+            return (*names[:first], *names[last:]) == (*_CSV_FIRST, *_CSV_LAST) and shares
+        bracket, row, *_ = head.split("\n")
+        return bracket == "[" and {"image", "probabilities", "steps", "error"} <= {*json.loads(row.rstrip(","))}
+    except (ValueError, TypeError, csv.Error):
+        return False
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keeps an output for this process, by a lock on a file beside it which the system ends with the process.
+
+    Raises:
+        EmoR3Error: another process has it, or its folder can't be written.
+    """
+    side = link_target(output)
+    side = side.with_name(f".{side.name}.lock")
+    with writing(output):
+        stream = _lock_file(side)
+    if stream is None:
+        raise EmoR3Error(f"another process is writing {output}: wait for it, or give another --output")
+    try:
+        yield
+    finally:
+        if sys.platform == "win32":  # which deletes no open file, and never one that another process has open
+            stream.close()
+        with suppress(OSError):
+            side.unlink()
+        stream.close()
+
+
+def _lock_file(path: Path) -> TextIO | None:
+    """The open and locked file, or `None` if another process has the lock."""
+    while True:
+        stream = path.open("a")
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                stream.close()
+                return None
+            return stream  # a file system without locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), os.stat(path)):
+                return stream
+        stream.close()  # the process that had the lock has deleted this file in the meantime
 
 
 class ResultFile:
@@ -159,14 +287,17 @@ class ResultFile:
     """
 
     def __init__(self, path: Path, style: str, settings: Mapping[str, Any]) -> None:
-        self.path, self.style, self.settings = path, style, dict(settings)
-        self.rows_path = path if style == "jsonl" else path.with_name(path.name + ".partial.jsonl")
+        self.path, self.style, self.settings = link_target(path), style, dict(settings)
+        self.rows_path = self.path
+        if style != "jsonl":
+            self.rows_path = link_target(self.path.with_name(self.path.name + ".partial.jsonl"))
         self.rows = self._read()
 
     def _read(self) -> dict[str, Row]:
         """The finished rows by image. A half-written last line goes, and so do failed rows: they are tried again."""
         if not self.rows_path.exists():
             return {}
+        check_regular(self.rows_path)
         *lines, tail = self.rows_path.read_text(encoding="utf-8", errors="replace").split("\n")
         if tail and not (tail.startswith('{"image"') or '{"image"'.startswith(tail)):
             raise self._foreign(len(lines) + 1)
@@ -181,7 +312,7 @@ class ResultFile:
             if not row.get("error"):
                 rows[image] = row
         if tail or len(rows) < len(lines):
-            _replace(self.rows_path, lambda stream: write_rows(rows.values(), stream, "jsonl", ()))
+            replace_file(self.rows_path, lambda stream: write_rows(rows.values(), stream, "jsonl", ()))
         return rows
 
     def _check(self, settings: Mapping[str, Any]) -> None:
@@ -198,30 +329,34 @@ class ResultFile:
 
     def append(self, rows: Iterable[Row]) -> None:
         """Add each row as it comes; what is written stays, whatever happens next."""
-
-        def with_settings() -> Iterable[Row]:
+        with writing(self.rows_path):
+            stream = self.rows_path.open("a", encoding="utf-8")
+        try:
             for row in rows:
-                self.rows[row["image"]] = {**row, "settings": self.settings}
-                yield self.rows[row["image"]]
-
-        self.rows_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.rows_path.open("a", encoding="utf-8") as stream:
-            write_rows(with_settings(), stream, "jsonl", ())
+                row = {**row, "settings": self.settings}
+                with writing(self.rows_path):
+                    stream.write(json_text(row) + "\n")
+                    stream.flush()
+                self.rows[row["image"]] = row
+        finally:
+            with writing(self.rows_path):  # which is tried once more with what a full disk didn't take
+                stream.close()
 
     def finish(self, images: Sequence[str], labels: Sequence[str]) -> None:
         """Render the other formats, in the order of `images`."""
         if self.style != "jsonl":
             rows = [self.rows[image] for image in images]
-            _replace(self.path, lambda stream: write_rows(rows, stream, self.style, labels))
+            replace_file(self.path, lambda stream: write_rows(rows, stream, self.style, labels))
             self.rows_path.unlink()
 
 
-def _replace(path: Path, write: Callable[[TextIO], None]) -> None:
+def replace_file(path: Path, write: Callable[[TextIO], None]) -> None:
     """Write a file under a temporary name beside it, then rename it into place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            write(stream)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+                write(stream)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

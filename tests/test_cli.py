@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,8 +18,9 @@ from typing import Any
 import pytest
 
 from emo_r3 import __version__, load_prompts, resolve_labels
-from emo_r3.cli import main, without_tokens
+from emo_r3.cli import describe, main, without_tokens
 from emo_r3.errors import CheckpointError
+from emo_r3.output import locked
 from emo_r3.results import Coherence, EmotionResult
 
 ROOT = Path(__file__).parent.parent
@@ -64,8 +67,46 @@ class StrawPipeline:
         for image in images:
             if image == self.stop_at:
                 raise KeyboardInterrupt
+            if "slow" in image:
+                time.sleep(60)
+            if "odd" in image:
+                raise KeyError("a mistake\nof two lines")
+            if "huge" in image:
+                bytearray(2**62)
             self.seen.append(image)
             yield straw_result(image, labels, options["reflect"])
+
+
+# The command in a process of its own, with the pipeline of straw.
+COMMAND = """
+import sys
+from types import ModuleType
+from test_cli import StrawPipeline
+module = sys.modules["emo_r3.pipeline"] = ModuleType("emo_r3.pipeline")
+module.EmoR3Pipeline = type("Straw", (StrawPipeline,), {"calls": [], "seen": []})
+from emo_r3.cli import main
+raise SystemExit(main())
+"""
+
+
+def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line of shell in which `emo-r3` is the command with the pipeline of straw."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "COMMAND": COMMAND, "PYTHONUNBUFFERED": "", **variables}
+    line = f'emo-r3() {{ "{sys.executable}" -c "$COMMAND" "$@"; }}; {line}'
+    return subprocess.run(
+        ["sh", "-c", line.replace("emo-r3", "emo_r3")], capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    (tmp_path / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "disk"], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", tmp_path / "disk"], check=True)
 
 
 @pytest.fixture(autouse=True)
@@ -299,6 +340,41 @@ def test_a_file_of_something_else_is_left_alone(
     assert (tmp_path / "rows").read_text() == content
 
 
+@pytest.mark.parametrize("style", ["jsonl", "csv", "json", "text"])
+def test_an_output_of_somebody_else_is_refused_before_a_model_is_loaded(
+    style: str, pipeline: type[StrawPipeline], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["predict", "x.png", "--format", style, "--output", "rows"]
+    with locked(tmp_path / "rows"):
+        assert main(command) == 2
+    assert capsys.readouterr().err.startswith("emo-r3: another process is writing rows: ")
+    assert os.listdir(tmp_path) == [] and pipeline.calls == []
+    assert main(command) == 0
+    assert main(command) == 0  # its own
+    (tmp_path / "rows").write_text("mine\n")
+    assert main(command) == 2
+    assert capsys.readouterr().err.count("\n") == (2 if style == "jsonl" else 1)
+    assert (tmp_path / "rows").read_text() == "mine\n"
+
+
+def test_a_loop_of_links_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert main(["predict", "x.png", "--output", "a"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("emo-r3: a can't be written") and err.count("\n") == 1
+    assert main(["predict", "a", "--output", "rows"]) == 0  # the picture's name is the pipeline's affair
+
+
+def test_names_that_look_like_options_and_formulas(pipeline: type[StrawPipeline], tmp_path: Path) -> None:
+    names = ["-x.png", "--format", "=1+1.png", "a\nb.png", "b\udcff.png", "-x.png"]
+    assert main(["predict", "--format", "csv", "--output", "rows.csv", "--", *names]) == 0
+    assert pipeline.seen == names[:-1]  # the same one is read once
+    with (tmp_path / "rows.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        found = [row["image"] for row in csv.DictReader(stream)]
+    assert found == ["'-x.png", "'--format", "'=1+1.png", *names[3:5]]
+
+
 def test_rows_carry_their_settings(tmp_path: Path) -> None:
     assert main(["predict", "x.png", "--format", "jsonl", "--output", "rows", "--labels", "fear, joy"]) == 0
     (row,) = rows_of(tmp_path / "rows")
@@ -317,6 +393,131 @@ def test_a_reader_that_goes_away_is_not_a_traceback(folder: Path) -> None:
         command = [sys.executable, "-m", "emo_r3", "env"]
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell")
+
+
+@posix_only
+@pytest.mark.parametrize("style", ["jsonl", "csv"])
+def test_a_full_disk_is_one_line_and_the_rows_are_kept(style: str, disk: Path) -> None:
+    images = " ".join(f"{number}.png" for number in range(120))
+    line = f"emo-r3 predict {images} --format {style} --output disk/rows"
+    done = shell(line)
+    assert done.returncode == 2
+    says = "can't be written: No space left on device: make room, or write elsewhere\n"
+    assert done.stderr.startswith("emo-r3: disk/rows") and done.stderr.endswith(says) and done.stderr.count("\n") == 1
+    kept = (disk / ("rows" if style == "jsonl" else "rows.partial.jsonl")).read_text().count("\n")
+    assert 0 < kept < 120
+    subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
+    done = shell(line)
+    assert (done.returncode, done.stderr) == (0, f"emo-r3: {kept} of 120 done before, going on\n")
+    assert os.listdir(disk) == ["rows"]
+    text = (disk / "rows").read_text()
+    assert all(f"{number}.png" in text for number in range(120))
+
+
+@posix_only
+def test_a_read_only_folder_is_one_line(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for line in ("emo-r3 predict a.png --output disk/rows", "emo-r3 predict a.png --output disk/new/rows",
+                 "emo-r3 miniature render --output disk/drawn", "emo-r3 miniature render --output disk"):  # fmt: skip
+        done = shell(line)
+        assert done.returncode == 2, line
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("emo-r3: "), done.stderr
+        assert "disk" in done.stderr and "write elsewhere" in done.stderr
+
+
+@posix_only
+@pytest.mark.parametrize(("line", "name", "says"), [
+    ("emo-r3 predict a.png --format csv >/dev/full", "stdout", "No space left on device: make room, or write"),
+    # Without a buffer, nothing tells what it was.
+    ("PYTHONUNBUFFERED=1; emo-r3 predict a.png >/dev/full", "a file", "No space left on device: make room, or write"),
+    ("emo-r3 --help >/dev/full", "stdout", "No space left on device: make room, or write elsewhere"),
+    ("emo-r3 predict a.png >&-", "stdout", "Bad file descriptor: give it a file or a terminal"),
+])  # fmt: skip
+def test_stdout_that_takes_nothing_is_one_line(line: str, name: str, says: str) -> None:
+    done = shell(line)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"emo-r3: {name}: {says}") and done.stderr.count("\n") == 1
+
+
+@posix_only
+def test_with_an_output_nobody_needs_stdout_or_stderr(tmp_path: Path) -> None:
+    done = shell("emo-r3 predict a.png --format jsonl --output rows >&- 2>&-")
+    assert done.returncode == 0
+    assert [row["image"] for row in rows_of(tmp_path / "rows")] == ["a.png"]
+    done = shell("emo-r3 predict bad.png --format jsonl --model no/model 2>&-")
+    assert (done.returncode, done.stdout) == (2, "")  # the line that stderr didn't get is not on stdout
+
+
+@posix_only
+def test_sigterm_keeps_what_is_done(tmp_path: Path) -> None:
+    line = 'exec $PYTHON -c "$COMMAND" predict a.png slow.png --format csv --output rows'
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "COMMAND": COMMAND, "PYTHON": sys.executable}
+    partial = tmp_path / "rows.partial.jsonl"
+    with subprocess.Popen(["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not (partial.exists() and partial.read_text().endswith("\n")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 143
+    assert err == "\nemo-r3: terminated: 1 of 2 are kept, the same command goes on from there\n"
+    assert os.listdir(tmp_path) == ["rows.partial.jsonl"]
+    assert [row["image"] for row in rows_of(partial)] == ["a.png"]
+
+
+@pytest.mark.parametrize(("image", "says"), [
+    ("odd.png", "unforeseen KeyError: 'a mistake\\nof two lines'; EMO_R3_DEBUG=1 shows the traceback"),
+    ("huge.png", "not enough memory ("),
+])  # fmt: skip
+def test_what_nobody_foresaw_is_one_line(image: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", image]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"emo-r3: {says}") and err.count("\n") == 1
+
+
+def test_torch_s_want_of_memory_is_told_as_such() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert describe(caught.value).startswith("not enough memory (")
+    assert describe(torch.OutOfMemoryError("CUDA out of memory.")).startswith(
+        "not enough memory (CUDA out of memory.)"
+    )
+
+
+def test_a_name_of_two_lines_is_told_in_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "x.png", "--prompts", "two\nlines\x1b[2J.toml"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "\x1b" not in err and "two lines" in err
+
+
+def test_a_device_that_is_not_there_is_one_line(
+    pipeline: type[StrawPipeline], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    for device in ("cuda", "cuda:3"):
+        assert main(["predict", "x.png", "--device", device]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"emo-r3: --device {device} is not there") and err.count("\n") == 1
+        assert main(["demo", "--device", device]) == 2
+        assert capsys.readouterr().err == err
+    assert pipeline.calls == []
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "x"])
+def test_a_port_that_is_none_is_wrong_usage(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--port", port])
+    assert stopped.value.code == 2
+    assert "argument --port: " in capsys.readouterr().err
 
 
 def test_a_real_model_on_a_real_folder(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..images import load_image
+from ..output import link_target, locked
 from .card import draw_strip, render_card
 from .draw import Size, draw
 from .records import Finding, Record
@@ -314,12 +315,15 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place if all goes well, and is gone if not."""
-    output = Path(os.path.abspath(output))
+    output = link_target(Path(os.path.abspath(output)))
     if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / FILE_NAME).is_file())):
         raise DataError(f"{output}: in use, and not by an earlier build; give another --output, or remove it")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+        with (
+            locked(output),
+            tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary,
+        ):
             new, old = Path(temporary) / "new", Path(temporary) / "old"
             new.mkdir()
             yield new

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..output import locked, writing
 from . import world
 from .drawing import render
 
@@ -22,7 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw scenes, and write down what is in each."""
-    args.output.mkdir(parents=True, exist_ok=True)
+    with writing(args.output):
+        args.output.mkdir(parents=True, exist_ok=True)
+    with locked(args.output / "scenes.jsonl"), writing(args.output):
+        draw(args)
+    return 0
+
+
+def draw(args: argparse.Namespace) -> None:
+    """The pictures and `scenes.jsonl`."""
     rng = np.random.default_rng(args.seed)
     rows = []
     for index in range(args.count):
@@ -31,4 +40,3 @@ def run(args: argparse.Namespace) -> int:
         render(scene).save(args.output / name)
         rows.append(json.dumps({"file_name": name} | asdict(scene)))
     (args.output / "scenes.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return 0

@@ -10,7 +10,8 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..checkpoint import CheckpointInfo
 from ..data.miniature_sets import is_drawn
 from ..data.rows import fingerprint, load_rows, provenance, row_ids
 from ..errors import EmoR3Error, RecipeError, TrainingError
+from ..output import locked, writing
 from .config import SupervisedConfig
 from .recipe import Recipe, differences, load_recipe
 from .rows import select_cold_start
@@ -80,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     config, overrides = split_words(words)
     quiet_libraries()
     try:
-        train(load_recipe(config, overrides))
+        recipe = load_recipe(config, overrides)
+        with nullcontext() if rank() else one_process(Path(recipe.config.output_dir or ".")):
+            train(recipe)
     except EmoR3Error:
         # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
         if rank():
@@ -88,6 +92,15 @@ def run(args: argparse.Namespace) -> int:
         raise
     PartialState().destroy_process_group()
     return 0
+
+
+@contextmanager
+def one_process(output: Path) -> Iterator[None]:
+    """Keeps a folder for this run; raises `EmoR3Error` if another run is in it, or it can't be made."""
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    with locked(output / "run.json"):
+        yield
 
 
 def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
