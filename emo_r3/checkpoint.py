@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +32,7 @@ MINIATURE = "miniature"
 FORMAT_VERSION = 1
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+_logger = logging.getLogger(__name__)
 _REMOTE_CODE = ("auto_map", "custom_pipelines")
 
 
@@ -149,10 +152,20 @@ def load_for_training(
 ) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
     """Loads a checkpoint as [`load_model_and_processor`] does, and leaves it to `accelerate` to place the weights.
 
-    The model's `name_or_path` is the local folder, from which TRL loads the frozen reference.
+    The model's `name_or_path` is the local folder, from which TRL loads the frozen reference: the weights that are
+    checked here, by the class that the configuration names.
+
+    Raises:
+        CheckpointError: as there, or the configuration names another class.
     """
     folder = checkpoint_folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
-    return _load(folder, repo_or_path or folder, dtype, None)
+    model, processor, info = _load(folder, repo_or_path or folder, dtype, None)
+    if model.config.architectures != [type(model).__name__]:
+        raise CheckpointError(
+            f"{folder}: config.json has architectures {model.config.architectures!r}, and its model_type makes a "
+            f"{type(model).__name__}: write that name there"
+        )
+    return model, processor, info
 
 
 def _load(
@@ -160,9 +173,7 @@ def _load(
 ) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
     info = CheckpointInfo.read(folder)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False
-        )
+        model = load_weights(AutoModelForImageTextToText, folder, dtype=dtype, device_map=device_map)
         processor = _load_processor(folder)
     except EmoR3Error:
         raise
@@ -170,6 +181,69 @@ def _load(
         raise CheckpointError(f"{name} can't be loaded: {first_line(error)}") from error
     set_pixel_budget(processor, info)
     return model, processor, info
+
+
+def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
+    """A model with every weight read from its folder: what is missing would be random numbers.
+
+    Args:
+        model_class: what has the `from_pretrained`, a model's class or one of transformers' `AutoModel`s.
+        folder (`Path`): the checkpoint.
+        options: of `from_pretrained`.
+
+    Raises:
+        CheckpointError: a weight of the model is missing in the files, or has another shape there.
+    """
+    with _without_report():
+        model, found = model_class.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # told below, by name and shape
+            output_loading_info=True,
+            **options,
+        )
+    kind = type(model).__name__
+    if found["mismatched_keys"]:
+        key, there, wanted = min(found["mismatched_keys"])
+        raise CheckpointError(
+            f"{folder}: {key} is {_shape(there)} in the files and {_shape(wanted)} in the {kind} that config.json "
+            f"describes{_more(found['mismatched_keys'])}: the weights belong to another configuration"
+        )
+    if found["missing_keys"]:
+        raise CheckpointError(
+            f"{folder} lacks {len(found['missing_keys'])} of the weights of a {kind}, such as "
+            f"{min(found['missing_keys'])}: the files are incomplete, or belong to another kind of model"
+        )
+    if found["unexpected_keys"]:
+        _logger.warning(
+            f"{folder} holds weights that {kind} has no place for, such as {min(found['unexpected_keys'])}"
+            f"{_more(found['unexpected_keys'])}; they are left out"
+        )
+    return model
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes)) or "a single number"
+
+
+def _more(keys: Collection[Any]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps back the table of missing and unexpected weights that transformers logs: it is told in one line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def drop(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(record.msg)
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
 
 
 def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
