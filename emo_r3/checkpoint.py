@@ -21,7 +21,8 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
-from .errors import CheckpointError, EmoR3Error
+from .chat_template import rendered_chat
+from .errors import CheckpointError, EmoR3Error, one_line
 from .labels import LABEL_SETS, LabelSet, resolve_labels
 from .miniature import CHECKPOINT
 from .prompts import Method, Prompts, load_prompts
@@ -326,7 +327,7 @@ def checkpoint_folder(repo_or_path: str | os.PathLike[str], revision: str | None
 
 def first_line(error: Exception) -> str:
     """What an error of a library says, without the pages that may follow."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return one_line(str(error)) or type(error).__name__
 
 
 def _check_code(folder: Path) -> None:
@@ -401,6 +402,10 @@ def _load_processor(folder: Path) -> ProcessorMixin:
         raise CheckpointError(
             f"{folder} has no chat template: use an instruction-tuned model, or add chat_template.jinja"
         )
+    try:
+        rendered_chat(processor, "", with_image=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     return processor
 
 
