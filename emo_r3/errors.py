@@ -45,6 +45,7 @@ class TrainingError(EmoR3Error):
 
 def one_line(text: str, longest: int = 500) -> str:
     """What a library or a file says, as a part of one of our lines: its first line, without control characters."""
-    line = next((line for line in text.strip().splitlines() if line.strip()), "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
     line = "".join(character if character.isprintable() else " " for character in line).strip()
     return line if len(line) <= longest else line[: longest - 3] + "..."

@@ -241,3 +241,11 @@ def test_the_class_that_trl_loads_the_reference_by_is_the_models(folder: Path) -
     edit(folder / "config.json", architectures=["Qwen2_5_VLModel"])
     with pytest.raises(CheckpointError, match="architectures"):
         load_for_training(folder)
+
+
+def test_a_template_that_loops_is_refused_when_the_model_is_loaded(folder: Path) -> None:
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(loops)
+    with pytest.raises(CheckpointError, match="doesn't come to an end") as caught:
+        load_model_and_processor(folder)
+    assert str(folder) in str(caught.value)
