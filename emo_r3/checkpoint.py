@@ -5,22 +5,29 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
+from PIL import Image
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .errors import CheckpointError, EmoR3Error
+from .chat_template import rendered_chat
+from .errors import CheckpointError, EmoR3Error, one_line
 from .labels import LABEL_SETS, LabelSet, resolve_labels
 from .miniature import CHECKPOINT
 from .prompts import Method, Prompts, load_prompts
@@ -31,6 +38,16 @@ MINIATURE = "miniature"
 FORMAT_VERSION = 1
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+# Bounds on what a stranger's files can ask for, far above anything that is published.
+_MOST_PIXELS = 2**26
+_LONGEST_EDGE = 2**13
+_MOST_TILES = 2**10
+_MOST_LAYERS = 2**11
+_LARGEST_SMALL_FILE = 2**28
+_COUNTS_LAYERS = re.compile(r"(?:layers|n_layer|depths?|blocks|experts|stages)$")
+_COUNTS_TILES = re.compile(r"(?:patches|tiles|crops|splits)$")
+
+_logger = logging.getLogger(__name__)
 _REMOTE_CODE = ("auto_map", "custom_pipelines")
 
 
@@ -89,10 +106,25 @@ class CheckpointInfo:
             raise CheckpointError(f"unknown entries: {', '.join(unknown)}")
         if facts.get("method", "set") not in get_args(Method):
             raise CheckpointError(f"method is {facts['method']!r}; it must be one of {', '.join(get_args(Method))}")
+        for entry in ("min_pixels", "max_pixels"):
+            value = facts.get(entry)
+            if value is not None and (type(value) is not int or not 0 < value <= _MOST_PIXELS):
+                raise CheckpointError(f"{entry} is {value!r}; it must be a whole number from 1 to {_MOST_PIXELS}")
+        if (facts.get("min_pixels") or 1) > (facts.get("max_pixels") or _MOST_PIXELS):
+            raise CheckpointError(f"min_pixels={facts['min_pixels']} is above max_pixels={facts['max_pixels']}")
+        if not isinstance(facts.get("square", False), bool):
+            raise CheckpointError(f"square is {facts['square']!r}; it must be true or false")
+        for entry in ("base_model", "recipe_hash"):
+            if not isinstance(facts.get(entry), (str, NoneType)):
+                raise CheckpointError(f"{entry} is {facts[entry]!r}; it must be text")
+        if not isinstance(name, str) or not isinstance(labels, (list, NoneType)):
+            raise CheckpointError("label_set must be text, and labels a list of texts")
         if labels is None or (name in LABEL_SETS and list(labels) == list(LABEL_SETS[name].labels)):
             facts["label_set"] = resolve_labels(name)
         else:
             facts["label_set"] = LabelSet(name, tuple(labels))
+        if not isinstance(facts.get("prompts", {}), Mapping):
+            raise CheckpointError("prompts must be an object of texts")
         if "prompts" in facts:
             facts["prompts"] = Prompts.from_dict(facts["prompts"])
         return cls(**facts)
@@ -107,8 +139,9 @@ class CheckpointInfo:
         path = folder / INFO_FILE
         if not path.exists():
             return cls()
+        facts = _read_json(path)
         try:
-            return cls.from_dict(_read_json(path))
+            return cls.from_dict(facts)
         except (EmoR3Error, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from error
 
@@ -159,27 +192,137 @@ def load_for_training(
 ) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
     """Loads a checkpoint as [`load_model_and_processor`] does, and leaves it to `accelerate` to place the weights.
 
-    The model's `name_or_path` is the local folder, from which TRL loads the frozen reference.
+    The model's `name_or_path` is the local folder, from which TRL loads the frozen reference: the weights that are
+    checked here, by the class that the configuration names.
+
+    Raises:
+        CheckpointError: as there, or the configuration names another class.
     """
     folder = checkpoint_folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
-    return _load(folder, repo_or_path or folder, dtype, None)
+    model, processor, info = _load(folder, repo_or_path or folder, dtype, None)
+    if model.config.architectures != [type(model).__name__]:
+        raise CheckpointError(
+            f"{folder}: config.json has architectures {model.config.architectures!r}, and its model_type makes a "
+            f"{type(model).__name__}: write that name there"
+        )
+    return model, processor, info
 
 
 def _load(
     folder: Path, name: str | os.PathLike[str], dtype: str | torch.dtype, device_map: Any
 ) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
     info = CheckpointInfo.read(folder)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False
-        )
+    with loading(name):
+        check_size(AutoModelForImageTextToText, folder)
         processor = _load_processor(folder)
+        set_pixel_budget(processor, info)
+        _try_processor(folder, processor)
+        model = load_weights(AutoModelForImageTextToText, folder, dtype=dtype, device_map=device_map)
+    return model, processor, info
+
+
+@contextmanager
+def loading(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Tells in one line what goes wrong in a library that reads a stranger's files: it can be any exception."""
+    try:
+        yield
     except EmoR3Error:
         raise
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         raise CheckpointError(f"{name} can't be loaded: {first_line(error)}") from error
-    set_pixel_budget(processor, info)
-    return model, processor, info
+
+
+def check_size(model_class: Any, folder: Path) -> None:
+    """Refuses a configuration of a model that is far larger than its files, before memory is taken for it.
+
+    Args:
+        model_class: one of transformers' `AutoModel`s.
+        folder (`Path`): the checkpoint.
+
+    Raises:
+        CheckpointError: the files can't hold the weights of such a model.
+    """
+    for key, value in _entries(_read_json(folder / "config.json")):
+        if _COUNTS_LAYERS.search(key) and type(value) in (int, float) and value > _MOST_LAYERS:
+            raise CheckpointError(f"{folder}: config.json has {key} {value}; it can be {_MOST_LAYERS} at most")
+    if is_deepspeed_zero3_enabled():  # which would spread it over the processes
+        return
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):  # takes no memory
+        model = model_class.from_config(config, trust_remote_code=False)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    there = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt"):  # which reads its header alone, and checks it
+            there += path.stat().st_size
+    if weights > 8 * there:  # a weight takes a bit at least
+        raise CheckpointError(
+            f"{folder}: config.json describes a {type(model).__name__} with {weights} weights, and the files have "
+            f"{there} bytes: the weights are incomplete, or belong to another configuration"
+        )
+
+
+def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
+    """A model with every weight read from its folder: what is missing would be random numbers.
+
+    Args:
+        model_class: what has the `from_pretrained`, a model's class or one of transformers' `AutoModel`s.
+        folder (`Path`): the checkpoint.
+        options: of `from_pretrained`.
+
+    Raises:
+        CheckpointError: a weight of the model is missing in the files, or has another shape there.
+    """
+    with _without_report():
+        model, found = model_class.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # told below, by name and shape
+            output_loading_info=True,
+            **options,
+        )
+    kind = type(model).__name__
+    if found["mismatched_keys"]:
+        key, there, wanted = min(found["mismatched_keys"])
+        raise CheckpointError(
+            f"{folder}: {key} is {_shape(there)} in the files and {_shape(wanted)} in the {kind} that config.json "
+            f"describes{_more(found['mismatched_keys'])}: the weights belong to another configuration"
+        )
+    if found["missing_keys"]:
+        raise CheckpointError(
+            f"{folder} lacks {len(found['missing_keys'])} of the weights of a {kind}, such as "
+            f"{min(found['missing_keys'])}: the files are incomplete, or belong to another kind of model"
+        )
+    if found["unexpected_keys"]:
+        _logger.warning(
+            f"{folder} holds weights that {kind} has no place for, such as {min(found['unexpected_keys'])}"
+            f"{_more(found['unexpected_keys'])}; they are left out"
+        )
+    return model
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes)) or "a single number"
+
+
+def _more(keys: Collection[Any]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps back the table of missing and unexpected weights that transformers logs: it is told in one line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def drop(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(record.msg)
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
 
 
 def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -276,16 +419,23 @@ def weights_digest(folder: Path) -> str:
 
 def first_line(error: Exception) -> str:
     """What an error of a library says, without the pages that may follow."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = one_line(str(error)) or type(error).__name__
+    return f"there is no {line}" if isinstance(error, KeyError) else line
 
 
 def _check_code(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", *(pattern[1:] for pattern in _SMALL_FILES)):
+            if not path.is_file():
+                raise CheckpointError(f"{path} is not a file")
+            if path.suffix != ".safetensors" and path.stat().st_size > _LARGEST_SMALL_FILE:
+                raise CheckpointError(f"{path} is too large: {path.stat().st_size} bytes")
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         what = "holds an adapter alone: merge it into its base model first" if adapter else "has no config.json"
         raise CheckpointError(f"{folder} is not a model folder: it {what}")
     for path in sorted(folder.glob("*config.json")):
-        for key in _keys(_read_json(path)):
+        for key, _ in _entries(_read_json(path)):
             if key in _REMOTE_CODE:
                 raise CheckpointError(
                     f"{folder} brings its own code ({key} in {path.name}), which emo_r3 never runs: "
@@ -306,28 +456,38 @@ def _check_weights(folder: Path) -> None:
         )
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        for name in set(_read_json(index).get("weight_map", {}).values()):
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{index} has no weight_map that names its files")
+        for name in shards.values():
             if Path(str(name)).name != name or not str(name).endswith(".safetensors"):
                 raise CheckpointError(f"{index} names {name!r}, which is not a safetensors file of its folder")
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder} lacks {name}, which its index names: the files are incomplete")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return value
 
 
-def _keys(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        yield from value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _keys(item)
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a JSON value with what it has, however deep."""
+    found = [value]
+    while found:
+        value = found.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            found += value.values()
+        elif isinstance(value, list):
+            found += value
 
 
 def _load_processor(folder: Path) -> ProcessorMixin:
@@ -341,7 +501,7 @@ def _load_processor(folder: Path) -> ProcessorMixin:
     if name is None:
         found: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)), None)
     else:
-        found = getattr(transformers, name, None)
+        found = getattr(transformers, str(name), None)
     if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):
         raise CheckpointError(f"{folder}: transformers {transformers.__version__} has no processor {name or 'for it'}")
     processor = image_only(found).from_pretrained(folder)
@@ -351,7 +511,43 @@ def _load_processor(folder: Path) -> ProcessorMixin:
         raise CheckpointError(
             f"{folder} has no chat template: use an instruction-tuned model, or add chat_template.jinja"
         )
+    try:
+        rendered_chat(processor, "", with_image=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     return processor
+
+
+def _try_processor(folder: Path, processor: ProcessorMixin) -> None:
+    """Lets the processor read a small picture, so that one which can't is told now."""
+    for part in (processor, getattr(processor, "image_processor", None)):
+        for name, value in vars(part).items() if part is not None else ():
+            _check_processor_entry(folder, name, value, hasattr(part, "merge_size"))
+    prompt = rendered_chat(processor, "Which emotion?", with_image=True)
+    try:
+        processor(text=[prompt], images=[[Image.new("RGB", (64, 48))]], return_tensors="pt")
+    except Exception as error:  # sizes, means and tokens that don't fit can make it raise anything
+        raise CheckpointError(
+            f"{folder}: {type(processor).__name__} can't read a picture with these settings: {first_line(error)}"
+        ) from error
+
+
+def _check_processor_entry(folder: Path, name: str, value: Any, counts_pixels: bool) -> None:
+    """Refuses a size that would fill the memory."""
+    sizes: list[Any] = []
+    if name.endswith("size"):
+        limits = {"shortest_edge": _MOST_PIXELS, "longest_edge": 2**40} if counts_pixels else {}
+        edges = value if isinstance(value, dict) else getattr(value, "__dict__", {name: value})
+        sizes = [(f"{name} {edge}", number, limits.get(edge, _LONGEST_EDGE)) for edge, number in edges.items()]
+    elif name.endswith(("seq_len", "seq_length", "image_tokens")):
+        sizes = [(name, value, 2**16)]
+    elif _COUNTS_TILES.search(name):
+        sizes = [(name, value, _MOST_TILES)]
+    elif name == "image_grid_pinpoints" and isinstance(value, list):
+        sizes = [(name, edge, _LONGEST_EDGE) for pair in value if isinstance(pair, (list, tuple)) for edge in pair]
+    for name, number, most in sizes:
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and not 0 <= number <= most:
+            raise CheckpointError(f"{folder}: the processor has {name} {number}; it can be 0 to {most}")
 
 
 def set_pixel_budget(processor: ProcessorMixin, info: CheckpointInfo) -> None:

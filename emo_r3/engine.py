@@ -23,7 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .answers import Answer, forced_answers, free_answers, until
 from .batches import chunks, fit_picture
-from .checkpoint import CheckpointInfo
+from .checkpoint import CheckpointInfo, first_line
 from .decoding import AnswerForm, BoxClosed, ConstrainedDecoding, FreeDecoding, Sampling, Vocabulary
 from .errors import CheckpointError, EmoR3Error, ImageError
 from .images import LoadedImage, load_image, source_name
@@ -107,19 +107,34 @@ class Engine:
         self._lock = threading.Lock()
         self._turns = turns_of(model)
         self.positions = positions(model)
-        ends = model.generation_config.eos_token_id if model.generation_config else None
-        ends = self.tokenizer.eos_token_id if ends is None else ends
-        if ends is None:
-            raise CheckpointError(f"{self.name} names no token that ends an answer (eos_token_id)")
-        self.end_tokens: list[int] = [ends] if isinstance(ends, int) else list(ends)
+        # `generate` takes what we don't say from the model: from this copy, which says nothing.
+        self._writer: Any = copy.copy(model)
+        self._writer.generation_config = GenerationConfig()
         self.image_token: int | None = getattr(processor, "image_token_id", None)
         marks = [
             getattr(processor, f"{kind}_token_id", None) for kind in ("image", "video", "vision_start", "vision_end")
         ]
         head = model.get_output_embeddings()
         size = head.weight.shape[0] if head is not None else model.config.get_text_config().vocab_size
+        self.end_tokens = self._end_tokens(size)
         self.vocabulary = Vocabulary(self.tokenizer, size, [token for token in marks if isinstance(token, int)])
         self._forms: dict[tuple[Method, tuple[str, ...]], AnswerForm] = {}
+
+    def _end_tokens(self, size: int) -> list[int]:
+        """Ids of the tokens that end an answer, of a vocabulary of `size`."""
+        config = self.model.generation_config
+        ends: Any = config.eos_token_id if config else None
+        ends = ends if isinstance(ends, list) else [ends]
+        found = list(dict.fromkeys(self.tokenizer.eos_token_id if end is None else end for end in ends))
+        if found in ([], [None]):
+            raise CheckpointError(f"{self.name} names no token that ends an answer (eos_token_id)")
+        for end in found:
+            if type(end) is not int or not 0 <= end < size:
+                raise CheckpointError(
+                    f"{self.name} names {end!r} as a token that ends an answer (eos_token_id); its vocabulary has "
+                    f"{size} tokens: repair generation_config.json"
+                )
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -189,7 +204,22 @@ class Engine:
         """The results of a batch; none if it was cancelled, as nobody waits for them.
 
         The model is this batch's alone meanwhile; threads that share it take turns, batch by batch.
+
+        Raises:
+            CheckpointError: the model fails on its input.
         """
+        try:
+            return self._predict(batch, request, streamer, cancelled)
+        except (EmoR3Error, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model and a processor that don't fit each other can raise anything
+            raise CheckpointError(
+                f"{self.name} fails on this input ({type(error).__name__}: {first_line(error)})"
+            ) from error
+
+    def _predict(
+        self, batch: Batch, request: Request, streamer: BaseStreamer | None, cancelled: Cancelled | None
+    ) -> list[EmotionResult]:
         results: list[EmotionResult] = []
         with self._turns.turn(None if cancelled is None else cancelled.event):
             for part in batch.parts:
@@ -225,7 +255,7 @@ class Engine:
         else:
             steering = LogitsProcessorList([FreeDecoding(self.vocabulary, self.end_tokens, self.device)])
             criteria.append(BoxClosed(self.vocabulary, width, self.device))
-        generate: Any = self.model.generate
+        generate: Any = self._writer.generate
         if request.temperature is not None:
             steering.append(Sampling(request.temperature, part.seeds, self.device))
         output = generate(

@@ -66,3 +66,11 @@ class RecipeError(EmoR3Error, ValueError):
 
 class TrainingError(EmoR3Error):
     """A training run that can't start or go on."""
+
+
+def one_line(text: str, longest: int = 500) -> str:
+    """What a library or a file says, as a part of one of our lines: its first line, without control characters."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    line = "".join(character if character.isprintable() else " " for character in line).strip()
+    return line if len(line) <= longest else line[: longest - 3] + "..."

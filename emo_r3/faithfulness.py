@@ -32,7 +32,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .batches import GREY, chunks, fit_picture
-from .checkpoint import checkpoint_folder, first_line
+from .checkpoint import check_size, checkpoint_folder, load_weights, loading
 from .decoding import special_texts
 from .engine import Batch, Rows
 from .errors import CheckpointError, EmoR3Error
@@ -96,13 +96,10 @@ class Judge:
         if device_map is None and torch.accelerator.is_available():
             device_map = "auto"
         dtype: Any = torch.float32 if device_map in (None, "cpu") else "auto"
-        try:
+        with loading(f"the judge {os.fspath(repo_or_path)}"):
+            check_size(AutoModelForCausalLM, folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise CheckpointError(f"the judge {repo_or_path} can't be loaded: {first_line(error)}") from error
+            model = load_weights(AutoModelForCausalLM, folder, dtype=dtype, device_map=device_map)
         if not tokenizer.chat_template or tokenizer.eos_token_id is None:
             raise CheckpointError(
                 f"the judge {repo_or_path} has no chat template or end token: name an instruction-tuned text model"

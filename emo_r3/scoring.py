@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import DynamicLayer
 
+from .chat_template import rendered_chat
+
 Tokens = list[int]
 
 
@@ -70,10 +72,7 @@ class LabelTrie:
 
 def render_prompt(processor: ProcessorMixin, question: str, *, with_image: bool) -> str:
     """One user turn, the image first, in the model's own chat format, up to where the model begins to write."""
-    image = [{"type": "image"}] if with_image else []
-    turn = {"role": "user", "content": [*image, {"type": "text", "text": question}]}
-    conversation: list[Any] = [turn]
-    return processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    return rendered_chat(processor, question, with_image=with_image)
 
 
 def adds_special_tokens(processor: ProcessorMixin, prompt: str) -> bool:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, tiny_checkpoint
 from transformers import Qwen2_5_VLProcessor
 
 from emo_r3 import checkpoint
-from emo_r3.checkpoint import CheckpointInfo, image_only, load_model_and_processor
+from emo_r3.checkpoint import CheckpointInfo, image_only, load_for_training, load_model_and_processor
 from emo_r3.errors import CheckpointError, EmoR3Error
 from emo_r3.labels import LABEL_SETS, resolve_labels
 
@@ -182,3 +186,66 @@ def test_the_miniature_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_checkpoint("llava"), "miniature")  # a folder of the name is what it says
     assert type(load_model_and_processor("miniature")[0]).__name__.startswith("Llava")
+
+
+def rename_weights(folder: Path, change: Callable[[str], str | None]) -> None:
+    """Gives each weight the name that `change` returns; drops it where that is `None`."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for old, weight in weights.items() if (name := change(old)) is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("load", [load_model_and_processor, load_for_training])
+def test_missing_weights_are_refused(folder: Path, load: Any) -> None:
+    rename_weights(folder, lambda name: None if name.endswith("layers.1.mlp.down_proj.weight") else name)
+    with pytest.raises(CheckpointError, match=r"lacks 1 of the weights .*layers\.1\.mlp\.down_proj\.weight"):
+        load(folder)
+    rename_weights(folder, lambda name: f"other.{name}")
+    with pytest.raises(CheckpointError, match="lacks .* of the weights"):
+        load(folder)
+
+
+def test_tied_weights_are_not_missing(folder: Path) -> None:
+    assert not any("lm_head" in name for name in load_file(folder / "model.safetensors"))
+    model = load_model_and_processor(folder)[0]
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_weights_of_another_shape_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = 80
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"96x64 .* 80x64|64x96 .* 64x80"):
+        load_model_and_processor(folder)
+
+
+def test_unexpected_weights_are_said_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"extra.weight": torch.ones(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    load_model_and_processor(folder)
+    [said] = [record.getMessage() for record in caplog.records if record.name.startswith(("emo_r3", "transformers"))]
+    assert "extra.weight" in said and "\n" not in said
+
+
+def test_predict_with_missing_weights_ends_in_one_line(folder: Path) -> None:
+    rename_weights(folder, lambda name: f"other.{name}")
+    sample = Path(__file__).parents[1] / "docs" / "samples" / "03-mountains-fireworks.png"
+    command = [sys.executable, "-m", "emo_r3", "predict", str(sample), "--model", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not done.stdout
+    [line] = done.stderr.splitlines()
+    assert line.startswith("emo-r3: ") and "lacks" in line
+
+
+def test_the_class_that_trl_loads_the_reference_by_is_the_models(folder: Path) -> None:
+    edit(folder / "config.json", architectures=["Qwen2_5_VLModel"])
+    with pytest.raises(CheckpointError, match="architectures"):
+        load_for_training(folder)
+
+
+def test_a_template_that_loops_is_refused_when_the_model_is_loaded(folder: Path) -> None:
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(loops)
+    with pytest.raises(CheckpointError, match="doesn't come to an end") as caught:
+        load_model_and_processor(folder)
+    assert str(folder) in str(caught.value)

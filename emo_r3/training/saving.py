@@ -30,7 +30,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoint import CheckpointInfo, complete_checkpoint
+from ..checkpoint import CheckpointInfo, complete_checkpoint, load_weights
 from ..errors import RecipeError, TrainingError
 
 STAGING = ".saving"
@@ -203,9 +203,7 @@ class WholeCheckpoints(Trainer):
             return
         # transformers 5 saves many models under other names than their modules have, and resumes by
         # `load_state_dict(strict=False)`, which then loads nothing; only `from_pretrained` translates the names.
-        saved = type(self.model).from_pretrained(
-            resume_from_checkpoint, dtype=self.model.dtype, use_safetensors=True, trust_remote_code=False
-        )
+        saved = load_weights(type(self.model), Path(resume_from_checkpoint), dtype=self.model.dtype)
         self.model.load_state_dict(saved.state_dict())
 
     def _load_best_model(self) -> None:

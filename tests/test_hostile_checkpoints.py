@@ -1,0 +1,97 @@
+"""A checkpoint that was made to break something is refused in one line, or answers as the sound one does."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hostile import LLAVA, QWEN
+from PIL import Image
+from tiny_models import tiny_checkpoint
+
+from emo_r3 import EmoR3Error, EmoR3Pipeline
+
+# What the answers don't depend on: settings of generation, which are never taken from a checkpoint, and names.
+HARMLESS = {
+    "a million end tokens",
+    "settings of wrong types",
+    "own generation code",
+    "an assistant",
+    "a cache of terabytes",
+    "suppressed tokens of wrong type",
+    "forced token out of range",
+    "guidance",
+    "tokens of time",
+    "stop strings",
+    "bad words",
+    "tokenizer class unknown",
+    "quantised by something unknown",
+    "metadata of another library",
+    "no special tokens",
+    "qwen vision start",
+}
+# Another model than the files were made of, which has all its weights: the others are said to be left out.
+SMALLER = {"no layers"}
+CASES = [("llava", name) for name in LLAVA] + [("qwen2_5_vl", name) for name in QWEN]
+SECONDS = 60
+PICTURE = Image.effect_noise((60, 40), 50).convert("RGB")
+
+
+def answered(folder: Path) -> dict[str, float]:
+    pipe = EmoR3Pipeline.from_pretrained(folder)
+    results = [pipe(PICTURE, method="direct", max_new_tokens=30, decoding=how) for how in ("free", "constrained")]
+    return results[1].probabilities | {results[0].text: 0.0}
+
+
+def damaged(base: str, name: str, folder: Path) -> Path:
+    shutil.copytree(tiny_checkpoint(base), folder)
+    (LLAVA if base == "llava" else QWEN)[name](folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] in HARMLESS | SMALLER)) for case in CASES],
+)
+def test_hostile_checkpoint_ends_in_one_line(base: str, name: str, tmp_path: Path) -> None:
+    folder = damaged(base, name, tmp_path / "model")
+    start = time.monotonic()
+    try:
+        found = answered(folder)
+    except EmoR3Error as error:
+        assert name not in HARMLESS | SMALLER, error
+        assert "\n" not in str(error) and str(folder) in str(error) and len(str(error)) < 1000
+    else:
+        assert name in SMALLER or (name in HARMLESS and found == pytest.approx(answered(tiny_checkpoint(base))))
+    assert time.monotonic() - start < SECONDS
+
+
+def with_limits() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "template is broken",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("vocabulary of terabytes", "a billion layers", "info is a FIFO", "image token negative")
+        ),
+    ],
+)
+def test_hostile_checkpoint_on_the_command_line(name: str, tmp_path: Path) -> None:
+    folder = damaged("llava", name, tmp_path / "model")
+    PICTURE.save(tmp_path / "picture.png")
+    command = [sys.executable, "-m", "emo_r3", "predict", str(tmp_path / "picture.png"), "--model", str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=SECONDS * 2, preexec_fn=with_limits
+    )
+    assert done.returncode == 2 and not done.stdout
+    [line] = done.stderr.splitlines()
+    assert line.startswith("emo-r3: ") and str(folder) in line
