@@ -72,8 +72,12 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
         EmoR3Error: the port is taken.
     """
     import gradio as gr
+    import gradio.mcp
     from starlette.middleware import Middleware
 
+    from .tools import Tools
+
+    gradio.mcp.GradioMCPServer = Tools  # type: ignore[misc]  # gradio takes no other class
     # The fonts of the system, so that the page fetches nothing from elsewhere.
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

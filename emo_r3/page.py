@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import GradioRootModel, ImageData
 
 from . import charts
 from .errors import EmoR3Error
@@ -73,6 +74,12 @@ def _api_errors() -> Iterator[None]:
         yield
     except EmoR3Error as error:
         raise gr.Error(escape(web_words(str(error)), quote=False), print_exception=False) from None
+
+
+class _Pictures(GradioRootModel):
+    """Records of uploads. Those of `gr.File` must each say that they are one; MCP's addresses are none."""
+
+    root: list[ImageData]
 
 
 def _as_sent(component: Any) -> None:
@@ -208,6 +215,7 @@ def _add_several(answers: Answers, settings: Sequence[Any]) -> Any:
     """The tab for several pictures; returns the component that holds them."""
     pictures = gr.File(file_count="multiple", label=f"Up to {MAX_PICTURES} pictures", elem_id="pictures")
     _as_sent(pictures)
+    pictures.data_model = _Pictures
     button = gr.Button("Read the emotions", variant="primary", elem_id="read-many")
     line = gr.HTML(charts.status("Add pictures, then read their emotions."), elem_classes="status")
     view = gr.HTML(elem_id="gallery")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ class Uploads:
         """What the pipeline can read of one upload: the file's bytes under its own name, or an address as it is.
 
         Args:
-            path (`str`, *optional*): where gradio put the file, or an http(s) address.
+            path (`str`, *optional*): where gradio put the file, an http(s) address, or a data: URL.
             name (`str`, *optional*): what the person calls the file.
 
         Raises:
@@ -63,6 +64,8 @@ class Uploads:
             raise ImageError("no picture yet: drop, paste or take one, or pick an example")
         if path.startswith(("http://", "https://")):
             return path
+        if path.startswith("data:"):
+            return {"bytes": _decoded(path), "path": name or "picture"}
         return {"bytes": self._read(path), "path": name or Path(path).name}
 
     def _read(self, path: str) -> bytes:
@@ -145,6 +148,19 @@ class Answers:
 def _file(upload: Any) -> tuple[str | None, str | None]:
     """Path and name of gradio's record of an upload, or nothing."""
     return getattr(upload, "path", None), getattr(upload, "orig_name", None)
+
+
+def _decoded(url: str) -> bytes:
+    """What a data: URL holds; raises `ImageError` unless that is base64 of a bounded size."""
+    kind, _, text = url.partition(",")
+    if not kind.endswith(";base64"):
+        raise ImageError("this data: URL can't be read: it begins data:image/...;base64,")
+    if len(text) > MAX_FILE * 4 // 3 + 4:
+        raise ImageError(f"the picture exceeds {MAX_FILE // 2**20} MB: send a smaller one")
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ImageError(f"this data: URL can't be read: {error}") from error
 
 
 def _in_time(items: Iterator[Any]) -> Iterator[Any]:
