@@ -103,11 +103,19 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
     check_address(options.get("server_name"), options.get("server_port"))
     try:
         demo.launch(**safe | options, prevent_thread_lock=True)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # also of the variable GRADIO_SERVER_PORT
         raise EmoR3Error(f"the demo can't be served: {error}; give another --port") from error
+    demo.app.iterators = _Runs(demo.app.iterators)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the temporary folder goes then too
     print(f"emo-r3: the demo is at {demo.local_url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     demo.block_thread()
+
+
+class _Runs(dict[str, Any]):
+    """gradio's runs. It deletes one that is cancelled twice, which would be a traceback in the log each time."""
+
+    def __delitem__(self, name: str) -> None:
+        self.pop(name, None)
 
 
 def check_address(host: str | None, port: int | None) -> None:

@@ -39,9 +39,9 @@ _LINK = """(name, own, check) => {
     if (check) url.searchParams.set("check", "1");
     return url.href;
 }"""
-# A screen reader is told of what it is to read when it changes.
+# A screen reader is told of what it is to read when it changes; not of the seconds in the queue, beside it.
 _SPEAK = """() => {
-    for (const line of document.querySelectorAll(".status")) line.setAttribute("role", "status");
+    for (const line of document.querySelectorAll(".prose.status")) line.setAttribute("role", "status");
 }"""
 
 
@@ -156,17 +156,18 @@ def _chosen(answers: Answers, name: str, own: str) -> LabelSet:
 
 def _forget_on_change(fields: Sequence[Any], run: Any, outputs: Sequence[Any], values: Sequence[str]) -> None:
     """When what was asked changes, its answer goes, in the browser and so at once, and a run that writes it ends."""
-    gr.on(
-        [field.change for field in fields],
-        None,
-        None,
-        outputs,
-        js=f"() => {json.dumps(values)}",
-        cancels=run,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    clear: dict[str, Any] = {
+        "fn": None,
+        "inputs": None,
+        "outputs": outputs,
+        "js": f"() => {json.dumps(values)}",
+        "queue": False,
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
+    gr.on([field.change for field in fields], **clear, cancels=run)
+    # Once more when the run has ended, as it may have written in the meantime.
+    run.failure(**clear)
 
 
 def _waiting(line: Any) -> dict[str, Any]:
