@@ -19,15 +19,16 @@ STEPS = {
     "step1": ("Triggers", "What in the picture could move somebody"),
     "step2": ("Reflection", "How a person looking at it would respond"),
     "step3": ("Conclusion", "Positive or negative, calm or excited"),
+    "think": ("Reasoning", "What the model thinks before it answers"),
 }
-"""Title and explanation of each step's card."""
+"""Title and explanation of the card of each section that an answer may have."""
 
 _NAMED = 0.1  # a label with a smaller share has no name in the plot
 _SIDE, _EDGE = 240, 34  # of the plot, in its own units
 
 
 def step_card(name: str, text: str = "", is_open: bool = False) -> str:
-    """The card of a step: its title, and its text so far.
+    """The card of a step, or of the one thought: its title, and its text so far.
 
     Args:
         name (`str`): a key of `STEPS`.
@@ -36,9 +37,13 @@ def step_card(name: str, text: str = "", is_open: bool = False) -> str:
     """
     title, explanation = STEPS[name]
     state = "writing" if is_open else "written" if text else "waiting"
+    spoken, number = title, ""
+    if name.startswith("step"):
+        spoken = f"Step {name[-1]}: {title}"
+        number = f'<span class="number" aria-hidden="true">{name[-1]}</span> '
     return (
-        f'<section class="card step {state}" aria-label="Step {name[-1]}: {title}">'
-        f'<h3><span class="number" aria-hidden="true">{name[-1]}</span> {title}</h3>'
+        f'<section class="card step {state}" aria-label="{spoken}">'
+        f"<h3>{number}{title}</h3>"
         f"<p>{escape(text) or explanation}</p></section>"
     )
 
@@ -123,15 +128,16 @@ def check_card(result: EmotionResult) -> str:
     if result.score is None:
         return ""
     lines = []
+    first, both = ("its reasoning", "its reasoning") if "think" in result.steps else ("step 1", "steps 1 and 2")
     if result.consistency is not None:
         lines.append(
             f"<dt>Consistency <strong>{_percent(result.consistency)}</strong></dt><dd>Asked again with the picture,"
-            " this is the model's probability that step 1 can describe it.</dd>"
+            f" this is the model's probability that {first} can describe it.</dd>"
         )
     if (read := result.coherence) is not None:
         verdict = "the same label" if read.label == result.label else f"another label, {escape(read.label)}"
         lines.append(
-            f"<dt>Coherence <strong>{_percent(read.agreement)}</strong></dt><dd>Reading steps 1 and 2 without the"
+            f"<dt>Coherence <strong>{_percent(read.agreement)}</strong></dt><dd>Reading {both} without the"
             f" picture, the model finds {verdict}. The number is its probability of the answer's label.</dd>"
         )
     return (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from functools import cache
@@ -69,11 +71,15 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
         options: of `gr.Blocks.launch`, such as `server_name` and `server_port`.
 
     Raises:
-        EmoR3Error: the port is taken.
+        EmoR3Error: the port is taken, or the address is none of this machine.
     """
     import gradio as gr
+    import gradio.mcp
     from starlette.middleware import Middleware
 
+    from .tools import Tools
+
+    gradio.mcp.GradioMCPServer = Tools  # type: ignore[misc]  # gradio takes no other class
     # The fonts of the system, so that the page fetches nothing from elsewhere.
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -83,7 +89,7 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
         "show_error": False,  # our own messages are shown all the same
         "allowed_paths": [],
         "max_file_size": MAX_FILE,
-        "app_kwargs": {"middleware": [Middleware(BodyLimit, limit=MAX_BODY)]},
+        "app_kwargs": {"middleware": [Middleware(BodyLimit, limit=MAX_BODY, folder=temporary_folder())]},
         "run_history": False,
         "enable_monitoring": False,
         "ssr_mode": False,
@@ -94,13 +100,44 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
         "css_paths": Path(__file__).with_name("demo.css"),
         "quiet": True,
     }
+    check_address(options.get("server_name"), options.get("server_port"))
     try:
         demo.launch(**safe | options, prevent_thread_lock=True)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # also of the variable GRADIO_SERVER_PORT
         raise EmoR3Error(f"the demo can't be served: {error}; give another --port") from error
+    demo.app.iterators = _Runs(demo.app.iterators)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the temporary folder goes then too
     print(f"emo-r3: the demo is at {demo.local_url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     demo.block_thread()
+
+
+class _Runs(dict[str, Any]):
+    """gradio's runs. It deletes one that is cancelled twice, which would be a traceback in the log each time."""
+
+    def __delitem__(self, name: str) -> None:
+        self.pop(name, None)
+
+
+def check_address(host: str | None, port: int | None) -> None:
+    """Raises `EmoR3Error` unless one can listen there."""
+    if port is not None and not 1 <= port <= 65535:
+        raise EmoR3Error(f"--port {port} is no port: give one from 1 to 65535, such as 7860")
+    host = host or "127.0.0.1"
+    try:
+        # As the server will: on all addresses that the name has.
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host.strip("[]"), port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(address)
+    except OSError as error:
+        wrong, remedy = f"--host {host}", "give an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all"
+        if port is not None and error.errno in (errno.EADDRINUSE, errno.EACCES):
+            wrong, remedy = f"--port {port}", "give another --port"
+        raise EmoR3Error(f"{wrong}: the demo can't be served there: {error.strerror}; {remedy}") from error
+    except UnicodeError as error:
+        raise EmoR3Error(f"--host {host}: no name of a machine; give 127.0.0.1, or 0.0.0.0 for all") from error
 
 
 def draw_examples(folder: Path) -> list[tuple[str, Path]]:
@@ -146,6 +183,7 @@ def port(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Serve the demo until Ctrl-C."""
     quiet_libraries()
+    check_address(args.host, args.port)  # before the seconds that a model takes
     from .pipeline import EmoR3Pipeline
 
     check_device(args.device_map)

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -18,18 +19,22 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, charts, serving
+from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, LabelSet, charts, reflection, serving
+from emo_r3.checkpoint import CheckpointInfo
 from emo_r3.cli import main
+from emo_r3.miniature import CHECKPOINT
 from emo_r3.results import Coherence
 from emo_r3.serving import Answers, BodyLimit, Uploads
+from emo_r3.streaming import StreamEvent, stream_events
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "spaces/emo-r3-demo"
@@ -87,6 +92,13 @@ def test_what_models_and_people_write_is_no_html() -> None:
     assert not any("<i>" in html or "<b>" in html for html in shown)
 
 
+def test_a_thought_has_a_card_of_its_own() -> None:
+    shown = charts.step_card("think", "A wolf.")
+    assert "Reasoning" in shown and "A wolf." in shown and "Step" not in shown
+    checked = charts.check_card(replace(RESULT, steps={"think": "A wolf."}))
+    assert "its reasoning can describe" in checked and "step" not in checked
+
+
 def test_self_check_is_shown_on_request_only_and_says_what_it_means() -> None:
     assert charts.check_card(EmotionResult("a", "awe", {"awe": 1.0})) == ""
     shown = charts.check_card(RESULT)
@@ -103,8 +115,6 @@ def test_downloads_hold_the_table() -> None:
 
 
 def charts_labels() -> Any:
-    from emo_r3 import LabelSet
-
     return LabelSet("custom", ("awe", "fear"))
 
 
@@ -178,7 +188,7 @@ def test_nothing_but_uploads_is_read_and_examples_stay(tmp_path: Path) -> None:
     ("headers", "status"),
     [({"content-length": "101"}, 413), ({"content-length": "-1"}, 413), ({"transfer-encoding": "chunked"}, 411)],
 )
-def test_large_requests_are_refused_before_they_are_read(headers: dict[str, str], status: int) -> None:
+def test_large_requests_are_refused_before_they_are_read(headers: dict[str, str], status: int, tmp_path: Path) -> None:
     sent: list[Any] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -192,7 +202,7 @@ def test_large_requests_are_refused_before_they_are_read(headers: dict[str, str]
 
     def ask(given: dict[str, str]) -> None:
         raw = [(name.encode(), value.encode()) for name, value in given.items()]
-        asyncio.run(BodyLimit(application, 100)({"type": "http", "headers": raw}, receive, send))
+        asyncio.run(BodyLimit(application, 100, tmp_path)({"type": "http", "headers": raw}, receive, send))
 
     ask(headers)
     assert sent[0]["status"] == status
@@ -201,15 +211,77 @@ def test_large_requests_are_refused_before_they_are_read(headers: dict[str, str]
     assert sent == ["application"]
 
 
+@pytest.fixture
+def post(tmp_path: Path) -> Any:
+    """Asks a `BodyLimit` before an application that answers 200; gives the status."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    limited = BodyLimit(application, 1000, tmp_path)
+
+    def ask(size: int, host: str = "192.0.2.1", path: str = "/gradio_api/upload", **headers: str) -> int:
+        raw = [(name.encode(), value.encode()) for name, value in {"content-length": str(size), **headers}.items()]
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "path": path, "headers": raw, "client": (host, 1)}
+        asyncio.run(limited(scope, None, send))
+        return int(sent[0]["status"])
+
+    return ask
+
+
+def test_uploads_are_bounded_for_each_address(post: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_SENT", 2000)
+    monkeypatch.setattr(serving, "KEEP_SECONDS", 0.3)
+    assert [post(900), post(900), post(900)] == [200, 200, 429]
+    assert post(900, path="/gradio_api/mcp/") == 429, "an MCP call brings its picture along"
+    assert post(900, host="192.0.2.2") == 200, "another person"
+    assert post(900, **{"x-forwarded-for": "192.0.2.9"}) == 429, "nobody may say who he is"
+    time.sleep(0.4)
+    assert post(900) == 200, "the time is over"
+
+
+def test_in_a_space_the_proxy_says_who_asks(post: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_SENT", 1000)
+    monkeypatch.setenv("SPACE_ID", "emo-r3/demo")
+    assert post(900, **{"x-forwarded-for": "198.51.100.1, 192.0.2.8"}) == 200
+    assert post(900, **{"x-forwarded-for": "198.51.100.2, 192.0.2.8"}) == 429
+    assert post(900, **{"x-forwarded-for": "192.0.2.9"}) == 200
+
+
+def test_uploads_on_the_disk_are_bounded_together(post: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_DISK", 2000)
+    (tmp_path / "hash").mkdir()
+    (tmp_path / "hash/old.png").write_bytes(bytes(1500))
+    assert (post(400), post(600)) == (200, 507)
+    assert post(600, path="/gradio_api/queue/join") == 200, "what is there can still be read"
+    monkeypatch.setattr(serving, "MAX_FILES", 1)
+    assert post(1) == 507, "many small files"
+
+
+def test_empty_folders_of_uploads_are_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "KEEP_SECONDS", 0.2)
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "hash").mkdir()
+    uploads = Uploads(tmp_path, tmp_path / "examples")
+    time.sleep(0.3)
+    uploads.sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["examples"]
+
+
 class _Slow:
     """A pipeline whose answer never ends."""
 
-    stopped = False
+    stopped, name, info, model = False, "slow", CheckpointInfo(), torch.nn.Identity()
 
     def stream(self, source: Any, **options: Any) -> Iterator[str]:
         try:
             while True:
-                yield "event"
+                yield StreamEvent("step1", "event")
         finally:
             self.stopped = True
 
@@ -222,6 +294,144 @@ def test_a_call_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for _ in Answers(pipeline, Uploads(tmp_path, tmp_path)).one(picture, "emoset", False):
             pass
     assert pipeline.stopped
+
+
+class _ScoresForEver(_Slow):
+    """One whose answer is written, and whose labels are scored for ever: a forward after another, and no event."""
+
+    model = torch.nn.Identity()
+
+    def stream(self, source: Any, **options: Any) -> Iterator[StreamEvent]:
+        def run(streamer: Any, cancelled: Any) -> None:
+            while True:
+                self.model(torch.zeros(1))
+
+        return stream_events(run, None)
+
+    def __call__(self, source: Any, **options: Any) -> Iterator[EmotionResult]:
+        while True:
+            self.model(torch.zeros(1))
+        yield
+
+
+URL = type("Upload", (), {"path": "http://example.org/picture.png"})
+
+
+def test_the_time_limit_ends_scoring_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "TIME_LIMIT", 0.2)
+    pipeline: Any = _ScoresForEver()
+    answers = Answers(pipeline, Uploads(tmp_path, tmp_path))
+    many = type("Uploads", (), {"root": [URL]})
+    for call in (lambda: answers.one(URL, "emoset", True), lambda: answers.many(many, "emoset", True)):
+        with pytest.raises(EmoR3Error, match="took longer"):
+            list(call())
+    pipeline.model(torch.zeros(1))  # who calls the model without the demo has no limit
+
+
+@pytest.mark.slow
+def test_the_time_limit_ends_the_self_check_of_a_real_model(
+    pipeline: EmoR3Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The miniature, whose every reading of labels is made slow."""
+    answers = Answers(pipeline, Uploads(tmp_path, tmp_path))
+    upload = type("Upload", (), {"path": str(tmp_path / "a.png"), "orig_name": "a.png"})
+    (tmp_path / "a.png").write_bytes(SAMPLES[0].read_bytes())
+    assert list(answers.one(upload, "emoset", True))[-1].result.score is not None
+    asked = []
+    scored = reflection.score_labels
+
+    def slow(*arguments: Any) -> Any:
+        asked.append(time.monotonic())
+        answers._end = 0.0  # the time is over now
+        return scored(*arguments)
+
+    monkeypatch.setattr(reflection, "score_labels", slow)
+    with pytest.raises(EmoR3Error, match="took longer"):
+        list(answers.one(upload, "joy of life, joy of living", True))
+    assert len(asked) == 1, "it was the self-check that ended"
+    monkeypatch.undo()
+    assert list(answers.one(upload, "emoset", True))[-1].result.score is not None, "the next one works"
+
+
+def test_who_leaves_stops_the_model_and_the_next_waits_for_that(tmp_path: Path) -> None:
+    pipeline: Any = _ScoresForEver()
+    running = [0, 0]
+
+    def stream(source: Any, **options: Any) -> Iterator[StreamEvent]:
+        def run(streamer: Any, cancelled: Any) -> None:
+            running[0] += 1
+            running[1] = max(running)
+            try:
+                streamer.items.put(EmotionResult("a"))
+                while True:
+                    pipeline.model(torch.zeros(1))
+            finally:
+                time.sleep(0.1)
+                running[0] -= 1
+
+        return stream_events(run, None)
+
+    pipeline.stream = stream
+    answers = Answers(pipeline, Uploads(tmp_path, tmp_path))
+
+    def ask_and_leave(_: int) -> None:
+        events = answers.one(URL, "emoset", True)
+        next(events)
+        events.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask_and_leave, range(4)))
+    assert running == [0, 1], "never two at a time"
+
+
+def test_labels_are_bounded(tmp_path: Path) -> None:
+    pipeline: Any = _Slow()
+    answers = Answers(pipeline, Uploads(tmp_path, tmp_path))
+    names = [f"label {number}" for number in range(300)]
+    assert len(answers.labels(",".join(names[:64])).labels) == 64
+    for many in (",".join(names[:65]), ",".join(f"{name:a<60}" for name in names[:20]), "a," * 10**6):
+        with pytest.raises(EmoR3Error, match="at most"):
+            answers.labels(many)
+        with pytest.raises(EmoR3Error, match="at most"):
+            list(answers.one(URL, many, False))
+    own = LabelSet("own", tuple(names[:200]))
+    pipeline.info = CheckpointInfo(label_set=own)
+    assert Answers(pipeline, answers.uploads).labels(", ".join(own.labels)).labels == own.labels, "a model's own"
+
+
+def test_a_folder_on_this_machine_is_called_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "private/my-model"
+    folder.mkdir(parents=True)
+    pipeline: Any = _Slow()
+    monkeypatch.chdir(folder.parent)
+    for given, shown in ((str(folder), "my-model"), ("my-model", "my-model"), ("../private/my-model/", "my-model")):
+        pipeline.name = given
+        answers = Answers(pipeline, Uploads(tmp_path, tmp_path))
+        assert answers.name == shown
+        assert answers._shown(EmotionResult("a", model=given)).model == shown
+        assert answers._words(f"{given} computes no finite numbers") == f"{shown} computes no finite numbers"
+    pipeline.name = "emo-r3/a-repository"
+    assert Answers(pipeline, answers.uploads).name == "emo-r3/a-repository"
+
+
+def test_a_label_alone_has_no_self_check(tmp_path: Path) -> None:
+    pipeline: Any = _Slow()
+    pipeline.info = CheckpointInfo(method="direct")
+    with pytest.raises(EmoR3Error, match="no self-check"):
+        list(Answers(pipeline, Uploads(tmp_path, tmp_path)).one(URL, "emoset", True))
+
+
+def test_a_data_url_is_read_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads = Uploads(tmp_path, tmp_path)
+    assert uploads.take("data:image/png;base64,AAEC", None) == {"bytes": b"\0\1\2", "path": "picture"}
+    monkeypatch.setattr(serving, "MAX_FILE", 9)
+    for url, said in (
+        ("data:image/png,AAEC", "begins"),
+        ("data:image/png;base64,A!", "can't be read"),
+        ("data:image/png;base64," + "A" * 20, "exceeds"),
+    ):
+        with pytest.raises(EmoR3Error, match=said):
+            uploads.take(url, None)
 
 
 def test_web_words_hold_no_token_and_no_advice_for_programmers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +453,38 @@ def test_without_gradio_the_command_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, missing, None)
     assert main(["demo"]) == 2
     assert "pip install 'emo-r3[demo]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--port", "99999"], "--port 99999 is no port: give one from 1 to 65535"),
+        (["--port", "0"], "--port 0 is no port"),
+        (["--port", "-1"], "--port -1 is no port"),
+        (["--host", "host.invalid"], "--host host.invalid: the demo can't be served there"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1: the demo can't be served there"),
+        (["--host", "a..b"], "--host a..b: no name of a machine"),
+    ],
+)
+def test_an_address_where_nothing_can_be_served_is_one_line(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EmoR3Pipeline, "from_pretrained", None)  # it is told before the model is loaded
+    assert main(["demo", *options]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_taken_port_is_told_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EmoR3Pipeline, "from_pretrained", None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main(["demo", "--port", str(taken.getsockname()[1])]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "give another --port" in line
 
 
 def test_the_space_says_the_version_of_gradio_that_its_requirements_give() -> None:
@@ -391,24 +633,64 @@ def test_no_path_of_the_server_can_be_reached(server: Server) -> None:
     assert "private" in refused["error"], "nor any address of its network"
 
 
-@pytest.mark.slow
-def test_mcp_tools_answer(server: Server, pipeline: EmoR3Pipeline) -> None:
-    pytest.importorskip("mcp", reason="needs mcp")
+def call_tools(server: Server, *calls: tuple[str, dict[str, Any]]) -> tuple[dict[str, Any], list[Any]]:
+    """Schemas of the tools by name, and what each call gives, as the real MCP client gets them."""
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
 
-    async def talk() -> tuple[set[str], Any]:
+    async def talk() -> tuple[dict[str, Any], list[Any]]:
         url = f"{server.url}gradio_api/mcp/"
         async with streamable_http_client(url) as (read, write, _), ClientSession(read, write) as session:
             await session.initialize()
             tools = (await session.list_tools()).tools
-            data = base64.b64encode(SAMPLES[2].read_bytes()).decode()
-            picture = {"picture": f"data:image/png;base64,{data}", "labels": "emoset", "self_check": False}
-            return {tool.name for tool in tools}, await session.call_tool("predict", picture)
+            answers = [await session.call_tool(name, arguments) for name, arguments in calls]
+            return {tool.name: tool.inputSchema for tool in tools}, answers
 
-    names, answer = asyncio.run(talk())
-    assert names == {"predict", "predict_many"}
-    assert f"'label': '{pipeline(SAMPLES[2]).label}'" in answer.content[0].text
+    return asyncio.run(talk())
+
+
+def data_url(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+@pytest.mark.slow
+def test_mcp_tools_have_whole_schemas_and_answer_in_json(server: Server, pipeline: EmoR3Pipeline) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="comes with mcp")
+    pictures = [data_url(path) for path in SAMPLES[2:4]]
+    calls = [
+        ("predict", {"picture": pictures[0], "labels": "emoset", "self_check": True}),
+        ("predict_many", {"pictures": pictures, "labels": "awe,fear"}),
+        ("predict_many", {"pictures": [pictures[0], "data:image/png;base64,AAAA"]}),
+    ]
+    schemas, answers = call_tools(server, *calls)
+    assert set(schemas) == {"predict", "predict_many"}
+    for name, arguments in calls:
+        jsonschema.Draft202012Validator.check_schema(schemas[name])
+        jsonschema.validate(arguments, schemas[name])  # follows each reference
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"pictures": pictures * 9}, schemas["predict_many"])
+    assert not any(answer.isError for answer in answers)
+    one, two, broken = [json.loads(answer.content[0].text) for answer in answers]
+    assert one == plain(pipeline(SAMPLES[2], labels="emoset", reflect=True), "picture")
+    several = pipeline(SAMPLES[2:4], labels="awe,fear")
+    assert [row["label"] for row in two] == [result.label for result in several]
+    assert broken[0]["label"] and "not a readable image" in broken[1]["error"]
+    assert not left_over(server)
+
+
+@pytest.mark.slow
+def test_mcp_tools_say_what_is_wrong(server: Server) -> None:
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("predict", {"picture": "/etc/passwd"}),
+        ("predict_many", {"pictures": ["http://127.0.0.1/a.png", str(server.log)]}),
+        ("predict", {"picture": f"{server.url}config"}),
+        ("predict", {"picture": data_url(SAMPLES[0]), "labels": "a," * 300}),
+    ]
+    _, answers = call_tools(server, *calls)
+    assert all(answer.isError for answer in answers)
+    said = [answer.content[0].text for answer in answers]
+    for text, expected in zip(said, ("no upload", "no upload", "private", "at most 64"), strict=True):
+        assert expected in text
 
 
 def bomb() -> bytes:
@@ -511,6 +793,40 @@ def test_a_taken_port_is_one_line(server: Server, tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and "give another --port" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A demo of a checkpoint in a folder that was trained to think in one piece."""
+    folder = copied_miniature(tmp_path_factory.mktemp("thinking") / "my-model", "think")
+    command = [sys.executable, "-m", "emo_r3", "demo", "--model", str(folder)]
+    yield from serve(command, tmp_path_factory.mktemp("demo"))
+
+
+def copied_miniature(folder: Path, method: str) -> Path:
+    """The miniature in a folder of its own, as a checkpoint of another method."""
+    shutil.copytree(CHECKPOINT, folder)
+    facts = json.loads((folder / "emo_r3.json").read_text())
+    (folder / "emo_r3.json").write_text(json.dumps(facts | {"method": method}))
+    return folder
+
+
+@pytest.mark.slow
+def test_no_path_of_the_model_in_what_is_sent(thinking: Server) -> None:
+    import httpx
+    from gradio_client import Client, handle_file
+
+    client = Client(thinking.url, verbose=False)
+    [one] = client.predict(pictures=[handle_file(SAMPLES[0])], self_check=True, api_name="/predict_many")
+    same = client.predict(picture=handle_file(SAMPLES[0]), self_check=True, api_name="/predict")
+    assert one == same and one["model"] == "my-model" and set(one["steps"]) == {"think"}
+    _, [answer] = call_tools(thinking, ("predict", {"picture": data_url(SAMPLES[0])}))
+    assert json.loads(answer.content[0].text)["model"] == "my-model"
+    pages = [
+        httpx.get(thinking.url + path).text for path in ("", "config", "gradio_api/info", "gradio_api/mcp/schema")
+    ]
+    assert "my-model" in pages[0]
+    assert not any("/my-model" in text for text in (*pages, json.dumps(one), answer.content[0].text))
 
 
 def push_space(folder: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_demo import SAMPLES, Server, serve
+from test_demo import SAMPLES, Server, copied_miniature, serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -30,10 +31,19 @@ WATCH = """() => {
 }"""
 
 
+# The demo of a model that takes its time.
+SLOW = """
+import time
+from emo_r3 import EmoR3Pipeline
+from emo_r3.demo import create_demo, launch
+pipeline = EmoR3Pipeline.from_pretrained()
+pipeline.model.register_forward_pre_hook(lambda *_: time.sleep(0.15))
+launch(create_demo(pipeline))
+"""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    import sys
-
     yield from serve([sys.executable, "-m", "emo_r3", "demo"], tmp_path_factory.mktemp("demo"))
 
 
@@ -49,16 +59,16 @@ def visit(server: Server, browser: Any) -> Iterator[Any]:
     """Opens the page; afterwards there must have been no request to elsewhere and no error in the console."""
     pages, wrong = [], []
 
-    def note(request: Any) -> None:
-        if not request.url.startswith((server.url, "data:", "blob:")):
+    def note(request: Any, at: Server) -> None:
+        if not request.url.startswith((at.url, "data:", "blob:")):
             wrong.append(request.url)
 
-    def opened(query: str = "", **options: Any) -> Any:
+    def opened(query: str = "", at: Server = server, **options: Any) -> Any:
         page = browser.new_page(**options)
         pages.append(page)
-        page.on("request", note)
+        page.on("request", lambda request: note(request, at))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(server.url + query)
+        page.goto(at.url + query)
         page.wait_for_selector("#read")
         return page
 
@@ -217,3 +227,111 @@ def test_axe_finds_nothing_serious(visit: Any, options: dict[str, Any]) -> None:
     assert violations(page) == [], "with an answer"
     width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert width[0] <= width[1], "nothing to scroll sideways"
+
+
+# What changes while others wait or an answer is written
+
+
+@pytest.fixture(scope="module")
+def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from serve([sys.executable, "-c", SLOW], tmp_path_factory.mktemp("slow"))
+
+
+def is_blank(page: Any) -> bool:
+    """Whether nothing is told of any answer."""
+    written = page.locator(".step.written, .step.writing, #answer section, #check section").count()
+    return written == 0 and "Nothing is read yet" in page.locator(".prose.status").nth(1).inner_text()
+
+
+def test_the_place_in_the_queue_is_shown(visit: Any, slow_server: Server) -> None:
+    first, second, third = (visit(at=slow_server) for _ in range(3))
+    for page in (first, second, third):
+        page.locator(".examples button").first.click()
+        page.wait_for_selector("#picture img[src*='example-1']")
+    first.click("#read")
+    first.wait_for_selector(".step.writing")
+    second.click("#read")
+    second.get_by_text("queue: 1/1").wait_for()
+    third.click("#read")
+    place = third.get_by_text("queue: 2/2")
+    place.wait_for()
+    assert place.is_visible() and place.bounding_box()["height"] > 10
+    assert not third.get_by_text("Nothing is read yet").first.is_visible()
+    assert violations(third) == []
+    assert first.locator(".status").get_by_text("queue:").count() == 0
+    third.locator(".examples button").nth(1).click()  # who changes the picture leaves the queue
+    second.wait_for_selector("#answer .plane", timeout=90_000)
+    third.wait_for_timeout(1500)
+    assert is_blank(third)
+
+
+def test_another_picture_or_label_list_ends_the_old_answer_while_it_is_written(
+    visit: Any, slow_server: Server
+) -> None:
+    page = visit(at=slow_server)
+    page.locator(".examples button").first.click()
+    page.wait_for_selector("#picture img[src*='example-1']")
+    page.click("#read")
+    page.wait_for_selector("#step2 .step.writing")
+    page.locator(".examples button").nth(1).click()
+    page.wait_for_selector("#picture img[src*='example-2']")
+    page.wait_for_selector("#step1 .step.waiting")
+    page.wait_for_timeout(3000)
+    assert is_blank(page), "nothing of the old run came after"
+    page.click("#read")
+    page.wait_for_selector("#step1 .step.writing")
+    page.get_by_role("button", name="Settings").first.click()
+    page.get_by_label("webemo-2 ").check()
+    page.wait_for_selector("#step1 .step.waiting")
+    page.wait_for_timeout(3000)
+    assert is_blank(page)
+    page.click("#read")
+    page.wait_for_selector("#answer .plane", timeout=90_000)
+    assert page.locator("#answer .bars li").count() == 2
+    assert "Traceback" not in slow_server.log.read_text()
+
+
+def test_no_answer_stands_beside_another_picture(visit: Any) -> None:
+    page = visit()
+    give(page, SAMPLES[0])
+    read(page)
+    page.get_by_role("button", name="Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.wait_for_selector("#step1 .step.waiting")
+    assert is_blank(page)
+    give(page, SAMPLES[1])
+    read(page)
+    page.get_by_role("button", name="Settings").first.click()
+    page.get_by_label("Self-check").check()
+    page.wait_for_selector("#step1 .step.waiting")
+    assert is_blank(page)
+    page.get_by_role("tab", name="Several pictures").click()
+    page.set_input_files("#pictures input[type=file]", SAMPLES[:2])
+    page.get_by_label(SAMPLES[1].name).wait_for()
+    page.click("#read-many")
+    page.wait_for_selector("#downloads a")
+    page.get_by_label("emotion6").check()
+    playwright.expect(page.locator("#gallery img")).to_have_count(0)
+    assert page.locator("#downloads a").count() == 0
+
+
+@pytest.mark.parametrize("method", ["think", "direct"])
+def test_the_page_follows_the_method(visit: Any, method: str, tmp_path: Path) -> None:
+    folder = copied_miniature(tmp_path / "my-model", method)
+    command = [sys.executable, "-m", "emo_r3", "demo", "--model", str(folder)]
+    (tmp_path / "demo").mkdir()
+    for server in serve(command, tmp_path / "demo"):
+        page = visit("?check=1", at=server)
+        text = page.locator(".top").inner_text()
+        assert "my-model" in text and str(tmp_path) not in page.content() and "three steps" not in text
+        page.get_by_role("button", name="Settings").first.click()
+        assert page.get_by_label("Self-check").count() == (method == "think")
+        assert page.locator(".step").count() == (method == "think")
+        give(page, SAMPLES[0])
+        read(page)
+        assert page.locator("#answer .bars li").count() == 8
+        if method == "think":
+            assert len(page.locator("#think .step.written p").inner_text()) > 5
+            assert "its reasoning" in page.locator("#check").inner_text()
+        page.wait_for_timeout(500)
+        assert violations(page) == []
+        page.close()
