@@ -100,11 +100,14 @@ def find_index(name: str | os.PathLike[str]) -> Path:
 
     try:
         patterns = [FILE_NAME, "data/*.parquet"]
-        return Path(
+        folder = Path(
             snapshot_download(repo_id, repo_type="dataset", revision=revision or None, allow_patterns=patterns)
         )
     except Exception as error:  # of many families, all of them for the user
         raise DataError(explain_hub_error(error, repo_id, revision)) from error
+    if not (folder / FILE_NAME).is_file():
+        raise DataError(f"{repo_id} is no index: it has no {FILE_NAME}; name one that emo-r3 prepare wrote")
+    return folder
 
 
 def read_index(folder: Path, spec: Spec) -> tuple[dict[str, list[Record]], dict[str, bytes]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import DataError
-from ..publish import confirmed, dataset_target, push_and_print, show
+from ..publish import confirmed, dataset_target, push_and_print, say, show
 from ..repositories import open_hub
 from . import emoset, emotion6, webemo
 from .build import PIXEL_BUDGET, select, write
@@ -166,8 +166,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_report(report: Report) -> None:
     """The report on stdout."""
-    for line in report.lines():
-        print(line)
+    say(list(report.lines()))
 
 
 def _download(args: argparse.Namespace, sizes: Mapping[str, Size]) -> None:

@@ -211,6 +211,25 @@ def test_a_typed_yes(monkeypatch: pytest.MonkeyPatch, typed: str, is_confirmed: 
         os.close(terminal)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_stdout_is_one_line(tmp_path: Path) -> None:
+    raw = make_emotion6(tmp_path / "raw")
+    command = [sys.executable, "-m", "emo_r3", "prepare", "emotion6", str(raw), "--output", str(tmp_path / "out")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "emo-r3: stdout can't be written (No space left on device): send it elsewhere\n"
+    assert (tmp_path / "out/report.json").is_file()  # what was asked for is whole
+
+
+def test_an_output_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    raw = make_emotion6(tmp_path / "raw")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="can't be written .*nothing was changed"):
+        call("emotion6", raw, "--output", tmp_path / "file/out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "raw"]
+
+
 def test_a_login_that_is_missing_is_told_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(EmoR3Error, match="hf auth login"):
         call("emotion6", tmp_path / "nowhere", "--push-to-hub", "emo-r3/x")
@@ -227,8 +246,10 @@ def test_rebuild_from_a_repository(hub: HubServer, tmp_path: Path) -> None:
             tree[str(path.relative_to(tmp_path / "index"))] = hub.store.add_regular(content)
         repo.commit("main", tree, title, "owner")
         repo.tags.setdefault("v1", repo.branches["main"])
+    hub.store.create("datasets", "emo-r3/no-index", False, "owner")
     words = ["rebuild", "emo-r3/emotion6-index@v1", str(raw), "--output", str(tmp_path / "again")]
-    run_client(hub, tmp_path / "home", main_client, words, user=None)
+    said = run_client(hub, tmp_path / "home", main_client, words, user=None)
+    assert "emo-r3/no-index is no index: it has no report.json" in said
     assert rows(tmp_path / "again", "train") == rows(tmp_path / "out", "train")
 
 
@@ -236,6 +257,7 @@ def main_client(words: list[str]) -> None:
     from emo_r3.cli import main
 
     assert main(["prepare", *words]) == 0
+    assert main(["prepare", words[0], "emo-r3/no-index", *words[2:]]) == 2
 
 
 def test_something_has_to_be_written(tmp_path: Path) -> None:
