@@ -225,7 +225,7 @@ def test_a_full_stdout_is_one_line(tmp_path: Path) -> None:
 def test_an_output_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
     raw = make_emotion6(tmp_path / "raw")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="can't be written .*nothing was changed"):
+    with pytest.raises(DataError, match=r"can't be written .*nothing was changed"):
         call("emotion6", raw, "--output", tmp_path / "file/out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "raw"]
 
