@@ -57,6 +57,23 @@ def explain_hub_error(error: BaseException, repo_id: str, revision: str | None =
     return without_token(text)
 
 
+def why_unreadable(repo_id: str, repo_type: str, revision: str | None = None, token: str | bool | None = None) -> str:
+    """
+    What the Hub says of a repository that another library could not read, or "" if it can be read.
+
+    `datasets` throws the Hub's own error away, so this asks again: [`explain_hub_error`] has the arguments.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        api.auth_check(repo_id, repo_type=repo_type)
+        api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+    except Exception as error:  # of many families, all of them for the user
+        return explain_hub_error(error, repo_id, revision)
+    return ""
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those that led to it."""
     while error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -282,7 +283,7 @@ def run(args: argparse.Namespace) -> int:
         options = {name: value for name, value in vars(args).items() if name in OPTIONS}
         collection = Collection([TARGETS[args.kind](args.folder, args.repo_id, **options)], [])
     todo = [target for target in collection.targets if not show(target)]
-    print("\n".join(collection.left_out), end="\n" if collection.left_out else "", flush=True)
+    say(collection.left_out)
     if todo and confirmed(args.yes):
         for target in todo:
             push_and_print(target)
@@ -294,10 +295,24 @@ def push_and_print(target: Target) -> None:
     from huggingface_hub import constants
 
     prefix = constants.REPO_TYPES_URL_PREFIXES.get(target.repo_type, "")
-    print(f"{constants.ENDPOINT}/{prefix}{target.repo_id}/tree/{push(target)}", flush=True)
+    say([f"{constants.ENDPOINT}/{prefix}{target.repo_id}/tree/{push(target)}"])
 
 
 OPTIONS = ("public", "have_rights", "tag", "adapter", "results", "card")
+
+
+def say(lines: Sequence[str]) -> None:
+    """Print lines on stdout; raises `EmoR3Error` where it can't be written, as on a full disk."""
+    try:
+        for line in lines:
+            print(line)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Python flushes once more on its way out; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise EmoR3Error(f"stdout can't be written ({error.strerror}): send it elsewhere") from error
 
 
 def confirmed(yes: bool) -> bool:
@@ -315,5 +330,5 @@ def confirmed(yes: bool) -> bool:
 def show(target: Target) -> bool:
     """Print what is to be done for a repository, and say whether that is nothing."""
     todo = plan(target)
-    print("\n".join(todo.lines()), flush=True)
+    say(todo.lines())
     return todo.nothing_to_do

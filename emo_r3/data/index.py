@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..hub_errors import explain_hub_error
 from ..images import SUFFIXES
 from . import emoset, emotion6, webemo
 from .build import Selection, import_datasets, make_features, write
 from .records import Finding, Raw, Record, open_raw
-from .report import Report, Spec
+from .report import FILE_NAME, Report, Spec
 from .verify import count_labels, in_split_order, in_threads
 
 SPECS = {spec.name: spec for spec in (emoset.SPEC, emotion6.SPEC, webemo.SPEC)}
@@ -39,7 +40,8 @@ def rebuild(
     lay is only where to look first.
 
     Args:
-        index (`str` or `os.PathLike`): a folder that `emo-r3 prepare` wrote, or a copy of its repository.
+        index (`str` or `os.PathLike`): a folder that `emo-r3 prepare` wrote, or its repository on the Hub, with
+            `@REVISION` if not the main branch.
         raw (`str` or `os.PathLike`): folder or zip of the originals.
         output (`str` or `os.PathLike`): the folder to write.
         strict (`bool`, *optional*, defaults to `False`): write nothing unless all rows have their image.
@@ -50,9 +52,9 @@ def rebuild(
         image.
 
     Raises:
-        DataError: the index can't be read, no row has an image, or not all have one and `strict` is on.
+        DataError: the index can't be found or read, no row has an image, or not all have one and `strict` is on.
     """
-    folder = Path(index)
+    folder = find_index(index)
     report = Report.load(folder)
     spec = spec or SPECS.get(report.dataset)
     if spec is None:
@@ -84,6 +86,28 @@ def rebuild(
         kept = {split: [digests[record.id] for record in found[split]] for split in found}
         write(Selection(spec, found, kept, report), output)
     return report
+
+
+def find_index(name: str | os.PathLike[str]) -> Path:
+    """The folder of an index, downloaded if it isn't one here; raises `DataError` if there is none."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    repo_id, _, revision = os.fspath(name).partition("@")
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo_id):
+        raise DataError(f"{name}: no such folder, and not a repository (owner/name): name that of the index")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = [FILE_NAME, "data/*.parquet"]
+        folder = Path(
+            snapshot_download(repo_id, repo_type="dataset", revision=revision or None, allow_patterns=patterns)
+        )
+    except Exception as error:  # of many families, all of them for the user
+        raise DataError(explain_hub_error(error, repo_id, revision)) from error
+    if not (folder / FILE_NAME).is_file():
+        raise DataError(f"{repo_id} is no index: it has no {FILE_NAME}; name one that emo-r3 prepare wrote")
+    return folder
 
 
 def read_index(folder: Path, spec: Spec) -> tuple[dict[str, list[Record]], dict[str, bytes]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DataError
+from ..hub_errors import first_line, why_unreadable
 from ..labels import LabelSet, match_label, normalize_label, resolve_labels
 from ..parsing import parse_completion
 from ..prompts import Method, Prompts, load_prompts
@@ -77,7 +78,11 @@ def load_emotion_dataset(
     try:
         loaded = datasets.load_dataset(source, **options)
     except Exception as error:  # datasets and the Hub raise errors of many families, all of them for the user
-        raise DataError(f"{source}: can't be loaded ({_first_line(error)}){_advice(folder, error)}") from error
+        if folder.is_dir():
+            reason = f"({first_line(error)}); make the folder again with: emo-r3 prepare"
+            raise DataError(f"{source}: can't be loaded {reason}") from error
+        reason = why_unreadable(source, "dataset", revision, token)
+        raise DataError(reason or f"{source}: can't be loaded ({first_line(error)})") from error
     for rows in loaded.values() if isinstance(loaded, dict) else [loaded]:
         check_columns(rows, source)
     return loaded
@@ -263,16 +268,3 @@ def _text(label: int | None, names: list[str]) -> str:
     if label is None or label < 0:  # how `datasets` writes that a label isn't known
         raise DataError("a row has no label; leave such rows out: rows.filter(lambda row: row['label'] >= 0)")
     return names[label]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
-
-
-def _advice(folder: Path, error: Exception) -> str:
-    if folder.is_dir():
-        return "; make the folder again with: emo-r3 prepare"
-    if type(error).__name__ == "DatasetNotFoundError":
-        return "; check the name, and log in with: hf auth login, if it is private"
-    return ""

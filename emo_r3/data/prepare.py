@@ -11,12 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import DataError
-from ..publish import confirmed, dataset_target, push_and_print, show
+from ..publish import confirmed, dataset_target, push_and_print, say, show
 from ..repositories import open_hub
 from . import emoset, emotion6, webemo
 from .build import PIXEL_BUDGET, select, write
 from .draw import Size
-from .index import rebuild
+from .index import find_index, rebuild
 from .records import open_raw
 from .report import Report
 
@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
             command.add_argument("--allow-private-hosts", action="store_true", help=argparse.SUPPRESS)
     command = commands.add_parser("rebuild", help="from a public index and the originals", description=rebuild.__doc__)
-    command.add_argument("index", metavar="INDEX", type=Path, help="folder of the index")
+    command.add_argument("index", metavar="INDEX", help="folder or repository of the index (NAME@REVISION too)")
     command.add_argument("raw", metavar="RAW", help="folder or zip of the originals")
     command.add_argument("--output", type=Path, metavar="DIR", required=True, help="the data set with images")
     command.add_argument("--strict", action="store_true", help="a row without its image is fatal")
@@ -123,8 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare a data set and print the report. 1: some rows of an index have no image in the originals."""
     if args.dataset == "rebuild":
-        report = rebuild(args.index, args.raw, args.output, strict=args.strict)
-        known = len(Report.load(args.index).findings)
+        index = find_index(args.index)
+        report = rebuild(index, args.raw, args.output, strict=args.strict)
+        known = len(Report.load(index).findings)
         print_report(report)
         return EXIT_SOME_MISSING if len(report.findings) > known else 0
     sizes: dict[str, Size] = {}
@@ -165,8 +166,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_report(report: Report) -> None:
     """The report on stdout."""
-    for line in report.lines():
-        print(line)
+    say(list(report.lines()))
 
 
 def _download(args: argparse.Namespace, sizes: Mapping[str, Size]) -> None:

@@ -316,8 +316,14 @@ class _ByEpoch(Sampler):
 def _flush(folder: Path) -> None:
     """Waits until the files are on the disk: after a power cut, a name must not stand for an empty file."""
     for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
+        is_folder = path.is_dir()
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            # Windows flushes what is open for writing alone, and opens no folder; some file systems flush none.
+            descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            if not is_folder:
+                raise

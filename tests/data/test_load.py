@@ -105,7 +105,7 @@ def test_names_and_what_is_asked_of_the_hub(folder: Path, monkeypatch: pytest.Mo
         ("a b", {}, "no such folder"),
         (".", {"revision": "v1"}, "a folder has no revision; leave 'v1' out"),
         ("empty", {}, "no data/*.parquet in this folder; make it with: emo-r3 prepare"),
-        ("emoset-2k", {}, "emo-r3/emoset-2k: can't be loaded ("),
+        ("emoset-2k", {}, "emo-r3/emoset-2k is not in the cache of this machine, and HF_HUB_OFFLINE is set"),
         (".", {"split": "dev"}, "can't be loaded (Unknown split"),
     ],
 )

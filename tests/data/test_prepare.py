@@ -1,18 +1,21 @@
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hub_server import HubServer, run_client
 from raw_folders import EMOSET, jpeg, make_emoset, make_emotion6, make_webemo, make_zip, put
 
 from emo_r3.data import emoset
 from emo_r3.data import prepare as prepare_module
 from emo_r3.data.prepare import add_arguments, prepare, run
 from emo_r3.data.report import Report
-from emo_r3.errors import DataError
+from emo_r3.errors import DataError, EmoR3Error
+from emo_r3.publish import confirmed
 
 
 def call(*words: object) -> int:
@@ -173,6 +176,88 @@ def test_rebuild(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert call("rebuild", tmp_path / "index", raw, "--output", tmp_path / "again") == 1
     assert "joy/3: no file has its bytes" in capsys.readouterr().out
+
+
+def test_a_push_is_listed_and_needs_a_yes(hub: HubServer, tmp_path: Path) -> None:
+    raw = make_emotion6(tmp_path / "raw")
+    command = [sys.executable, "-m", "emo_r3", "prepare", "emotion6", str(raw), "--push-to-hub", "emo-r3/with-a-yes"]
+    environment = hub.environment(tmp_path / "home", "owner", OMP_NUM_THREADS="1")
+
+    def ran(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *words], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        )
+
+    listed = ran()
+    assert "dataset    emo-r3/with-a-yes, new, private" in listed.stdout and "add        data/test-0" in listed.stdout
+    assert "nothing is done yet; add --yes" in listed.stderr and "the data set is not kept" in listed.stderr
+    assert hub.store.find("datasets", "emo-r3/with-a-yes") is None
+    done = ran("--yes")
+    assert f"{hub.url}/datasets/emo-r3/with-a-yes/tree/" in done.stdout
+    assert hub.store.find("datasets", "emo-r3/with-a-yes").private
+
+
+@pytest.mark.parametrize(("typed", "is_confirmed"), [("yes\n", True), (" YES\n", True), ("y\n", False), ("", False)])
+def test_a_typed_yes(monkeypatch: pytest.MonkeyPatch, typed: str, is_confirmed: bool) -> None:
+    """At a keyboard: a real terminal, whose other end the test holds."""
+    keyboard, terminal = os.openpty()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(terminal, "r", closefd=False))
+    monkeypatch.setattr(sys, "stderr", os.fdopen(terminal, "w", closefd=False))
+    os.write(keyboard, typed.encode() or b"\x04")  # the end of the input
+    try:
+        assert confirmed(False) is is_confirmed
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_stdout_is_one_line(tmp_path: Path) -> None:
+    raw = make_emotion6(tmp_path / "raw")
+    command = [sys.executable, "-m", "emo_r3", "prepare", "emotion6", str(raw), "--output", str(tmp_path / "out")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "emo-r3: stdout can't be written (No space left on device): send it elsewhere\n"
+    assert (tmp_path / "out/report.json").is_file()  # what was asked for is whole
+
+
+def test_an_output_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    raw = make_emotion6(tmp_path / "raw")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"can't be written .*nothing was changed"):
+        call("emotion6", raw, "--output", tmp_path / "file/out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "raw"]
+
+
+def test_a_login_that_is_missing_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(EmoR3Error, match="hf auth login"):
+        call("emotion6", tmp_path / "nowhere", "--push-to-hub", "emo-r3/x")
+
+
+def test_rebuild_from_a_repository(hub: HubServer, tmp_path: Path) -> None:
+    raw = make_emotion6(tmp_path / "raw")
+    call("emotion6", raw, "--output", tmp_path / "out", "--index", tmp_path / "index")
+    repo = hub.store.create("datasets", "emo-r3/emotion6-index", False, "owner")
+    for title in ("the index", "another state"):
+        tree = repo.tree(repo.branches["main"])
+        for path in (tmp_path / "index").rglob("*.*"):
+            content = path.read_bytes() if title == "the index" else b"of another version"
+            tree[str(path.relative_to(tmp_path / "index"))] = hub.store.add_regular(content)
+        repo.commit("main", tree, title, "owner")
+        repo.tags.setdefault("v1", repo.branches["main"])
+    hub.store.create("datasets", "emo-r3/no-index", False, "owner")
+    words = ["rebuild", "emo-r3/emotion6-index@v1", str(raw), "--output", str(tmp_path / "again")]
+    said = run_client(hub, tmp_path / "home", main_client, words, user=None)
+    assert "emo-r3/no-index is no index: it has no report.json" in said
+    assert rows(tmp_path / "again", "train") == rows(tmp_path / "out", "train")
+
+
+def main_client(words: list[str]) -> None:
+    from emo_r3.cli import main
+
+    assert main(["prepare", *words]) == 0
+    assert main(["prepare", words[0], "emo-r3/no-index", *words[2:]]) == 2
 
 
 def test_something_has_to_be_written(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from emo_r3.checkpoint import CheckpointInfo
 from emo_r3.errors import RecipeError
 from emo_r3.labels import LABEL_SETS
 from emo_r3.pipeline import EmoR3Pipeline
+from emo_r3.training import saving
 from emo_r3.training.config import EmoR3Config, SupervisedConfig
 from emo_r3.training.saving import STAGING, check_save_steps, generation_window, last_checkpoint
 
@@ -125,6 +126,39 @@ def test_the_newest_whole_checkpoint(tmp_path):
         if name != "checkpoint-11":  # emptied by someone
             (tmp_path / name / "trainer_state.json").write_text("{}")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_folders_that_can_not_be_flushed_are_no_error(tmp_path, monkeypatch):
+    """Windows opens no folder, and flushes no file that is open for reading alone."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/file").write_text("x")
+    flushed, writable = [], set()
+    really_open = os.open
+
+    def open_as_windows_does(path, flags):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        descriptor = really_open(path, flags)
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            writable.add(descriptor)
+        return descriptor
+
+    def fsync(descriptor):
+        if descriptor not in writable:
+            raise OSError(9, "Bad file descriptor")
+        flushed.append(descriptor)
+
+    monkeypatch.setattr(saving.os, "open", open_as_windows_does)
+    monkeypatch.setattr(saving.os, "fsync", fsync)
+    saving._flush(tmp_path)
+    assert len(flushed) == 1
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        saving._flush(tmp_path)
 
 
 def test_leftovers_go_at_the_start(tmp_path):
