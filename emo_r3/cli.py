@@ -268,7 +268,7 @@ def check_output(output: Path, sources: Sequence[str] = ()) -> None:
     if any(os.path.realpath(output) == os.path.realpath(source) for source in sources):
         raise EmoR3Error(f"--output {output} is one of the pictures: name another file")
     folder = link_target(output).parent
-    with writing(output):
+    with writing(f"--output {output}"):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise EmoR3Error(f"--output {output} can't be written: {folder} is read-only: write elsewhere")

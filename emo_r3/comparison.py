@@ -361,9 +361,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         from .plot import plot
 
-        with writing(args.output):
+        with writing(f"--output {args.output}"):
             args.output.mkdir(parents=True, exist_ok=True)
-        with locked(args.output / "table.md"), writing(args.output):
+        with locked(args.output / "table.md"), writing(f"--output {args.output}"):
             check_ours(args.output)
             (args.output / "table.md").write_text(texts["markdown"] + "\n", encoding="utf-8")
             (args.output / "table.tex").write_text(texts["latex"] + "\n", encoding="utf-8")

@@ -162,8 +162,8 @@ def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> No
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system says against writing a file, as an `EmoR3Error` that names the file."""
+def writing(path: Path | str) -> Iterator[None]:
+    """What the system says against writing a file, as an `EmoR3Error` that names the file, or the option."""
     try:
         yield
     except OSError as error:
