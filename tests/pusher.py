@@ -77,7 +77,7 @@ class Pusher:
 
     def __exit__(self, *_: object) -> None:
         self.process.stdin.close()
-        assert self.process.wait(timeout=10) == 0
+        assert self.process.wait(timeout=60) == 0  # to end what it imported takes a busy machine long
 
     def push(
         self, *arguments: str | Path, kind: str = "dataset", token: str = TOKEN, code: int = 0, **environment: str

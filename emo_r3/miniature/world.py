@@ -8,7 +8,7 @@ facts into pixels, so that every statement about a picture can be checked agains
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -232,7 +232,13 @@ def read_scene(text: str) -> Scene:
     facts = json.loads(text)
     if not isinstance(facts, dict) or set(facts) != {item.name for item in fields(Scene)}:
         raise ValueError("not the facts of a scene")
-    known = {"triggers": TRIGGERS, "distractors": DISTRACTORS, "tone": TONES, "palette": PALETTES, "style": STYLES}
+    known: dict[str, Collection[str]] = {
+        "triggers": TRIGGERS,
+        "distractors": DISTRACTORS,
+        "tone": TONES,
+        "palette": PALETTES,
+        "style": STYLES,
+    }
     for name, values in known.items():
         told = facts[name] if name in ("triggers", "distractors") else [facts[name]]
         if not isinstance(told, list) or not all(isinstance(value, str) and value in values for value in told):
