@@ -67,6 +67,7 @@ _SIGNATURES = (
     (0, b"\x1f\x8b", "an archive, not an image; unpack it"),
     (0, b"\xff\xd8\xff", _RARE.format("JPEG")),
     (0, b"\x89PNG", _RARE.format("PNG")),
+    (0, b"GIF8", _RARE.format("GIF")),
     (0, b"II*\0", _RARE.format("TIFF")),
     (0, b"MM\0*", _RARE.format("TIFF")),
 )
