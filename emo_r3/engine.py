@@ -221,9 +221,9 @@ class Engine:
         self, batch: Batch, request: Request, streamer: BaseStreamer | None, cancelled: Cancelled | None
     ) -> list[EmotionResult]:
         results: list[EmotionResult] = []
-        with self._turns.turn(None if cancelled is None else cancelled.event):
+        with self._turns.turn():
             for part in batch.parts:
-                if cancelled is not None and cancelled.event.is_set():  # perhaps before its turn came
+                if cancelled is not None and cancelled.event.is_set():  # while it waited
                     return []
                 cached, answers = self._answer(part, request, streamer, cancelled)
                 if not answers:  # it was cancelled

@@ -48,7 +48,7 @@ _TURNS = {
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _SAVE = ", which is not read; save it as PNG or JPEG"
 _FRAME = "a video, not a picture; save a frame of it as PNG or JPEG"
-_RARE = " of a rare kind, or a damaged one" + _SAVE
+_RARE = "not a readable image: {} of a rare kind, or damaged; save it as PNG or JPEG"
 # What else is often called .jpg or .png, by what stands at an offset. The last are of kinds that Pillow reads, but not
 # in every variety.
 _SIGNATURES = (
@@ -65,10 +65,11 @@ _SIGNATURES = (
     (8, b"AVI ", _FRAME),
     (0, b"PK\3\4", "an archive or an office document, not an image; take the picture out of it"),
     (0, b"\x1f\x8b", "an archive, not an image; unpack it"),
-    (0, b"\xff\xd8\xff", "a JPEG" + _RARE),
-    (0, b"\x89PNG", "a PNG" + _RARE),
-    (0, b"II*\0", "a TIFF" + _RARE),
-    (0, b"MM\0*", "a TIFF" + _RARE),
+    (0, b"\xff\xd8\xff", _RARE.format("JPEG")),
+    (0, b"\x89PNG", _RARE.format("PNG")),
+    (0, b"GIF8", _RARE.format("GIF")),
+    (0, b"II*\0", _RARE.format("TIFF")),
+    (0, b"MM\0*", _RARE.format("TIFF")),
 )
 _DATA_URL = re.compile(r"\s*data:", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -425,7 +426,7 @@ def _what_else(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
         if b"avi" in brands:  # Pillow reads AVIF, if it was built so
-            return "an AVIF picture" + _RARE
+            return _RARE.format("AVIF")
         if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1")):
             return "a HEIC photo" + _SAVE
         return _FRAME
@@ -433,7 +434,7 @@ def _what_else(data: bytes) -> str:
         if data[offset:].startswith(signature):
             return kind
     if text and all(byte >= 32 or byte in b"\t\r\n" for byte in text[:512]) and _is_utf8(text[:512]):
-        return "text, not an image; download the image itself"
+        return "not a readable image but text; download the image itself"
     return f"not a readable image ({', '.join(FORMATS)}); check that a viewer opens it and save it as PNG or JPEG"
 
 

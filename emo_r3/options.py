@@ -39,12 +39,11 @@ def check_temperature(value: Any) -> float | None:
     if value is None:
         return None
     number = float(value) if isinstance(value, Real) and value is not True else math.nan
-    if not _MIN_TEMPERATURE <= number <= _MAX_TEMPERATURE:  # also for NaN
-        raise EmoR3Error(
-            f"temperature={value!r} must be a number above 0, from {_MIN_TEMPERATURE:g} to {_MAX_TEMPERATURE:g}; "
-            "leave it out for greedy decoding"
-        )
-    return number
+    if _MIN_TEMPERATURE <= number <= _MAX_TEMPERATURE:
+        return number
+    bounds = f"is not a number from {_MIN_TEMPERATURE:g} to {_MAX_TEMPERATURE:g}"
+    wrong = "is not above 0" if number <= 0 else bounds
+    raise EmoR3Error(f"temperature={value!r} {wrong}; leave it out for greedy decoding")
 
 
 def check_on_error(value: Any) -> Literal["raise", "return"]:

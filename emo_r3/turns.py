@@ -21,24 +21,15 @@ class Turns:
         self._line: deque[threading.Event] = deque()
 
     @contextmanager
-    def turn(self, given_up: threading.Event | None = None) -> Iterator[bool]:
-        """Waits for its turn, has it for the length of the `with` block, and hands it on.
-
-        Args:
-            given_up (`threading.Event`, *optional*): ends the waiting when it is set.
-
-        Returns:
-            `bool`: whether the turn came; `False` only after `given_up`.
-        """
+    def turn(self) -> Iterator[None]:
+        """Waits for its turn, has it for the length of the `with` block, and hands it on."""
         mine = threading.Event()
         with self._guard:
             self._line.append(mine)
             self._line[0].set()
         try:
-            while not mine.wait(None if given_up is None else 0.05):
-                if given_up is not None and given_up.is_set():
-                    break
-            yield mine.is_set()
+            mine.wait()
+            yield
         finally:
             with self._guard:
                 self._line.remove(mine)

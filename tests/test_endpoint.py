@@ -145,16 +145,19 @@ def test_the_request_is_the_local_question_on_the_same_pixels(server: ChatServer
     assert image["image_url"]["url"].startswith("data:image/png;base64,")
 
 
-def test_sampling_depends_on_the_seed_and_the_place_alone(server: ChatServer) -> None:
+def test_sampling_depends_on_the_seed_and_the_picture_alone(server: ChatServer) -> None:
+    """So that a run that goes on in the middle of its list asks for the same samples."""
     pipe = EndpointPipeline(server.url)
+    pictures = [Image.new("RGB", (30, 30), (level, 0, 0)) for level in range(3)]
 
-    def seeds(**options: Any) -> list[int]:
+    def seeds(given: list[Image.Image] = pictures, **options: Any) -> list[int]:
         server.requests.clear()
-        pipe([WHITE] * 3, temperature=0.7, batch_size=1, **options)
+        pipe(given, temperature=0.7, batch_size=1, **options)
         assert {(r["body"]["temperature"], r["body"]["top_p"]) for r in server.requests} == {(0.7, 1.0)}
         return [request["body"]["seed"] for request in server.requests]
 
     assert len({*seeds(), *seeds(seed=1)}) == 6 and seeds() == seeds()
+    assert seeds(pictures[1:]) == seeds()[1:] and seeds(pictures[::-1]) == seeds()[::-1]
 
 
 def test_results_keep_their_order_and_requests_their_bound(server: ChatServer) -> None:

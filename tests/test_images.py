@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import signal
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -616,3 +618,120 @@ def test_known_suffixes_are_readable_formats() -> None:
 def test_other_schemes(url: str) -> None:
     message = refusal(url)
     assert "only http and https" in message
+
+
+# --- files, data URLs and rows
+
+
+class _Slow(io.RawIOBase):
+    """A file that can't go back and gives a little at a time, as a socket does."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self, size: int = -1) -> bytes:
+        part, self.data = self.data[:7], self.data[7:]
+        return part
+
+
+def test_open_files_are_read_whole_and_bounded(tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(noise(6, 5, 3)))
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    written = io.BytesIO()
+    written.write(data)
+    with open(path, "rb") as file, open(path, "rb", buffering=0) as raw:
+        for source, name in ((file, str(path)), (raw, str(path)), (written, "BytesIO"), (_Slow(data), "_Slow")):
+            loaded = load_image(source)
+            assert np.array_equal(np.asarray(loaded.image), noise(6, 5, 3)) and loaded.name == name
+        assert "BytesIO: larger than 10 bytes" in refusal(written, max_bytes=10)
+        assert not file.closed and not written.closed
+    assert f"{path}: can't be read" in refusal(file)  # closed by now
+    assert "StringIO: opened as text" in refusal(io.StringIO("a line"))
+    assert "BytesIO: empty" in refusal(io.BytesIO())
+
+
+def test_data_urls() -> None:
+    data = encoded(Image.new("RGB", (3, 2), RED))
+    text = base64.b64encode(data).decode()
+    for url in (
+        f"data:image/png;base64,{text}",
+        f"DATA:image/png;charset=utf-8;BASE64,{text}",
+        f"data:;base64,{text.rstrip('=')}",
+        f"data:image/png;base64,{text[:20]}\n {text[20:]}",
+        f"data:image/png;base64,{text.translate(str.maketrans('+/', '-_'))}",
+        f"data:image/png;base64,{quote(text, safe='')}",
+        f"data:image/png,{quote(data)}",
+    ):
+        loaded = load_image(url)
+        assert loaded.image.size == (3, 2) and loaded.name == "data URL", url
+    assert "cut short" in refusal("data:image/png;base64")
+    assert "not base64" in refusal("data:image/png;base64,!!!")
+    assert "not base64" in refusal("data:image/png;base64,AAAAA")
+    assert "empty" in refusal("data:image/png;base64,")
+    assert "larger than 50 bytes" in refusal(f"data:image/png;base64,{text}", max_bytes=50)
+    assert "larger than 50 bytes" in refusal("data:image/png," + "A" * 1000, max_bytes=50)
+    assert refusal("data:text/html,<html>") == "data URL: a web page, not an image; download the image itself"
+
+
+def test_a_whole_row_of_a_data_set() -> None:
+    picture = Image.new("RGB", (3, 2), RED)
+    for image in (picture, {"bytes": encoded(picture), "path": None}, encoded(picture)):
+        assert load_image({"image": image, "label": 3, "path": "elsewhere.jpg"}).image.size == (3, 2)
+    assert "row with the columns picture, label: no 'image', 'bytes' or 'path' in it" in refusal(
+        {"picture": picture, "label": 3}
+    )
+    assert "NoneType: not an image" in refusal({"image": None, "label": 3})
+
+
+def _boxes(*brands: bytes) -> bytes:
+    body = brands[0] + bytes(4) + b"".join(brands)
+    return struct.pack(">I", 8 + len(body)) + b"ftyp" + body + bytes(40)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (_boxes(b"heic", b"mif1"), "a HEIC photo"),
+        (_boxes(b"mif1", b"heic"), "a HEIC photo"),
+        (_boxes(b"msf1", b"hevc"), "a HEIC photo"),
+        (_boxes(b"avif", b"mif1"), "not a readable image: AVIF of a rare kind, or damaged"),
+        (_boxes(b"isom", b"mp41"), "a video"),
+        (_boxes(b"qt  "), "a video"),
+        (b"\x1a\x45\xdf\xa3" + bytes(20), "a video"),
+        (b"RIFF\x10\0\0\0AVI LIST" + bytes(20), "a video"),
+        (b"<?xml version='1.0'?><!--" + b"x" * 3000 + b"--><svg/>", "an SVG drawing"),
+        (b"%PDF-1.7\n%\xe2\xe3", "a PDF document"),
+        (b"<script>1</script>", "a web page"),
+        (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "not a readable image but text"),
+        ("404: nicht gefunden, schöne Grüße".encode() * 40, "not a readable image but text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"\xff\x0a" + bytes(20), "a JPEG XL picture"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(20), "a JPEG 2000 picture"),
+        (b"8BPS\0\1" + bytes(20), "a Photoshop document"),
+        (b"PK\3\4" + bytes(20), "an archive"),
+        (b"\xff\xd8\xff\xf7" + bytes(60), "not a readable image: JPEG of a rare kind, or damaged"),
+        (b"\xfe\xed" + bytes(40), "not a readable image"),
+    ],
+)
+def test_a_known_name_with_other_content_says_what_it_is(data: bytes, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(data)
+    message = refusal(path)
+    assert message.startswith(f"{path}: {kind}") and "damaged or cut short" not in message
+
+
+def test_a_kind_that_pillow_lacks_is_not_called_damaged_alone() -> None:
+    bitmap = bytearray(encoded(Image.new("RGB", (4, 4)), "BMP"))
+    bitmap[30] = 4  # a JPEG inside, as printers take it
+    assert "or of a kind that is not read (Unsupported BMP compression (4))" in refusal(bytes(bitmap))
+
+
+def test_max_pixels_above_pillows_own_limit() -> None:
+    header = struct.pack(">IIBBBBB", 20_000, 10_000, 1, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    assert "more than 67,108,864 pixels, not decoded; use a smaller image, or raise max_pixels" in refusal(data)
+    message = refusal(data, max_pixels=10**9)
+    assert "more than 178,956,970 pixels, Pillow's own limit" in message and "MAX_IMAGE_PIXELS too" in message

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +26,8 @@ from emo_r3.parsing import parse_completion
 from emo_r3.scoring import render_prompt
 
 TOKENS = 70
+# They part at many places, so that there are many branches to score.
+LABELS = "very sad, very glad, very calm, quite sad, quite glad, quite calm, sad, glad"
 
 
 @cache
@@ -246,6 +252,48 @@ def test_preparing_ahead_does_not_disturb_asking(qwen: EmoR3Pipeline) -> None:
             assert result.consistency is not None
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
+def test_threads_that_share_a_model_get_the_answers_of_one_thread(name: str) -> None:
+    """These classes keep the positions of the last prompt on the model. Calls, a batch, a stream, two pipelines."""
+    pipe = pipe_of(name)
+    second = EmoR3Pipeline(pipe.model, pipe.processor, pipe.info, name=pipe.name)
+    images = pictures((60, 40), (90, 200))
+    options: dict[str, Any] = {"method": "think", "reflect": True, "max_new_tokens": 20}
+    alone, together = [pipe(image, **options) for image in images], pipe(images, **options)
+    wrong: list[Any] = []
+
+    def check(make: Any, expected: Any) -> None:
+        for _ in range(2):
+            if make() != expected:
+                wrong.append(expected)
+
+    jobs = [
+        (lambda: [pipe(image, **options) for image in images], alone),
+        (lambda: [second(image, **options) for image in reversed(images)], alone[::-1]),
+        (lambda: list(second(iter(images), batch_size=3, **options)), together),
+        (lambda: [list(pipe.stream(image, **options))[-1].result for image in images], alone),
+    ]
+    threads = [threading.Thread(target=check, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_stream_that_is_left_or_not_read_lets_others_in(qwen: EmoR3Pipeline) -> None:
+    [image] = pictures((60, 40))
+    expected = qwen(image, method="direct")
+    left, unread = (qwen.stream(image, max_new_tokens=tokens) for tokens in (3000, TOKENS))
+    next(left)
+    left.close()
+    next(unread)  # kept, and never read to its end
+    start = time.monotonic()
+    assert qwen(image, method="direct") == expected
+    assert time.monotonic() - start < 20
+    assert next(unread).section.startswith("step")
+
+
 @pytest.mark.parametrize("size", [(20_000, 10), (3, 700), (1, 1), (1, 300)])
 def test_extreme_shapes(pipe: EmoR3Pipeline, size: tuple[int, int]) -> None:
     result = pipe(Image.new("RGB", size, "red"), max_new_tokens=TOKENS, method="direct")
@@ -284,6 +332,27 @@ def test_an_iterable_streams_lazily(qwen: EmoR3Pipeline) -> None:
     assert len(taken) <= 6
     everything = [result.text for result in qwen(source(), method="direct", batch_size=7)]
     assert everything == [result.text for result in qwen(images, method="direct", batch_size=16)]
+
+
+def test_files_data_urls_and_rows_are_one_picture(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
+    [image] = pictures((60, 40))
+    path = tmp_path / "picture.png"
+    image.save(path)
+    expected = qwen(image, method="direct")
+    data_url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    written = io.BytesIO()
+    image.save(written, "PNG")  # stands at its end
+    with open(path, "rb") as file, open(path) as text:
+        sources = {"file": file, "BytesIO": written, "data URL": data_url, "row": {"image": image, "label": 3}}
+        for kind, source in sources.items():
+            result = qwen(source, method="direct")
+            assert isinstance(result, EmotionResult) and result.text == expected.text, kind
+        assert [result.error for result in qwen(list(sources.values()), method="direct")] == [None] * 4
+        assert qwen(file, method="direct").image == str(path)
+        with pytest.raises(ImageError, match="opened as text; open it with mode 'rb'"):
+            qwen(text, method="direct")
+    [unread] = qwen(["data:image/png;base64,####"], method="direct", on_error="return")
+    assert unread.image == "data URL" and "not base64" in str(unread.error)
 
 
 def test_a_datasets_column_streams(qwen: EmoR3Pipeline) -> None:
@@ -327,6 +396,59 @@ def test_the_best_of_candidates(qwen: EmoR3Pipeline) -> None:
     assert [result.text for result in other] != [result.text for result in results]
 
 
+def test_samples_depend_on_the_picture_and_not_on_its_place(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
+    images = pictures((60, 40), (90, 60), (30, 50))
+    options: dict[str, Any] = {"num_candidates": 2, "seed": np.int64(5), "max_new_tokens": TOKENS}
+    texts = [result.text for result in qwen(images, **options)]
+    assert len(set(texts)) == 3
+    assert [result.text for result in qwen(images[::-1], **options)] == texts[::-1]
+    images[2].save(tmp_path / "last.png")
+    assert qwen(tmp_path / "last.png", **options).text == texts[2]
+    first, again = qwen([images[0]] * 2, **options)
+    assert first == again and first.text == texts[0]
+
+
+def test_a_resumed_predict_with_candidates_gives_the_same_rows(tmp_path: Path) -> None:
+    from emo_r3.cli import main
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, image in zip("bdc", pictures((60, 40), (90, 60), (30, 50)), strict=True):
+        image.save(folder / f"{name}.png")
+    common = ["--model", str(tiny_checkpoint("qwen2_5_vl")), "--candidates", "2", "--max-new-tokens", str(TOKENS)]
+    common += ["--format", "jsonl"]
+    begun, whole = tmp_path / "begun.jsonl", tmp_path / "whole.jsonl"
+    assert main(["predict", str(folder / "d.png"), *common, "--output", str(begun)]) == 0
+    for output in (begun, whole):
+        assert main(["predict", str(folder), *common, "--output", str(output)]) == 0
+    rows = ([json.loads(line) for line in path.read_text().splitlines()] for path in (begun, whole))
+    texts, expected = ({row["image"]: row["text"] for row in some} for some in rows)
+    assert texts == expected and len(set(texts.values())) == 3
+
+
+@pytest.mark.parametrize("decoding", ["constrained", "free"])
+def test_batch_size_bounds_the_rows_of_every_forward(qwen: EmoR3Pipeline, decoding: Any) -> None:
+    """Candidates, reflection and the labels' branches included."""
+    images = pictures((60, 40), (90, 60))
+    options: dict[str, Any] = {"num_candidates": 5, "decoding": decoding, "max_new_tokens": 30, "labels": LABELS}
+    options["method"] = "think"
+    rows: list[int] = []
+
+    def note(module: Any, args: Any, given: dict[str, Any]) -> None:
+        rows.append((args[0] if args else given["input_ids"]).shape[0])
+
+    expected = qwen(images, batch_size=16, **options)
+    hook = qwen.model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        results = qwen(images, batch_size=3, **options)
+    finally:
+        hook.remove()
+    assert max(rows) == 3
+    for one, other in zip(results, expected, strict=True):
+        assert one.text == other.text and len(one.candidate_scores) == 5
+        np.testing.assert_allclose(one.candidate_scores, other.candidate_scores, atol=1e-4)
+
+
 def test_well_formed_candidates_come_first() -> None:
     def candidate(score: float, *problems: str) -> EmotionResult:
         return EmotionResult(image="x", score=score, problems=problems)
@@ -353,7 +475,7 @@ def test_leaving_a_stream_stops_the_model(qwen: EmoR3Pipeline) -> None:
     steps = []
     hook = qwen.model.register_forward_hook(lambda *_: steps.append(1))
     try:
-        events = qwen.stream(pictures((60, 40))[0], max_new_tokens=4000)
+        events = qwen.stream(pictures((60, 40))[0], max_new_tokens=3000)
         next(events)
         events.close()
     finally:
@@ -370,6 +492,12 @@ def test_an_error_in_the_model_surfaces_from_a_stream(qwen: EmoR3Pipeline, monke
         list(qwen.stream(pictures((60, 40))[0], max_new_tokens=TOKENS))
 
 
+def test_options_that_a_stream_does_not_have(qwen: EmoR3Pipeline) -> None:
+    for option in ("num_candidates", "batch_size", "on_error", "colour"):
+        with pytest.raises(EmoR3Error, match=f"{option}: a stream has no such option"):
+            qwen.stream(pictures((60, 40))[0], **{option: 2})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -379,8 +507,19 @@ def test_an_error_in_the_model_surfaces_from_a_stream(qwen: EmoR3Pipeline, monke
         ({"max_new_tokens": 3}, "or more"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"batch_size": -1}, "batch_size"),
-        ({"num_candidates": 0}, "num_candidates"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"num_candidates": 0}, "num_candidates=0"),
+        ({"num_candidates": -1}, "num_candidates=-1"),
+        ({"num_candidates": 2.0}, "num_candidates=2.0"),
         ({"temperature": 0.0}, "above 0"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": "hot"}, "temperature='hot'"),
+        ({"seed": "first"}, "seed='first'"),
+        ({"labels": 5}, "labels"),
+        ({"labels": [1, 2]}, "label"),
+        ({"method": 5}, "method"),
+        ({"max_new_tokens": 4090}, "4,096 positions"),
         ({"on_error": "ignore"}, "raise or return"),
         ({"method": "direct", "reflect": True}, "direct"),
     ],
@@ -390,12 +529,57 @@ def test_options_that_cannot_be_used(qwen: EmoR3Pipeline, options: dict[str, Any
         qwen(pictures((60, 40))[0], **options)
 
 
-def test_a_model_that_computes_nan_is_reported() -> None:
-    broken = EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"))
+def test_a_model_that_computes_nan_is_told_what_is_to_blame() -> None:
+    """float32 is no advice to a model that is in float32, or whose weights are broken."""
+    model = EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"))
+    head = model.model.get_output_embeddings().weight
     with torch.no_grad():
-        broken.model.get_output_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(EmoR3Error, match="float32"):
-        broken(pictures((60, 40))[0], method="direct", max_new_tokens=TOKENS)
+        head.fill_(1e38)
+    with pytest.raises(EmoR3Error, match=r"its weights are finite and in torch\.float32: .* another checkpoint"):
+        model(pictures((60, 40))[0], method="direct", max_new_tokens=TOKENS)
+    half = emo_r3.engine.not_finite("m", model.model.to(torch.bfloat16))
+    assert str(half).endswith("in torch.bfloat16: load it with dtype='float32'")
+    with torch.no_grad():
+        head.fill_(torch.nan)
+    model.model.to(torch.float32)
+    with pytest.raises(EmoR3Error, match=r"broken weights: .*weight holds NaN or infinity; .* again"):
+        model(pictures((60, 40))[0], method="direct", max_new_tokens=TOKENS)
+
+
+def test_a_picture_beyond_the_models_positions_is_refused(
+    qwen: EmoR3Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = pictures((28, 28), (110, 110))
+    plain = len(qwen._request(None, "direct", "constrained").plain)
+    monkeypatch.setattr(qwen.model.config.get_text_config(), "max_position_embeddings", plain + 40 + 8)
+    own = EmoR3Pipeline(qwen.model, qwen.processor, qwen.info, name="tiny")
+    expected = qwen(small, method="direct", max_new_tokens=40)
+    with pytest.raises(ImageError, match=rf"tokens .*max_new_tokens=40 .* {plain + 48} positions of tiny; use a sm.*"):
+        own([small, large], method="direct", max_new_tokens=40)
+    refused, read, again = own([large, small, large], method="direct", max_new_tokens=40, on_error="return")
+    assert read.text == expected.text and read.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
+    assert refused.image == "PIL image" and "max_pixels" in str(refused.error) and again == refused
+    with pytest.raises(EmoR3Error, match="fewer labels or a smaller max_new_tokens"):
+        own(small, method="direct", max_new_tokens=60)
+
+
+def test_positions_of_scaled_models() -> None:
+    def of(**text: Any) -> int | None:
+        config = type("Config", (), {"get_text_config": lambda self: type("Text", (), text)})()
+        return emo_r3.engine.positions(type("Model", (), {"config": config}))  # type: ignore[arg-type]
+
+    assert of() is None and of(max_position_embeddings=None) is None and of(max_position_embeddings=64) == 64
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}
+    assert of(max_position_embeddings=100, rope_parameters=yarn) == 400
+    assert of(max_position_embeddings=64, rope_parameters={"rope_type": "llama3", "factor": 8.0}) == 64
+    nested = {"full_attention": {"rope_type": "linear", "factor": 8.0}}
+    assert of(max_position_embeddings=64, rope_parameters=nested) == 64
+
+
+def test_a_revision_of_a_folder_is_refused() -> None:
+    for folder in (tiny_checkpoint("llava"), None, "miniature"):
+        with pytest.raises(EmoR3Error, match=r"revision='v1' is for a repository .* leave it out"):
+            EmoR3Pipeline.from_pretrained(folder, revision="v1")
 
 
 def test_checkpoint_facts_are_saved_and_followed(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
