@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .chat_template import rendered_chat
@@ -46,6 +45,8 @@ _MOST_LAYERS = 2**11
 _LARGEST_SMALL_FILE = 2**28
 _COUNTS_LAYERS = re.compile(r"(?:layers|n_layer|depths?|blocks|experts|stages)$")
 _COUNTS_TILES = re.compile(r"(?:patches|tiles|crops|splits)$")
+# What a prefix-LM remembers of an image depends on the question after it.
+_TWO_WAYS = ("paligemma",)
 
 _logger = logging.getLogger(__name__)
 _REMOTE_CODE = ("auto_map", "custom_pipelines")
@@ -250,6 +251,7 @@ def check_size(model_class: Any, folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):  # takes no memory
         model = model_class.from_config(config, trust_remote_code=False)
+    _check_kind(folder, model)
     weights = sum(parameter.numel() for parameter in model.parameters())
     there = 0
     for path in folder.glob("*.safetensors"):
@@ -302,6 +304,20 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
     return model
 
 
+def _check_kind(folder: Path, model: PreTrainedModel) -> None:
+    """Refuses a model that answers in a way that can't be steered, or read off."""
+    kind = type(model).__name__
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise CheckpointError(f"{folder}: {kind} is not a model that goes on writing after its prompt")
+    if type(model).generate is not GenerationMixin.generate:
+        raise CheckpointError(f"{folder}: {kind} writes its answers in a way of its own, which can't be steered")
+    if model.config.model_type in _TWO_WAYS:
+        raise CheckpointError(
+            f"{folder}: {kind} reads a prompt in both directions, so that an image which was read for one question "
+            "can't be used for another"
+        )
+
+
 def _shape(sizes: Iterable[int]) -> str:
     return "x".join(map(str, sizes)) or "a single number"
 
@@ -325,20 +341,33 @@ def _without_report() -> Iterator[None]:
         logger.removeFilter(drop)
 
 
-def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The processor class without its video part, which needs torchvision even where no video is ever seen.
+class _WithoutVideo(ProcessorMixin):
+    """What a processor class gets between itself and transformers' base by [`image_only`]."""
 
-    A class that can't be made without one (SmolVLM's) stays as it is, and needs torchvision.
-    """
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        # The class hands its parts on by place, the video part among them.
+        named = dict(zip(type(self).__mro__[1].get_attributes(), parts, strict=False)) | options  # type: ignore[attr-defined]
+        named.pop("video_processor", None)
+        super().__init__(**named)
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        parts = list(args)
+        parts.insert(cls.__mro__[1].get_attributes().index("video_processor"), None)  # type: ignore[attr-defined]
+        entries = {name: value for name, value in processor_dict.items() if name != "video_processor"}
+        return super().from_args_and_dict(parts, entries, **kwargs)  # type: ignore[misc]
+
+
+def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The processor class without its video part, which needs torchvision even where no video is ever seen."""
     attributes = processor_class.get_attributes()
-    video = inspect.signature(processor_class.__init__).parameters.get("video_processor")
-    if "video_processor" not in attributes or video is None or video.default is inspect.Parameter.empty:
+    if "video_processor" not in attributes or "image_processor" not in attributes:
         return processor_class
     kept = [name for name in attributes if name != "video_processor"]
     # The name stays, as it is what `save_pretrained` writes down.
     return type(
         processor_class.__name__,
-        (processor_class,),
+        (processor_class, _WithoutVideo),
         {"get_attributes": classmethod(lambda cls: list(kept)), "__module__": processor_class.__module__},
     )
 
@@ -502,6 +531,10 @@ def _load_processor(folder: Path) -> ProcessorMixin:
         found: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)), None)
     else:
         found = getattr(transformers, str(name), None)
+    if needed := getattr(found, "_backends", None):  # what transformers has in place of a class that can't be used
+        raise CheckpointError(
+            f"{folder}: {found.__name__} needs {' and '.join(needed)}, of which something is not installed here"
+        )
     if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):
         raise CheckpointError(f"{folder}: transformers {transformers.__version__} has no processor {name or 'for it'}")
     processor = image_only(found).from_pretrained(folder)

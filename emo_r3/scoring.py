@@ -267,7 +267,12 @@ class CachedPrompts:
                 fresh = 1 if name == "attention_mask" else 0
                 inputs[name] = torch.tensor([[kinds.get(token, fresh) for token in tokens]], dtype=value.dtype)
         inputs["input_ids"] = torch.tensor([tokens])
-        inputs = {name: value.to(device) for name, value in inputs.items()}
+        # Pixels in the type of the weights, as in the first forward: some models don't cast them.
+        kind = self.model.dtype
+        inputs = {
+            name: value.to(device, kind) if value.is_floating_point() else value.to(device)
+            for name, value in inputs.items()
+        }
         return self.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float().cpu()
 
 

@@ -201,7 +201,7 @@ def test_missing_weights_are_refused(folder: Path, load: Any) -> None:
     with pytest.raises(CheckpointError, match=r"lacks 1 of the weights .*layers\.1\.mlp\.down_proj\.weight"):
         load(folder)
     rename_weights(folder, lambda name: f"other.{name}")
-    with pytest.raises(CheckpointError, match="lacks .* of the weights"):
+    with pytest.raises(CheckpointError, match=r"lacks .* of the weights"):
         load(folder)
 
 
