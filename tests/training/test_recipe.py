@@ -125,25 +125,17 @@ def test_what_is_refused(
 
 
 NUMBERS = [
-    "learning_rate",
-    "weight_decay",
-    "temperature",
-    "top_p",
-    "min_p",
-    "beta",
-    "epsilon",
-    "epsilon_high",
-    "num_train_epochs",
-    "save_steps",
-    "logging_steps",
-    "warmup_steps",
-    "max_grad_norm",
-    "repetition_penalty",
-    "cold_start_epochs",
-    "cold_start_learning_rate",
-    "lora_dropout",
-    "adam_beta1",
-    "adam_epsilon",
+    *("learning_rate", "weight_decay", "temperature", "top_p", "min_p", "beta"),
+    *("epsilon", "epsilon_high", "num_train_epochs", "save_steps", "logging_steps", "warmup_steps"),
+    *(
+        "max_grad_norm",
+        "repetition_penalty",
+        "cold_start_epochs",
+        "cold_start_learning_rate",
+        "lora_dropout",
+        "adam_beta1",
+    ),
+    *("adam_epsilon",),
 ]
 
 
