@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 from trl import GRPOConfig, SFTConfig
 
@@ -92,11 +93,23 @@ class EmoR3Config(GRPOConfig):
     disable_dropout: bool = True
 
     def __post_init__(self) -> None:
-        if self.judge in ("", "none", "None"):  # as a command line says it
+        said: Any = self.judge
+        if said is False or said in ("", "none", "None", "false"):  # as a command line and YAML say it
             self.judge = None
+        elif said is not None and (not isinstance(said, str) or said == "true"):
+            raise RecipeError(f"judge is {said}; name one: policy, reference, shuffled, a model, or none")
         for name, least in (("reflection_batch_size", 1), ("dynamic_sampling_tries", 1), ("overlong_buffer", 0)):
-            if getattr(self, name) < least:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+                raise RecipeError(f"{name} is {value!r}; it must be a whole number, {least} or more")
+            setattr(self, name, int(value))  # a numpy number can't be written to JSON
+        for name, choices in (
+            ("reflection_preset", tuple(WEIGHTS)),
+            ("reflection_mode", ("logits", "generate")),
+            ("dynamic_sampling", (None, "accuracy", "reward")),
+        ):
+            if getattr(self, name) not in choices:
+                raise RecipeError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(map(str, choices))}")
         if self.overlong_buffer >= (self.max_completion_length or 1):
             raise RecipeError(
                 f"overlong_buffer {self.overlong_buffer} leaves nothing of max_completion_length "

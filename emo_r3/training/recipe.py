@@ -9,6 +9,7 @@ import math
 import os
 import re
 from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +28,17 @@ CONFIGS: dict[str, type[EmoR3Config] | type[SupervisedConfig]] = {"grpo": EmoR3C
 # What says where a run writes and how much it tells, and so doesn't make it another run.
 _SILENT = ("output_dir", "run_name", "report_to", "disable_tqdm", "project")
 _SILENT_PREFIXES = ("log_", "logging_", "save_", "hub_", "push_to_hub", "trackio_")
+
+
+# What a number can be: the least, whether that itself is too little, and the most or the first that is too much.
+_AT_LEAST_0 = (
+    "weight_decay beta epsilon epsilon_high max_grad_norm top_k min_p lora_dropout dataloader_num_workers seed"
+)
+_AT_LEAST_1 = "max_completion_length generation_batch_size save_total_limit lora_r lora_alpha"
+_ABOVE_0 = "temperature top_p repetition_penalty save_steps logging_steps"
+_AT_MOST = {"top_p": 1, "min_p": 1, "seed": 2**32 - 1}
+_BELOW_1 = "lora_dropout adam_beta1 adam_beta2"
+MAX_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,7 @@ def load_recipe(
             parser.check_name(name, trainer)
         words = [word for name, value in stated.items() for word in parser.words(name, value)]
         values = parser.read([*words, *overrides])
+        check_numbers(values)
         plan = plan_batches(values, trainer, int(os.environ.get("WORLD_SIZE", 1)) if processes is None else processes)
         made: list[Any] = [
             cls(**{item.name: values[item.name] for item in fields(cls) if item.init})
@@ -153,13 +166,49 @@ def load_recipe(
         recipe_hash = _hash(values, parser.defaults)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
-    except (ValueError, TypeError, ImportError) as error:  # TRL's and transformers' own checks
+    except (
+        ValueError,
+        TypeError,
+        ImportError,
+        ArithmeticError,
+        OSError,
+    ) as error:  # TRL's and transformers' own checks
         text = next(iter(str(error).splitlines()), type(error).__name__)
         if "bf16/gpu" in text:
             text = "bf16: there is no GPU here that computes in it: set bf16 to false, or use_cpu to true"
         raise RecipeError(f"{path}: {text}") from error
     effective = {name: values[name] for name in dict.fromkeys(parser.fields[name] for name in (*stated, *named))}
     return Recipe(run, config, model, plan, effective, recipe_hash)
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Raises `RecipeError` for a number that is not finite, or that its field can't have."""
+
+    def refuse(name: str, due: str) -> NoReturn:
+        raise RecipeError(f"{name} is {values[name]}; it must be {due}")
+
+    for name, value in values.items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            refuse(name, "finite" if not isinstance(value, list) else "finite numbers")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if name in _AT_LEAST_0.split() and value < 0:
+            refuse(name, "0 or more")
+        if name in _AT_LEAST_1.split() and value < 1:
+            refuse(name, "1 or more")
+        if name in _ABOVE_0.split() and value <= 0:
+            refuse(name, "above 0")
+        if name in _BELOW_1.split() and not 0 <= value < 1:
+            refuse(name, "from 0 to less than 1")
+        if value > _AT_MOST.get(name, value):
+            refuse(name, f"{_AT_MOST[name]} or less")
+    if values["learning_rate"] < 0:
+        refuse("learning_rate", "0 or more")
+    if values["max_steps"] < 1 and values["max_steps"] != -1:
+        refuse("max_steps", "1 or more, or -1 for num_train_epochs")
+    if values["num_train_epochs"] <= 0 and values["max_steps"] < 1:
+        refuse("num_train_epochs", "above 0")
 
 
 def plan_batches(values: Mapping[str, Any], trainer: str, processes: int) -> BatchPlan:
@@ -207,6 +256,16 @@ def plan_batches(values: Mapping[str, Any], trainer: str, processes: int) -> Bat
 
 def check_fields(run: RunArguments, config: EmoR3Config | SupervisedConfig, model: ModelConfig) -> None:
     """Raises `RecipeError` for fields that contradict each other, or that this command doesn't offer."""
+    texts = {"dataset_name": run.dataset_name, "dataset_split": run.dataset_split, "prompts": run.prompts}
+    texts |= {"output_dir": config.output_dir, "model_name_or_path": model.model_name_or_path}
+    for name, value in texts.items():
+        if value is not None and (not value.strip() or "\0" in value):
+            raise RecipeError(f"{name} is {value!r}; give a name")
+    for name, value in vars(config).items():
+        if name.endswith("_kwargs") and isinstance(value, str):  # a mapping has been read by now
+            raise RecipeError(f"{name} is {value!r}; it must be a mapping: {{name: value}}")
+    if config.resume_from_checkpoint:
+        raise RecipeError("resume_from_checkpoint: a run goes on by itself from the last checkpoint in its output_dir")
     if model.model_name_or_path is None:
         raise RecipeError("no model_name_or_path: name a model folder, a Hub repository, or miniature")
     if model.load_in_4bit or model.load_in_8bit:
@@ -224,6 +283,8 @@ def check_fields(run: RunArguments, config: EmoR3Config | SupervisedConfig, mode
     for name in ("cold_start_samples", "cold_start_epochs", "cold_start_learning_rate"):
         if getattr(run, name) < 0:
             raise RecipeError(f"{name} is {getattr(run, name)}; it can't be negative")
+    if run.cold_start_samples and not run.cold_start_epochs:
+        raise RecipeError("cold_start_epochs is 0: leave out cold_start_samples for no cold start")
     for name in ("max_prompt_tokens", "min_pixels", "max_pixels"):
         value = getattr(run, name)
         if value is not None and value < 1:
@@ -246,6 +307,7 @@ class _Parser(HfArgumentParser):
         hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
         self.defaults: dict[str, Any] = {}
         self.fields: dict[str, str] = {}
+        self.optional = {name for name, hint in hints.items() if type(None) in get_args(hint)}
         for action in self._actions:
             self.defaults.setdefault(action.dest, action.default)
             self.fields |= {option[2:].replace("-", "_"): action.dest for option in action.option_strings}
@@ -276,6 +338,8 @@ class _Parser(HfArgumentParser):
             return [f"--{name}", *map(str, value)]
         if isinstance(value, bool) and action.choices is None and action.nargs is None and action.type in (int, float):
             raise RecipeError(f"{name}: {str(value).lower()} is no number")
+        if value is None and action.type is str and action.dest not in self.optional:
+            raise RecipeError(f"{name}: null is no value for it; give one, or leave the line out")
         if isinstance(value, bool) and value is False and name.endswith("_strategy"):
             value = "no"  # which is what YAML takes for false
         if value is None or isinstance(value, bool | dict):
@@ -300,13 +364,28 @@ def _or_null(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        stated = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+    except ValueError as error:  # a name that no file can have
+        raise RecipeError(f"{str(path)!r} can't be read: {error}") from error
+    if len(text) > MAX_CHARACTERS:
+        raise RecipeError(f"{path} has more than {MAX_CHARACTERS} characters: that is no recipe")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        stated = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: brackets in brackets, too deep to read; a recipe is flat") from error
+    except (ValueError, OverflowError) as error:  # a number of 5,000 digits, a date that is none
+        raise RecipeError(f"{path} holds a value that can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(stated, dict) or not all(isinstance(name, str) for name in stated):
         raise RecipeError(f"{path}: a recipe has lines of the form `field: value`")
+    counts = Counter(key.value for key, _ in node.value)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise RecipeError(f"{path}: {twice[0]} is there {counts[twice[0]]} times; leave one")
     return stated
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer, get_peft_config
@@ -77,9 +78,12 @@ class Stage:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         try:
             self._save(trainer, info)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # which has an error of its own for a full disk
+            for staged in (".adapter", ".final"):
+                shutil.rmtree(self.output / staged, ignore_errors=True)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise TrainingError(
-                f"{self.final} can't be saved ({error.strerror or error}); make room, then run the same command"
+                f"{self.final} can't be saved ({reason}); make room, then run the same command"
             ) from error
         logged: dict[str, Any] = {}
         for row in trainer.state.log_history[-2:]:

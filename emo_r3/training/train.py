@@ -11,7 +11,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -253,10 +253,17 @@ def data_name(name: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
+    """Writes a file, whole or not at all; raises `TrainingError` if that can't be."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path} can't be written ({error.strerror or error}): make room or choose another output_dir"
+        ) from error
 
 
 def as_json(facts: Any) -> str:

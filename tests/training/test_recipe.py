@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -121,17 +124,139 @@ def test_what_is_refused(
     assert "\n" not in text
 
 
+NUMBERS = [
+    *("learning_rate", "weight_decay", "temperature", "top_p", "min_p", "beta"),
+    *("epsilon", "epsilon_high", "num_train_epochs", "save_steps", "logging_steps", "warmup_steps"),
+    *(
+        "max_grad_norm",
+        "repetition_penalty",
+        "cold_start_epochs",
+        "cold_start_learning_rate",
+        "lora_dropout",
+        "adam_beta1",
+    ),
+    *("adam_epsilon",),
+]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_refused(load: Load, value: float) -> None:
+    """NaN passes every comparison, and trained on; an infinite `save_steps` was a traceback."""
+    for name in NUMBERS:
+        with pytest.raises(RecipeError, match=rf"{name} is (nan|inf|-inf); it must be finite"):
+            load(**{name: value})
+    with pytest.raises(RecipeError, match=r"reward_weights is .*; it must be finite numbers"):
+        load(reward_weights=[1.0, abs(value)])
+
+
+@pytest.mark.parametrize(
+    ("name", "refused", "accepted"),
+    [
+        *((name, [-1], [0]) for name in ("weight_decay", "beta", "epsilon", "max_grad_norm", "top_k", "min_p")),
+        *((name, [-1], [0]) for name in ("learning_rate", "dataloader_num_workers", "cold_start_learning_rate")),
+        *((name, [0, -1], [0.5]) for name in ("temperature", "top_p", "repetition_penalty")),
+        *((name, [0, -1], [1]) for name in ("max_completion_length", "save_total_limit", "lora_r", "lora_alpha")),
+        *((name, [0, -1], [8]) for name in ("generation_batch_size", "save_steps", "logging_steps")),
+        ("max_steps", [0, -2], [-1, 1]),  # 0 ran for three epochs
+        ("num_train_epochs", [0, -1], [0.5]),
+        ("top_p", [1.5], [1]),
+        ("seed", [-1, 2**32], [0, 2**32 - 1]),
+        ("lora_dropout", [1, -0.1], [0]),
+        ("adam_beta1", [1, -0.1], [0]),
+        ("dataset_name", ["", " ", "a\0b", None], ["x"]),  # null was a data set called "null"
+        ("dataset_split", ["", None], ["test"]),
+        ("output_dir", ["", "a\0b"], ["x"]),  # wrote into the working directory
+        ("model_name_or_path", [""], ["x"]),
+        ("prompts", [""], [None]),
+        ("generation_kwargs", ["x"], [None]),
+        ("judge", [True], [None, "none", "policy"]),
+        ("resume_from_checkpoint", ["x"], [None]),  # was read by nothing
+    ],
+)
+def test_values_that_would_do_something_else_are_refused(
+    load: Load, name: str, refused: list[Any], accepted: list[Any]
+) -> None:
+    for value in refused:
+        with pytest.raises(RecipeError) as error:
+            load(**{name: value})
+        assert name in str(error.value)
+        assert "\n" not in str(error.value)
+    for value in accepted:
+        assert load(**{name: value}).values[name] == value
+
+
+@pytest.mark.parametrize("value", [False, None, "none", ""])
+def test_no_judge_can_be_said_in_many_ways(load: Load, value: Any) -> None:
+    """`judge: false` was a model called "false"."""
+    config: Any = load(judge=value).config
+    assert config.judge is None
+    assert config.reward_weights == [0.9, 0.1]
+
+
+def test_an_empty_cold_start_is_refused(load: Load) -> None:
+    with pytest.raises(RecipeError, match="cold_start_epochs is 0: leave out cold_start_samples"):
+        load(cold_start_samples=8, cold_start_epochs=0)
+
+
+@pytest.mark.parametrize("name", ["reflection_batch_size", "dynamic_sampling_tries", "overlong_buffer"])
+@pytest.mark.parametrize("value", [True, 2.0, math.nan, "2", None])
+def test_a_configuration_made_in_python_is_checked_as_well(name: str, value: Any) -> None:
+    given: dict[str, Any] = {"output_dir": "x", "use_cpu": True, "bf16": False, name: value}
+    with pytest.raises(RecipeError, match=f"{name} is .*; it must be a whole number"):
+        EmoR3Config(**given)
+
+
+def test_numpy_numbers_become_plain_ones() -> None:
+    made = EmoR3Config(output_dir="x", use_cpu=True, bf16=False, reflection_batch_size=np.int64(4))  # type: ignore[arg-type]
+    assert type(made.reflection_batch_size) is int
+    json.loads(made.to_json_string())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"reflection_preset": "papers"}, {"reflection_mode": True}, {"dynamic_sampling": "yes"}, {"judge": 3}],
+)
+def test_choices_made_in_python_are_checked(fields: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(fields))):
+        EmoR3Config(output_dir="x", use_cpu=True, bf16=False, **fields)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"a: [", "is not YAML"), (b"- a\n", "lines of the form"), (b"", "lines of the form"), (b"\xff", "not UTF-8")],
+    [
+        (b"a: [", "is not YAML"),
+        (b"- a\n", "lines of the form"),
+        (b"", "lines of the form"),
+        (b"\xff", "not UTF-8"),
+        (b"[" * 5000, "too deep to read"),
+        (b"a: " + b"{b: " * 3000, "too deep to read"),
+        (b"seed: " + b"9" * 5000, "a value that can't be read"),
+        (b"seed: 2020-99-99", "a value that can't be read"),
+        (b"seed: 1\nbeta: 0\nseed: 2\n", "seed is there 2 times; leave one"),
+        (b"\tseed: 1", "is not YAML"),
+        (b"seed: \0", "is not YAML"),
+        (bytes(range(256)), "not UTF-8"),
+        (b"seed: !!python/object/apply:os.system [id]", "is not YAML"),
+        (b"? [a]\n: 1", "is not YAML"),
+        (b"1: 2", "lines of the form"),
+        (b"#" * 1_000_001, "more than 1000000 characters"),
+    ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
-    with pytest.raises(RecipeError, match=words):
+    with pytest.raises(RecipeError, match=words) as error:
         load_recipe(path)
-    with pytest.raises(RecipeError, match="No such file"):
-        load_recipe(tmp_path / "none.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("none.yaml", "No such file"), (".", "Is a directory"), ("a\0b", "null byte"), ("x" * 300, "too long")],
+)
+def test_a_name_that_is_no_recipes(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 import yaml
 from peft import PeftModel
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -31,8 +32,8 @@ from emo_r3.prompts import load_prompts
 from emo_r3.scoring import prompt_tokens, render_prompt
 from emo_r3.training.recipe import load_recipe
 from emo_r3.training.rows import label_rows
-from emo_r3.training.stage import freeze_vision_tower, label_collator, named_labels
-from emo_r3.training.train import split_words, train
+from emo_r3.training.stage import SupervisedTrainer, freeze_vision_tower, label_collator, named_labels
+from emo_r3.training.train import split_words, train, write
 
 Write = Callable[..., Path]
 
@@ -317,6 +318,34 @@ def test_what_is_refused_before_a_step(
     assert "Traceback" not in said
     assert "step 1" not in said
     assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
+def test_a_full_disk_at_the_end_is_one_line_and_leaves_nothing_half_written(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """safetensors' own error for a full disk, and then the run is finished by the same command."""
+    words = ["train", "--config", str(recipe(save_strategy="no", max_steps=1))]
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "save_model", lambda *_: (_ for _ in ()).throw(full))
+        assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "final can't be saved (Error while serializing: I/O error: No space left on device" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("run/.*"))
+    assert main(words) == 0
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_a_file_on_a_full_disk_is_told_and_its_part_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(self: Path, *args: Any, **options: Any) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", no_room)
+    with pytest.raises(TrainingError, match=r"run.json can't be written \(No space left on device\)"):
+        write(tmp_path / "run.json", "{}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(recipe: Write, tmp_path: Path) -> None:
