@@ -3,6 +3,10 @@
 Answers are made in batches that never change: a batch is written as one line when it is done, processes share batches,
 not items, and what a kill cut short is made again whole. So a resumed run, or one of many processes, computes the same
 numbers to the last bit.
+
+A row is final where there is an answer, or a picture that can't be read, or that a server refuses. Where a server
+failed (time-outs, 429, 500 ..), or refused every picture, there are no results: the same command asks for those rows
+again, and for no others.
 """
 
 from __future__ import annotations
