@@ -33,11 +33,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .batches import GREY, chunks, fit_picture
 from .checkpoint import check_size, checkpoint_folder, load_weights, loading
+from .data.miniature_sets import read_scenes
 from .decoding import special_texts
 from .engine import Batch, Rows
 from .errors import CheckpointError, EmoR3Error
 from .images import load_image
-from .items import SEED, Items, Row, read_scenes
+from .items import SEED, Items, Row
 from .labels import LabelSet
 from .metrics import mcnemar, wilson
 from .miniature.drawing import WHOLE, Box, render_with_boxes

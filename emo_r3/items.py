@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.load import to_prompts
+from .data.miniature_sets import read_scenes
 from .data.rows import fingerprint, load_rows, provenance, row_ids
 from .endpoint import Refused, Unanswered
 from .errors import DataError
 from .labels import LabelSet, resolve_labels
 from .metrics import domain_accuracy, wilson
-from .miniature.world import Scene, read_scene
 from .output import writing
 from .parsing import parse_completion
 from .results import EmotionResult
@@ -133,16 +133,6 @@ def load_items(name: str, split: str = "test", limit: int | None = None) -> Item
         fingerprint=fingerprint(rows),
         **provenance(source, rows),
     )
-
-
-def read_scenes(rows: Dataset) -> list[Scene] | None:
-    """What is in each picture, if these are rows of the miniature: each has a `scene` that its world knows."""
-    if "scene" not in rows.column_names:
-        return None
-    try:
-        return [read_scene(text) for text in rows["scene"]]
-    except (ValueError, TypeError, RecursionError):  # a column of another data set, as EmoSet's
-        return None
 
 
 def predict_items(

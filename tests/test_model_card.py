@@ -300,7 +300,7 @@ def test_runs_that_do_not_fit(run: Path) -> None:
     with pytest.raises(EmoR3Error, match="is not a folder"):
         model_target(run / "none", "emo-r3/mine")
     (run / "run.json").write_text("{")
-    with pytest.raises(EmoR3Error, match=r"run\.json can't be read"):
+    with pytest.raises(EmoR3Error, match=r"run\.json is not JSON"):
         model_target(run, "emo-r3/mine")
     write(run / "run.json", {"recipe_hash": "another"})
     with pytest.raises(EmoR3Error, match="their recipes differ"):

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,15 +116,14 @@ def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: i
     return records
 
 
-def is_drawn(rows: Dataset) -> bool:
-    """Whether all rows are of the miniature's data sets, wherever they lie: each tells the facts of its drawing."""
-    if "scene" not in rows.column_names:  # EmoSet has such a column too, with other text
-        return False
-    keys = {field.name for field in fields(world.Scene)}
+def read_scenes(rows: Dataset) -> list[world.Scene] | None:
+    """What is in each picture, if these are rows of the miniature: each has a `scene` that its world knows."""
+    if "scene" not in rows.column_names:
+        return None
     try:
-        return all(json.loads(scene).keys() == keys for scene in rows["scene"])
-    except (ValueError, TypeError, AttributeError):
-        return False
+        return [world.read_scene(text) for text in rows["scene"]]
+    except (ValueError, TypeError, RecursionError):  # a column of another data set, as EmoSet's
+        return None
 
 
 def _record(name: str, split: str, number: int, labels: tuple[str, ...], rng: np.random.Generator) -> Record:

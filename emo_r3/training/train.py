@@ -25,7 +25,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 from ..checkpoint import CheckpointInfo
-from ..data.miniature_sets import is_drawn
+from ..data.miniature_sets import read_scenes
 from ..data.rows import fingerprint, load_rows, provenance, row_ids
 from ..errors import EmoR3Error, RecipeError, TrainingError
 from ..output import locked, writing
@@ -235,7 +235,7 @@ def run_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
             "split": run.dataset_split,
             "rows": len(stage.rows),
             "fingerprint": fingerprint(stage.rows) if rank() == 0 else None,
-            "drawn": is_drawn(stage.rows),
+            "drawn": read_scenes(stage.rows) is not None,
         },
         "batch": asdict(recipe.plan),
         "versions": {"python": platform.python_version(), **versions},

@@ -92,11 +92,11 @@ def provenance_client(data: str, model: str, output: str) -> None:
     from emo_r3 import publish
     from emo_r3.checkpoint import weights_digest
     from emo_r3.cli import main
-    from emo_r3.data.miniature_sets import is_drawn
+    from emo_r3.data.miniature_sets import read_scenes
     from emo_r3.data.rows import load_rows
 
     rows_at = publish.push(publish.dataset_target(Path(data), "emo-r3/some-rows"))
-    assert is_drawn(load_rows("emo-r3/some-rows", "test"))
+    assert read_scenes(load_rows("emo-r3/some-rows", "test")) is not None
     weights_at = publish.push(publish.model_target(Path(model), "emo-r3/some-base"))
     assert HfApi().dataset_info("emo-r3/some-rows").sha == rows_at
     words = f"--model emo-r3/some-base --datasets emo-r3/some-rows --output {output}/there --max-new-tokens 4"
