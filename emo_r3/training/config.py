@@ -100,7 +100,7 @@ class EmoR3Config(GRPOConfig):
             raise RecipeError(f"judge is {said}; name one: policy, reference, shuffled, a model, or none")
         for name, least in (("reflection_batch_size", 1), ("dynamic_sampling_tries", 1), ("overlong_buffer", 0)):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise RecipeError(f"{name} is {value!r}; it must be a whole number, {least} or more")
             setattr(self, name, int(value))  # a numpy number can't be written to JSON
         for name, choices in (

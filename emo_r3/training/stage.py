@@ -81,7 +81,7 @@ class Stage:
         except (OSError, SafetensorError) as error:  # which has an error of its own for a full disk
             for staged in (".adapter", ".final"):
                 shutil.rmtree(self.output / staged, ignore_errors=True)
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
             raise TrainingError(
                 f"{self.final} can't be saved ({reason}); make room, then run the same command"
             ) from error
