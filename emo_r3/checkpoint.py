@@ -44,8 +44,11 @@ _MOST_LAYERS = 2**11
 _LARGEST_SMALL_FILE = 2**28
 _COUNTS_LAYERS = re.compile(r"(?:layers|n_layer|depths?|blocks|experts|stages)$")
 _COUNTS_TILES = re.compile(r"(?:patches|tiles|crops|splits)$")
-# What a prefix-LM remembers of an image depends on the question after it.
-_TWO_WAYS = ("paligemma",)
+# Models that can't be continued from what they remember of an image, by model_type.
+_NOT_CONTINUED = {
+    "paligemma": "reads a prompt in both directions, so that what it remembers of an image is for one question alone",
+    "mllama": "sees images through layers of their own, which remember no text and can't be continued like the others",
+}
 
 _logger = logging.getLogger(__name__)
 _REMOTE_CODE = ("auto_map", "custom_pipelines")
@@ -301,11 +304,8 @@ def _check_kind(folder: Path, model: PreTrainedModel) -> None:
         raise CheckpointError(f"{folder}: {kind} is not a model that goes on writing after its prompt")
     if type(model).generate is not GenerationMixin.generate:
         raise CheckpointError(f"{folder}: {kind} writes its answers in a way of its own, which can't be steered")
-    if model.config.model_type in _TWO_WAYS:
-        raise CheckpointError(
-            f"{folder}: {kind} reads a prompt in both directions, so that an image which was read for one question "
-            "can't be used for another"
-        )
+    if reason := _NOT_CONTINUED.get(model.config.model_type):
+        raise CheckpointError(f"{folder}: {kind} {reason}, so its probabilities can't be read off")
 
 
 def _shape(sizes: Iterable[int]) -> str:
@@ -339,6 +339,11 @@ class _WithoutVideo(ProcessorMixin):
         named = dict(zip(type(self).__mro__[1].get_attributes(), parts, strict=False)) | options  # type: ignore[attr-defined]
         named.pop("video_processor", None)
         super().__init__(**named)
+
+    @property
+    def video_processor(self) -> Any:
+        """The image part, as some classes read settings of the video part that both have."""
+        return self.image_processor
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
