@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -44,10 +45,11 @@ _MOST_LAYERS = 2**11
 _LARGEST_SMALL_FILE = 2**28
 _COUNTS_LAYERS = re.compile(r"(?:layers|n_layer|depths?|blocks|experts|stages)$")
 _COUNTS_TILES = re.compile(r"(?:patches|tiles|crops|splits)$")
-# Models that can't be continued from what they remember of an image, by model_type.
-_NOT_CONTINUED = {
-    "paligemma": "reads a prompt in both directions, so that what it remembers of an image is for one question alone",
-    "mllama": "sees images through layers of their own, which remember no text and can't be continued like the others",
+# Models of which something here would be wrong without a word, by model_type.
+_REFUSED = {
+    "paligemma": "reads a prompt in both directions, so what it remembers of a picture serves one question alone",
+    "mllama": "sees pictures through layers of their own, so its probabilities can't be read off what it remembers",
+    "minicpmv4_6": "answers otherwise about a picture in a batch than about the same picture alone",
 }
 
 _logger = logging.getLogger(__name__)
@@ -304,8 +306,8 @@ def _check_kind(folder: Path, model: PreTrainedModel) -> None:
         raise CheckpointError(f"{folder}: {kind} is not a model that goes on writing after its prompt")
     if type(model).generate is not GenerationMixin.generate:
         raise CheckpointError(f"{folder}: {kind} writes its answers in a way of its own, which can't be steered")
-    if reason := _NOT_CONTINUED.get(model.config.model_type):
-        raise CheckpointError(f"{folder}: {kind} {reason}, so its probabilities can't be read off")
+    if reason := _REFUSED.get(model.config.model_type):
+        raise CheckpointError(f"{folder}: {kind} can't be used: it {reason}")
 
 
 def _shape(sizes: Iterable[int]) -> str:
@@ -513,9 +515,8 @@ def _load_processor(folder: Path) -> ProcessorMixin:
     else:
         found = getattr(transformers, str(name), None)
     if needed := getattr(found, "_backends", None):  # what transformers has in place of a class that can't be used
-        raise CheckpointError(
-            f"{folder}: {found.__name__} needs {' and '.join(needed)}, of which something is not installed here"
-        )
+        missing = [package for package in needed if find_spec(package) is None] or list(needed)
+        raise CheckpointError(f"{folder}: {found.__name__} needs {' and '.join(missing)}, which is not installed here")
     if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):
         raise CheckpointError(f"{folder}: transformers {transformers.__version__} has no processor {name or 'for it'}")
     processor = image_only(found).from_pretrained(folder)

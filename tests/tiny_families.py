@@ -113,7 +113,9 @@ def _llava_next(folder: Path, video: bool = False) -> None:
 
 
 def _llava_onevision(folder: Path) -> None:
-    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
 
     config = transformers.LlavaOnevisionConfig(
         text_config={"model_type": "qwen2", **_text()},
@@ -177,30 +179,13 @@ def _idefics2(folder: Path) -> None:
     _write(folder, "Idefics2ForConditionalGeneration", config, processor)
 
 
-def _smolvlm(folder: Path) -> None:
-    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-
-    config = transformers.SmolVLMConfig(
-        text_config={"model_type": "llama", **_text()},
-        vision_config=_vision(),
-        image_token_id=IMAGE,
-        scale_factor=2,
-        pad_token_id=PAD,
-    )
-    processor = image_only(transformers.SmolVLMProcessor)(
-        SmolVLMImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 28}),
-        _tokenizer(),
-        None,
-        image_seq_len=1,
-    )
-    _write(folder, "SmolVLMForConditionalGeneration", config, processor)
-
-
 def _gemma3(folder: Path) -> None:
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
     config = transformers.Gemma3Config(
-        text_config=_text(sliding_window=16, query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention"]),
+        text_config=_text(
+            sliding_window=16, query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention"]
+        ),
         vision_config={"model_type": "siglip_vision_model", **_vision(image_size=28)},
         mm_tokens_per_image=4,
         boi_token_index=OPEN,
@@ -233,7 +218,9 @@ def _paligemma(folder: Path) -> None:
 def _got(crop: bool) -> Any:
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-    return GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, crop_to_patches=crop, min_patches=1, max_patches=3)
+    return GotOcr2ImageProcessorPil(
+        size={"height": 28, "width": 28}, crop_to_patches=crop, min_patches=1, max_patches=3
+    )
 
 
 def _internvl(folder: Path) -> None:
@@ -334,7 +321,12 @@ def _glm4v(folder: Path) -> None:
 
     config = transformers.Glm4vConfig(
         text_config=_text(
-            rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+            rope_parameters={
+                "rope_type": "default",
+                "mrope_section": [1, 1, 2],
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 1.0,
+            }
         ),
         vision_config={
             "depth": 2,
@@ -380,12 +372,14 @@ def _minicpm(folder: Path) -> None:
         "image_id_start_token": "<tile>",
         "image_id_end_token": "<global-img>",
     }
-    processor = image_only(transformers.MiniCPMV4_6Processor)(MiniCPMV4_6ImageProcessorPil(), None, _tokenizer(**names))
+    processor = image_only(transformers.MiniCPMV4_6Processor)(
+        MiniCPMV4_6ImageProcessorPil(), None, _tokenizer(**names)
+    )
     _write(folder, "MiniCPMV4_6ForConditionalGeneration", config, processor)
 
 
-def _named(model: str, processor: str, pictures: str) -> Callable[[Path], None]:
-    """A sound LLaVA whose files name parts that transformers has only with torchvision, and a model's type."""
+def _named(processor: str, pictures: str) -> Callable[[Path], None]:
+    """A sound LLaVA whose files name parts that transformers has only with torchvision, or another package."""
 
     def build(folder: Path) -> None:
         _vipllava(folder)
@@ -407,7 +401,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "llava_onevision": _llava_onevision,
     "vipllava": _vipllava,
     "idefics2": _idefics2,
-    "smolvlm": _smolvlm,
+    "smolvlm": _named("SmolVLMProcessor", "SmolVLMImageProcessorPil"),
     "gemma3": _gemma3,
     "paligemma": _paligemma,
     "internvl": _internvl,
@@ -416,10 +410,10 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "janus": _janus,
     "glm4v": _glm4v,
     "minicpmv4_6": _minicpm,
-    "mistral3": _named("mistral3", "PixtralProcessor", "PixtralImageProcessor"),
-    "llama4": _named("llama4", "Llama4Processor", "Llama4ImageProcessor"),
-    "perception_lm": _named("perception_lm", "PerceptionLMProcessor", "PerceptionLMImageProcessor"),
-    "molmo2": _named("molmo2", "Molmo2Processor", "Molmo2ImageProcessor"),
+    "mistral3": _named("PixtralProcessor", "PixtralImageProcessor"),
+    "llama4": _named("Llama4Processor", "Llama4ImageProcessor"),
+    "perception_lm": _named("PerceptionLMProcessor", "PerceptionLMImageProcessor"),
+    "molmo2": _named("Molmo2Processor", "Molmo2ImageProcessor"),
 }
 
 
