@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -45,8 +46,12 @@ _MOST_LAYERS = 2**11
 _LARGEST_SMALL_FILE = 2**28
 _COUNTS_LAYERS = re.compile(r"(?:layers|n_layer|depths?|blocks|experts|stages)$")
 _COUNTS_TILES = re.compile(r"(?:patches|tiles|crops|splits)$")
-# What a prefix-LM remembers of an image depends on the question after it.
-_TWO_WAYS = ("paligemma",)
+# Models of which something here would be wrong without a word, by model_type.
+_REFUSED = {
+    "paligemma": "reads a prompt in both directions, so what it remembers of a picture serves one question alone",
+    "mllama": "sees pictures through layers of their own, so its probabilities can't be read off what it remembers",
+    "minicpmv4_6": "answers otherwise about a picture in a batch than about the same picture alone",
+}
 
 _logger = logging.getLogger(__name__)
 _REMOTE_CODE = ("auto_map", "custom_pipelines")
@@ -311,11 +316,8 @@ def _check_kind(folder: Path, model: PreTrainedModel) -> None:
         raise CheckpointError(f"{folder}: {kind} is not a model that goes on writing after its prompt")
     if type(model).generate is not GenerationMixin.generate:
         raise CheckpointError(f"{folder}: {kind} writes its answers in a way of its own, which can't be steered")
-    if model.config.model_type in _TWO_WAYS:
-        raise CheckpointError(
-            f"{folder}: {kind} reads a prompt in both directions, so that an image which was read for one question "
-            "can't be used for another"
-        )
+    if reason := _REFUSED.get(model.config.model_type):
+        raise CheckpointError(f"{folder}: {kind} can't be used: it {reason}")
 
 
 def _shape(sizes: Iterable[int]) -> str:
@@ -349,6 +351,11 @@ class _WithoutVideo(ProcessorMixin):
         named = dict(zip(type(self).__mro__[1].get_attributes(), parts, strict=False)) | options  # type: ignore[attr-defined]
         named.pop("video_processor", None)
         super().__init__(**named)
+
+    @property
+    def video_processor(self) -> Any:
+        """The image part, as some classes read settings of the video part that both have."""
+        return self.image_processor
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -532,9 +539,8 @@ def _load_processor(folder: Path) -> ProcessorMixin:
     else:
         found = getattr(transformers, str(name), None)
     if needed := getattr(found, "_backends", None):  # what transformers has in place of a class that can't be used
-        raise CheckpointError(
-            f"{folder}: {found.__name__} needs {' and '.join(needed)}, of which something is not installed here"
-        )
+        missing = [package for package in needed if find_spec(package) is None] or list(needed)
+        raise CheckpointError(f"{folder}: {found.__name__} needs {' and '.join(missing)}, which is not installed here")
     if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):
         raise CheckpointError(f"{folder}: transformers {transformers.__version__} has no processor {name or 'for it'}")
     processor = image_only(found).from_pretrained(folder)
