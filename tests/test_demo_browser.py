@@ -281,7 +281,7 @@ def test_another_picture_or_label_list_ends_the_old_answer_while_it_is_written(
     page.click("#read")
     page.wait_for_selector("#step1 .step.writing")
     page.get_by_role("button", name="Settings").first.click()
-    page.get_by_label("webemo-2 ").check()
+    page.get_by_role("radio", name="webemo-2 (2)").check()
     page.wait_for_selector("#step1 .step.waiting")
     page.wait_for_timeout(3000)
     assert is_blank(page)
@@ -321,8 +321,8 @@ def test_the_page_follows_the_method(visit: Any, method: str, tmp_path: Path) ->
     (tmp_path / "demo").mkdir()
     for server in serve(command, tmp_path / "demo"):
         page = visit("?check=1", at=server)
-        text = page.locator(".top").inner_text()
-        assert "my-model" in text and str(tmp_path) not in page.content() and "three steps" not in text
+        text = page.locator(".prose.top").inner_text()
+        assert "my-model" in text and str(folder) not in page.content() and "three steps" not in text
         page.get_by_role("button", name="Settings").first.click()
         assert page.get_by_label("Self-check").count() == (method == "think")
         assert page.locator(".step").count() == (method == "think")
