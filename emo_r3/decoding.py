@@ -6,13 +6,13 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from .errors import EmoR3Error
+from .errors import CheckpointError, EmoR3Error
 from .parsing import SECTIONS
 from .prompts import Method
 from .scoring import LabelTrie, Tokens
@@ -118,6 +118,37 @@ class _Node:
         if self.section is not None or self.labels is not None:
             return 0
         return 1 + max(child.depth for child in self.children.values())
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Number of logits at each place."""
+    head = model.get_output_embeddings()
+    return int(model.config.get_text_config().vocab_size if head is None else head.weight.shape[0])
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "this model") -> list[int]:
+    """Token ids at which `generate` stops.
+
+    Args:
+        model (`PreTrainedModel`): its generation configuration names them, else the tokenizer does.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        name (`str`, *optional*): what the error calls the model.
+
+    Raises:
+        CheckpointError: there is none, or one is no token of the vocabulary.
+    """
+    named: Any = model.generation_config.eos_token_id if model.generation_config else None
+    ends = named if isinstance(named, list) else [named]
+    found = list(dict.fromkeys(tokenizer.eos_token_id if end is None else end for end in ends))
+    if found in ([], [None]):
+        raise CheckpointError(f"{name} names no token that ends an answer (eos_token_id)")
+    for end in found:
+        if type(end) is not int or not 0 <= end < vocabulary_size(model):
+            raise CheckpointError(
+                f"{name} names {end!r} as a token that ends an answer (eos_token_id); its vocabulary has "
+                f"{vocabulary_size(model)} tokens: repair generation_config.json"
+            )
+    return found
 
 
 class AnswerForm:

@@ -24,7 +24,16 @@ from transformers.generation.streamers import BaseStreamer
 from .answers import Answer, forced_answers, free_answers, until
 from .batches import chunks, fit_picture
 from .checkpoint import CheckpointInfo, first_line
-from .decoding import AnswerForm, BoxClosed, ConstrainedDecoding, FreeDecoding, Sampling, Vocabulary
+from .decoding import (
+    AnswerForm,
+    BoxClosed,
+    ConstrainedDecoding,
+    FreeDecoding,
+    Sampling,
+    Vocabulary,
+    end_tokens,
+    vocabulary_size,
+)
 from .errors import CheckpointError, EmoR3Error, ImageError
 from .images import LoadedImage, load_image, source_name
 from .labels import LabelSet
@@ -114,27 +123,10 @@ class Engine:
         marks = [
             getattr(processor, f"{kind}_token_id", None) for kind in ("image", "video", "vision_start", "vision_end")
         ]
-        head = model.get_output_embeddings()
-        size = head.weight.shape[0] if head is not None else model.config.get_text_config().vocab_size
-        self.end_tokens = self._end_tokens(size)
-        self.vocabulary = Vocabulary(self.tokenizer, size, [token for token in marks if isinstance(token, int)])
+        self.end_tokens = end_tokens(model, self.tokenizer, self.name)
+        of_images = [token for token in marks if isinstance(token, int)]
+        self.vocabulary = Vocabulary(self.tokenizer, vocabulary_size(model), of_images)
         self._forms: dict[tuple[Method, tuple[str, ...]], AnswerForm] = {}
-
-    def _end_tokens(self, size: int) -> list[int]:
-        """Ids of the tokens that end an answer, of a vocabulary of `size`."""
-        config = self.model.generation_config
-        ends: Any = config.eos_token_id if config else None
-        ends = ends if isinstance(ends, list) else [ends]
-        found = list(dict.fromkeys(self.tokenizer.eos_token_id if end is None else end for end in ends))
-        if found in ([], [None]):
-            raise CheckpointError(f"{self.name} names no token that ends an answer (eos_token_id)")
-        for end in found:
-            if type(end) is not int or not 0 <= end < size:
-                raise CheckpointError(
-                    f"{self.name} names {end!r} as a token that ends an answer (eos_token_id); its vocabulary has "
-                    f"{size} tokens: repair generation_config.json"
-                )
-        return found
 
     @property
     def device(self) -> torch.device:

@@ -57,19 +57,6 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[i
     return sorted(yes), sorted(no)
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids at which `generate` stops.
-
-    Raises:
-        CheckpointError: the model names none.
-    """
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    ends = tokenizer.eos_token_id if ends is None else ends
-    if ends is None:
-        raise CheckpointError("this model names no token that ends an answer (eos_token_id)")
-    return [ends] if isinstance(ends, int) else list(ends)
-
-
 def consistency(
     cached: CachedPrompts, tokenizer: PreTrainedTokenizerBase, rows: Sequence[int], questions: Sequence[Tokens]
 ) -> list[float]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..batches import chunks
-from ..decoding import special_texts
+from ..decoding import end_tokens, special_texts
 from ..labels import LABEL_SETS, match_label
 from ..parsing import ParsedCompletion
 from ..prompts import Prompts
-from ..reflection import answer_tokens, end_tokens, quotable, reflected_texts
+from ..reflection import answer_tokens, quotable, reflected_texts
 from ..scoring import (
     CachedPrompts,
     LabelTrie,

@@ -21,11 +21,11 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..checkpoint import CheckpointInfo, hub_commit, load_for_training, save_checkpoint, set_pixel_budget
+from ..decoding import end_tokens
 from ..environment import without_folders
 from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..prompts import load_prompts
-from ..reflection import end_tokens
 from ..scoring import adds_special_tokens, render_prompt
 from .config import EmoR3Config, SupervisedConfig
 from .progress import follow
