@@ -18,8 +18,14 @@ from typing import Any, get_args
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, ProcessorMixin
@@ -304,7 +310,8 @@ def _check_kind(folder: Path, model: PreTrainedModel) -> None:
     kind = type(model).__name__
     if model.config.is_encoder_decoder or not model.can_generate():
         raise CheckpointError(f"{folder}: {kind} is not a model that goes on writing after its prompt")
-    if type(model).generate is not GenerationMixin.generate:
+    own: Any = type(model)
+    if own.generate is not GenerationMixin.generate:
         raise CheckpointError(f"{folder}: {kind} writes its answers in a way of its own, which can't be steered")
     if reason := _REFUSED.get(model.config.model_type):
         raise CheckpointError(f"{folder}: {kind} can't be used: it {reason}")
@@ -338,7 +345,8 @@ class _WithoutVideo(ProcessorMixin):
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         # The class hands its parts on by place, the video part among them.
-        named = dict(zip(type(self).__mro__[1].get_attributes(), parts, strict=False)) | options  # type: ignore[attr-defined]
+        stock: Any = type(self).__mro__[1]
+        named = dict(zip(stock.get_attributes(), parts, strict=False)) | options
         named.pop("video_processor", None)
         super().__init__(**named)
 
@@ -350,9 +358,10 @@ class _WithoutVideo(ProcessorMixin):
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         parts = list(args)
-        parts.insert(cls.__mro__[1].get_attributes().index("video_processor"), None)  # type: ignore[attr-defined]
+        stock: Any = cls.__mro__[1]
+        parts.insert(stock.get_attributes().index("video_processor"), None)
         entries = {name: value for name, value in processor_dict.items() if name != "video_processor"}
-        return super().from_args_and_dict(parts, entries, **kwargs)  # type: ignore[misc]
+        return super().from_args_and_dict(parts, entries, **kwargs)
 
 
 def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -423,10 +432,26 @@ def checkpoint_folder(repo_or_path: str | os.PathLike[str], revision: str | None
         raise CheckpointError(f"{name!r} is neither a folder nor a Hub repository (owner/name)") from None
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
         raise CheckpointError(
-            f"{name} is no local folder and can't be fetched from the Hub: {first_line(error)}"
+            f"{name} is no local folder and can't be fetched from the Hub: {_why_not_fetched(name, revision, error)}"
         ) from error
     _check_weights(folder)
     return folder
+
+
+def _why_not_fetched(name: str, revision: str | None, error: Exception) -> str:
+    if isinstance(error, GatedRepoError):  # a kind of the next one
+        return f"it is gated: accept its conditions on {constants.ENDPOINT}/{name}, and log in (hf auth login)"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "there is no such model, or it is private: check the name, and log in (hf auth login) if you may read it"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no branch, tag or commit {revision}"
+    if isinstance(error, LocalEntryNotFoundError) and constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set, and it is not in the local cache"
+    if isinstance(error, LocalEntryNotFoundError):
+        return f"{constants.ENDPOINT} can't be reached, and it is not in the local cache"
+    return first_line(error)
 
 
 def first_line(error: Exception) -> str:
