@@ -28,6 +28,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .chat_template import rendered_chat
 from .errors import CheckpointError, EmoR3Error, one_line
+from .hub_errors import explain_hub_error
 from .labels import LABEL_SETS, LabelSet, resolve_labels
 from .miniature import CHECKPOINT
 from .prompts import Method, Prompts, load_prompts
@@ -314,7 +315,8 @@ def _check_kind(folder: Path, model: PreTrainedModel) -> None:
     kind = type(model).__name__
     if model.config.is_encoder_decoder or not model.can_generate():
         raise CheckpointError(f"{folder}: {kind} is not a model that goes on writing after its prompt")
-    if type(model).generate is not GenerationMixin.generate:
+    own: Any = type(model)
+    if own.generate is not GenerationMixin.generate:
         raise CheckpointError(f"{folder}: {kind} writes its answers in a way of its own, which can't be steered")
     if reason := _REFUSED.get(model.config.model_type):
         raise CheckpointError(f"{folder}: {kind} can't be used: it {reason}")
@@ -348,7 +350,8 @@ class _WithoutVideo(ProcessorMixin):
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         # The class hands its parts on by place, the video part among them.
-        named = dict(zip(type(self).__mro__[1].get_attributes(), parts, strict=False)) | options  # type: ignore[attr-defined]
+        stock: Any = type(self).__mro__[1]
+        named = dict(zip(stock.get_attributes(), parts, strict=False)) | options
         named.pop("video_processor", None)
         super().__init__(**named)
 
@@ -360,9 +363,10 @@ class _WithoutVideo(ProcessorMixin):
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         parts = list(args)
-        parts.insert(cls.__mro__[1].get_attributes().index("video_processor"), None)  # type: ignore[attr-defined]
+        stock: Any = cls.__mro__[1]
+        parts.insert(stock.get_attributes().index("video_processor"), None)
         entries = {name: value for name, value in processor_dict.items() if name != "video_processor"}
-        return super().from_args_and_dict(parts, entries, **kwargs)  # type: ignore[misc]
+        return super().from_args_and_dict(parts, entries, **kwargs)
 
 
 def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -432,9 +436,7 @@ def checkpoint_folder(repo_or_path: str | os.PathLike[str], revision: str | None
     except HFValidationError:
         raise CheckpointError(f"{name!r} is neither a folder nor a Hub repository (owner/name)") from None
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
-        raise CheckpointError(
-            f"{name} is no local folder and can't be fetched from the Hub: {first_line(error)}"
-        ) from error
+        raise CheckpointError(f"{name} is no local folder; {explain_hub_error(error, name, revision)}") from error
     _check_weights(folder)
     return folder
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import HubServer, run_client
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, tiny_checkpoint
 from transformers import Qwen2_5_VLProcessor
@@ -249,3 +250,41 @@ def test_a_template_that_loops_is_refused_when_the_model_is_loaded(folder: Path)
     with pytest.raises(CheckpointError, match="doesn't come to an end") as caught:
         load_model_and_processor(folder)
     assert str(folder) in str(caught.value)
+
+
+def load_what_is_not_there(cases: list[list[str | None]]) -> None:
+    from emo_r3.checkpoint import load_model_and_processor
+    from emo_r3.errors import CheckpointError
+
+    for name, revision in cases:
+        try:
+            load_model_and_processor(name, revision=revision)
+        except CheckpointError as error:
+            print(error)
+
+
+def make_repositories() -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    for name, private in (("ckpt-open", False), ("ckpt-hidden", True), ("ckpt-gated", False)):
+        api.create_repo(f"owner/{name}", private=private)
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=f"owner/{name}")
+    api.update_repo_settings("owner/ckpt-gated", gated="manual")
+
+
+def test_the_hub_says_why_a_model_cannot_be_had(hub: HubServer, tmp_path: Path) -> None:
+    run_client(hub, tmp_path / "owner", make_repositories)
+    cases: list[list[str | None]]
+    cases = [["owner/ckpt-mistyped", None], ["owner/ckpt-hidden", None], ["owner/ckpt-open", "v9"]]
+    cases += [["owner/ckpt-gated", None]]
+    for user in ("stranger", None):
+        said = run_client(hub, tmp_path / str(user), load_what_is_not_there, cases, user=user)
+        mistyped, hidden, revision, gated = [line for line in said.splitlines() if "owner/" in line]
+        assert mistyped.replace("mistyped", "hidden") == hidden and "or it is private" in hidden
+        assert "no branch, tag or commit 'v9'" in revision
+        assert "is gated: ask for access on its page" in gated
+    off = run_client(hub, tmp_path / "off", load_what_is_not_there, cases[:1], HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in off
+    far = run_client(hub, tmp_path / "far", load_what_is_not_there, cases[:1], HF_ENDPOINT="http://127.0.0.1:9")
+    assert "the Hub can't be reached for owner/ckpt-mistyped" in far
