@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from emo_r3 import EmoR3Pipeline, EmotionResult
-from emo_r3.output import STEP_TITLES
+from emo_r3.formats import STEP_TITLES
 
 DOCS = Path(__file__).parent
 SCALE = 2  # for sharp text on dense screens

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .labels import LABEL_SETS, LabelSet, normalize_label, resolve_labels
     from .lexicon import AFFECT, Affect, expected_affect, load_lexicon
     from .parsing import PROBLEMS, ParsedCompletion, parse_completion, render_completion
-    from .pipeline import EmoR3Pipeline
+    from .inference.pipeline import EmoR3Pipeline
     from .prompts import Prompts, load_prompts
     from .results import EmotionResult
 
@@ -24,7 +24,7 @@ _MODULE_OF = {
     "Affect": "lexicon",
     "CheckpointError": "errors",
     "EmoR3Error": "errors",
-    "EmoR3Pipeline": "pipeline",
+    "EmoR3Pipeline": "inference.pipeline",
     "EmotionResult": "results",
     "ImageError": "errors",
     "LabelError": "errors",

@@ -1,3 +1,3 @@
-from emo_r3.cli import main
+from .cli.main import main
 
 raise SystemExit(main())

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from emo_r3.pipeline import EmoR3Pipeline
-from emo_r3.scoring import render_prompt
+from emo_r3.inference.pipeline import EmoR3Pipeline
+from emo_r3.models.prefix_cache import render_prompt
 
 Answer = Callable[["Handler", dict[str, Any]], None]
 

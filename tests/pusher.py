@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hub_server import HubServer, client_command
 
-from emo_r3 import publish
+from emo_r3.publishing import targets as publish
 
 TOKEN = "hf_owner0000000000"
 SPACE = {
@@ -33,7 +33,7 @@ def pusher_process(modules: tuple[str, ...]) -> None:
     import huggingface_hub.hf_api  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
-    from emo_r3 import publish, repositories
+    from emo_r3.publishing import targets as publish, sync as repositories
     from emo_r3.errors import EmoR3Error
 
     for module in modules:

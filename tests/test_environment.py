@@ -8,7 +8,7 @@ import torch
 
 import emo_r3
 from emo_r3 import environment as module
-from emo_r3.cli import main
+from emo_r3.cli.main import main
 from emo_r3.environment import environment, published, without_folders
 
 

@@ -28,7 +28,7 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     [
         "import emo_r3",
         "import emo_r3; dir(emo_r3)",
-        "import emo_r3.cli as cli; cli.make_parser(['predict', 'x']).format_help()",
+        "import emo_r3.cli.main as cli; cli.make_parser(['predict', 'x']).format_help()",
         "from emo_r3 import LABEL_SETS, EmoR3Error, normalize_label, parse_completion",
     ],
 )

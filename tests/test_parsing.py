@@ -16,7 +16,14 @@ from emo_r3 import labels as labels_module
 from emo_r3 import parsing as parsing_module
 from emo_r3.errors import EmoR3Error, LabelError
 from emo_r3.labels import LABEL_SETS
-from emo_r3.parsing import PROBLEMS, SECTIONS, VisibleSection, parse_completion, render_completion, visible_sections
+from emo_r3.parsing import (
+    PROBLEMS,
+    SECTIONS,
+    VisibleSection,
+    parse_completion,
+    render_completion,
+    visible_sections,
+)
 from emo_r3.prompts import Method, load_prompts
 
 ONE, TWO, THREE = "<step1>A dog.</step1>", "<step2>It soothes.</step2>", "<step3>Calm.</step3>"

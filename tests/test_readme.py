@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emo_r3.cli import make_parser
+from emo_r3.cli.main import make_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

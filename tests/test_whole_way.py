@@ -16,8 +16,8 @@ from hub_server import HubServer
 from made_run import make_results, make_run
 from pusher import Pusher, files_on
 
-from emo_r3.cli import main
-from emo_r3.publish import model_target
+from emo_r3.cli.main import main
+from emo_r3.publishing.targets import model_target
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = ("docs/results", "hub", "spaces", "recipes", "emo_r3/miniature/checkpoint")
@@ -74,7 +74,7 @@ def test_what_an_older_run_wrote_is_published_without_paths(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def pusher(running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pusher]:
-    with Pusher(running_hub, tmp_path_factory.mktemp("pusher"), "emo_r3.model_card") as pusher:
+    with Pusher(running_hub, tmp_path_factory.mktemp("pusher"), "emo_r3.publishing.model_card") as pusher:
         yield pusher
 
 

@@ -15,11 +15,11 @@ from typing import Any
 from PIL import Image
 
 from ..errors import DataError
-from ..images import load_image
-from ..output import link_target, locked
+from ..images.loading import load_image
+from ..formats import link_target, locked
 from .card import draw_strip, render_card
-from .draw import Size, draw
-from .records import Finding, Record
+from .sampling import Size, draw
+from .archive import Finding, Record
 from .report import FILE_NAME, Report, Spec
 from .shelf import Digests
 from .verify import Listing, count_labels, in_split_order, verify

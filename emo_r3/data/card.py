@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from ..environment import source_url
-from ..images import load_image
-from .records import DEFECTS, NOTES, Record
+from ..images.loading import load_image
+from .archive import DEFECTS, NOTES, Record
 from .report import Report, Spec
 
 STRIP_NAME, _STRIP_COUNT, _STRIP_SIDE = "examples.png", 8, 96
@@ -94,7 +94,8 @@ def _obtain(spec: Spec, report: Report, with_pixels: bool) -> str:
 
 def _options(report: Report) -> list[str]:
     """Those of `emo-r3 prepare`, or of `emo-r3 miniature dataset`, that draw the same rows again."""
-    from . import build, emoset, emotion6, miniature_sets, webemo
+    from . import build, emoset, emotion6, webemo
+    from ..miniature import datasets as miniature_sets
 
     sizes: Mapping[str, Any] = report.sizes
     usual: Mapping[str, Any] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..labels import LABEL_SETS
-from .records import Finding, Raw, Record
+from .archive import Finding, Raw, Record
 from .report import Column, Spec
 from .shelf import Shelf
 

@@ -6,8 +6,8 @@ import math
 
 from ..errors import DataError
 from ..labels import LABEL_SETS
-from .draw import Size
-from .records import Finding, Raw, Record
+from .sampling import Size
+from .archive import Finding, Raw, Record
 from .report import Column, Spec
 from .shelf import Shelf
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import DataError
-from ..publish import confirmed, dataset_target, push_and_print, say, show
-from ..repositories import open_hub
+from ..publishing.targets import confirmed, dataset_target, push_and_print, say, show
+from ..publishing.sync import open_hub
 from . import emoset, emotion6, webemo
 from .build import PIXEL_BUDGET, select, write
-from .draw import Size
+from .sampling import Size
 from .index import find_index, rebuild
-from .records import open_raw
+from .archive import open_raw
 from .report import Report
 
 DATASETS: dict[str, ModuleType] = {"emoset": emoset, "emotion6": emotion6, "webemo": webemo}
@@ -171,7 +171,7 @@ def print_report(report: Report) -> None:
 
 def _download(args: argparse.Namespace, sizes: Mapping[str, Size]) -> None:
     """Some more than the rows asked for, as some will be duplicates."""
-    from .download import Manners, download_webemo
+    from .webemo_download import Manners, download_webemo
 
     numbers = [size for size in {**webemo.SIZES, **sizes}.values() if isinstance(size, int)]
     report = download_webemo(

@@ -11,7 +11,7 @@ from typing import Any
 from .. import __version__
 from ..errors import DataError
 from ..labels import LabelSet
-from .records import DEFECTS, NOTES, Finding
+from .archive import DEFECTS, NOTES, Finding
 
 FILE_NAME = "report.json"
 _SHOWN = 3

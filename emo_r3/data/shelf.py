@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 from ..errors import DataError
-from .records import Raw, RawFile, Record
+from .archive import Raw, RawFile, Record
 
 _DIGEST = 32
 

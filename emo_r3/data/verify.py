@@ -20,8 +20,8 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import DataError, EmoR3Error, ImageError
-from ..images import FORMATS, MAX_PIXELS, load_image
-from .records import Finding, Record
+from ..images.loading import FORMATS, MAX_PIXELS, load_image
+from .archive import Finding, Record
 from .shelf import Digests, Picked, Records
 
 Item = TypeVar("Item")

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 
 from ..errors import DataError
-from ..images import SUFFIXES
+from ..images.loading import SUFFIXES
 from ..labels import LABEL_SETS, WEBEMO_7_OF_25, match_label
-from .records import Finding, Raw, Record
+from .archive import Finding, Raw, Record
 from .report import Column, Spec
 from .shelf import Shelf
 

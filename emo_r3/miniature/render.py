@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..output import locked, writing
+from ..formats import locked, writing
 from . import world
 from .drawing import render
 

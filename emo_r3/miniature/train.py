@@ -33,12 +33,12 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
-from ..checkpoint import CheckpointInfo, save_checkpoint
+from ..models.checkpoint import CheckpointInfo, save_checkpoint
 from ..errors import EmoR3Error
 from ..labels import LABEL_SETS
 from ..prompts import load_prompts
 from . import world
-from .lessons import CONCEPT_NAMES, CONCEPTS, Pictures, Questions, to_patches, word_id
+from .tasks import CONCEPT_NAMES, CONCEPTS, Pictures, Questions, to_patches, word_id
 from .model import GRID, MERGE, PATCH, make_config, make_processor, make_tokenizer
 
 PROCESSES = 2

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from ..errors import TrainingError
-from .curves import Panel, Series, draw_curves
+from ..plotting import Panel, Series, draw_curves
 
 LOG_FILE, CURVES_FILE = "log.csv", "curves.png"
 

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..batches import chunks
-from ..decoding import end_tokens, special_texts
+from ..inference.prefetch import chunks
+from ..models.decoding import end_tokens, special_texts
 from ..labels import LABEL_SETS, match_label
 from ..parsing import ParsedCompletion
 from ..prompts import Prompts
-from ..reflection import answer_tokens, quotable, reflected_texts
-from ..scoring import (
+from ..models.reflection import answer_tokens, quotable, reflected_texts
+from ..models.prefix_cache import (
     CachedPrompts,
     LabelTrie,
     Tokens,

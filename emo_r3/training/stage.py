@@ -20,18 +20,24 @@ from trl import SFTTrainer, get_peft_config
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from ..checkpoint import CheckpointInfo, hub_commit, load_for_training, save_checkpoint, set_pixel_budget
-from ..decoding import end_tokens
+from ..models.checkpoint import (
+    CheckpointInfo,
+    hub_commit,
+    load_for_training,
+    save_checkpoint,
+    set_pixel_budget,
+)
+from ..models.decoding import end_tokens
 from ..environment import without_folders
 from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..prompts import load_prompts
-from ..scoring import adds_special_tokens, render_prompt
+from ..models.prefix_cache import adds_special_tokens, render_prompt
 from .config import EmoR3Config, SupervisedConfig
 from .progress import follow
 from .recipe import Recipe
-from .rows import check_pictures, label_rows, question_rows
-from .saving import WholeCheckpoints, last_checkpoint
+from .examples import check_pictures, label_rows, question_rows
+from .checkpointing import WholeCheckpoints, last_checkpoint
 from .trainer import EmoR3Trainer
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ class Stage:
     Args:
         recipe ([`Recipe`]): the recipe.
         config (`EmoR3Config` or `SupervisedConfig`): settings of this stage's trainer.
-        rows (`Dataset`): all rows of the run, as [`~emo_r3.data.rows.load_rows`] returns them.
+        rows (`Dataset`): all rows of the run, as [`~emo_r3.data.examples.load_rows`] returns them.
         base (`str`, *optional*): model that it starts from.
         chosen (`list[int]`, *optional*): places of the rows that it trains on; all unless given.
     """
@@ -204,7 +210,7 @@ class LabelCollator(DataCollatorForVisionLanguageModeling):
     ends: Sequence[int] = ()
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch of rows of [`~emo_r3.training.rows.label_rows`]."""
+        """A batch of rows of [`~emo_r3.training.examples.label_rows`]."""
         return super().torch_call([self._as_text(example) for example in examples])
 
     def _as_text(self, example: dict[str, Any]) -> dict[str, Any]:

@@ -21,17 +21,17 @@ from trl.models import unwrap_model_for_generation
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import use_adapter
 
-from ..checkpoint import load_for_training
+from ..models.checkpoint import load_for_training
 from ..errors import RecipeError
 from ..labels import same_label
 from ..parsing import PROBLEMS, ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
 from .config import EmoR3Config
 from .reflector import Judge, Reflection, Reflector
-from .resampling import KeptRows, join_rows
+from .dynamic_sampling import KeptRows, join_rows
 from .rewards import ACCURACY, completion_text, parsed, reward_functions
-from .saving import WholeCheckpoints
-from .statistics import group_statistics, is_tied, weighted
+from .checkpointing import WholeCheckpoints
+from .group_statistics import group_statistics, is_tied, weighted
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -29,7 +29,7 @@ from emo_r3 import EmoR3Pipeline
 from emo_r3.miniature import CHECKPOINT
 from emo_r3.miniature.drawing import render
 from emo_r3.miniature.world import sample_scene
-from emo_r3.scoring import render_prompt
+from emo_r3.models.prefix_cache import render_prompt
 
 
 def random_model(folder: Path) -> Path:

@@ -52,8 +52,8 @@ def make_folder(folder: Path, count: int, labels: tuple[str, ...]) -> int:
 
 def ours(raw: Path, output: Path) -> Callable[[], dict[str, float]]:
     from emo_r3.data.build import select, write
-    from emo_r3.data.miniature_sets import miniature_spec
-    from emo_r3.data.records import Record, open_raw
+    from emo_r3.miniature.datasets import miniature_spec
+    from emo_r3.data.archive import Record, open_raw
     from emo_r3.data.report import Spec
     from emo_r3.data.shelf import Shelf
 

@@ -5,13 +5,13 @@ import pytest
 from hub_server.cards import metadata_of, validate
 from raw_folders import make_emoset, make_emotion6
 
-from emo_r3 import cli
+from emo_r3.cli import main as cli
 from emo_r3.data import emoset
 from emo_r3.data.card import _size_category
-from emo_r3.data.miniature_sets import make_miniature
+from emo_r3.miniature.datasets import make_miniature
 from emo_r3.data.prepare import DATASETS, prepare
-from emo_r3.publish import dataset_target
-from emo_r3.wheel import read_text
+from emo_r3.publishing.targets import dataset_target
+from emo_r3.publishing.wheel import read_text
 
 
 def card_of(folder: Path, repo_id: str) -> str:

@@ -156,7 +156,7 @@ def test_check_columns() -> None:
 @pytest.mark.parametrize("method", ["set", "think", "direct"])
 def test_the_question_is_the_pipelines(method: Any) -> None:
     from emo_r3.miniature.model import make_processor, make_tokenizer
-    from emo_r3.scoring import render_prompt
+    from emo_r3.models.prefix_cache import render_prompt
 
     prompts = load_prompts()
     processor = make_processor(make_tokenizer(prompts, seed=0, size=40))

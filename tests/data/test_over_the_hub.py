@@ -15,8 +15,8 @@ def push_client(folders: dict[str, str], index: str, raw: str) -> None:
 
     from huggingface_hub import HfApi
 
-    from emo_r3 import publish
-    from emo_r3.cli import main
+    from emo_r3.publishing import targets as publish
+    from emo_r3.cli.main import main
 
     words = ["prepare", "emotion6", raw, "--push-to-hub", "emo-r3/emotion6"]
     assert main(words) == 0
@@ -89,11 +89,11 @@ def provenance_client(data: str, model: str, output: str) -> None:
 
     from huggingface_hub import HfApi
 
-    from emo_r3 import publish
-    from emo_r3.checkpoint import weights_digest
-    from emo_r3.cli import main
-    from emo_r3.data.miniature_sets import read_scenes
-    from emo_r3.data.rows import load_rows
+    from emo_r3.publishing import targets as publish
+    from emo_r3.models.checkpoint import weights_digest
+    from emo_r3.cli.main import main
+    from emo_r3.miniature.datasets import read_scenes
+    from emo_r3.data.examples import load_rows
 
     rows_at = publish.push(publish.dataset_target(Path(data), "emo-r3/some-rows"))
     assert read_scenes(load_rows("emo-r3/some-rows", "test")) is not None
@@ -130,7 +130,7 @@ def provenance_client(data: str, model: str, output: str) -> None:
 def test_runs_and_results_tell_the_commits_of_data_and_model(hub: HubServer, tmp_path: Path) -> None:
     from tiny_models import tiny_checkpoint
 
-    from emo_r3.data.miniature_sets import make_miniature
+    from emo_r3.miniature.datasets import make_miniature
 
     make_miniature("miniature-8", tmp_path / "rows", sizes={"train": 4, "test": 2})
     model = str(tiny_checkpoint("qwen2_5_vl"))

@@ -15,7 +15,7 @@ from emo_r3.data import prepare as prepare_module
 from emo_r3.data.prepare import add_arguments, prepare, run
 from emo_r3.data.report import Report
 from emo_r3.errors import DataError, EmoR3Error
-from emo_r3.publish import confirmed
+from emo_r3.publishing.targets import confirmed
 
 
 def call(*words: object) -> int:
@@ -254,7 +254,7 @@ def test_rebuild_from_a_repository(hub: HubServer, tmp_path: Path) -> None:
 
 
 def main_client(words: list[str]) -> None:
-    from emo_r3.cli import main
+    from emo_r3.cli.main import main
 
     assert main(["prepare", *words]) == 0
     assert main(["prepare", words[0], "emo-r3/no-index", *words[2:]]) == 2
@@ -266,7 +266,7 @@ def test_something_has_to_be_written(tmp_path: Path) -> None:
 
 
 def test_the_download_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emo_r3.data import download
+    from emo_r3.data import webemo_download as download
 
     asked = []
 

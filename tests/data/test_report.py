@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from emo_r3.data.records import Finding
+from emo_r3.data.archive import Finding
 from emo_r3.data.report import Report
 from emo_r3.errors import DataError
 

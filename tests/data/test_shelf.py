@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from raw_folders import put
 
-from emo_r3.data.miniature_sets import Drawing
-from emo_r3.data.records import Record, open_raw
+from emo_r3.miniature.datasets import Drawing
+from emo_r3.data.archive import Record, open_raw
 from emo_r3.data.shelf import Digests, Picked, Shelf
 from emo_r3.errors import DataError
 

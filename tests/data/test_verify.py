@@ -9,10 +9,10 @@ from PIL import Image
 from raw_folders import jpeg, put
 
 from emo_r3.data import verify as verify_module
-from emo_r3.data.records import Record
+from emo_r3.data.archive import Record
 from emo_r3.data.verify import Listing, look_at, verify
 from emo_r3.errors import DataError
-from emo_r3.images import load_image
+from emo_r3.images.loading import load_image
 
 
 def record(tmp_path: Path, key: str, data: bytes | None, label: str = "joy", split: str = "test") -> Record:

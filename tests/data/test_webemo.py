@@ -5,7 +5,7 @@ import pytest
 from raw_folders import jpeg, make_webemo, make_zip, put
 
 from emo_r3.data import webemo
-from emo_r3.data.records import Finding, Record, open_raw
+from emo_r3.data.archive import Finding, Record, open_raw
 from emo_r3.errors import DataError
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from emo_r3.cli import main
+from emo_r3.cli.main import main
 
 
 def test_scenes_are_drawn_and_written_down(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_checkpoint
 
-from emo_r3.checkpoint import load_for_training
+from emo_r3.models.checkpoint import load_for_training
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from small_run import make_trainer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from emo_r3.errors import TrainingError
-from emo_r3.training.curves import HEIGHT, WIDTH, Panel, Series, draw_curves, ticks
+from emo_r3.plotting import HEIGHT, WIDTH, Panel, Series, draw_curves, ticks
 from emo_r3.training.progress import RunProgress, follow, panels
 
 

@@ -13,7 +13,7 @@ from trl import ModelConfig
 
 from emo_r3.training.config import EmoR3Config, RunArguments
 from emo_r3.training.recipe import CONFIGS, load_recipe
-from emo_r3.training.saving import check_save_steps
+from emo_r3.training.checkpointing import check_save_steps
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = ("sft", "grpo", "dapo", "set", "emo-r3", "emo-r3-cold-start")

@@ -11,7 +11,7 @@ import torch
 from miniature_rows import pictures
 from PIL import Image
 
-from emo_r3.checkpoint import load_for_training
+from emo_r3.models.checkpoint import load_for_training
 from emo_r3.labels import LABEL_SETS
 from emo_r3.parsing import parse_completion
 from emo_r3.training.reflector import Judge, Reflector, authors_texts, distinct_images, step_texts

@@ -19,7 +19,7 @@ from emo_r3.errors import RecipeError
 from emo_r3.miniature import CHECKPOINT
 from emo_r3.parsing import PROBLEMS, parse_completion
 from emo_r3.training import trainer as trainer_module
-from emo_r3.training.resampling import join_rows
+from emo_r3.training.dynamic_sampling import join_rows
 from emo_r3.training.rewards import completion_text
 from emo_r3.training.trainer import EmoR3Trainer
 
@@ -257,5 +257,5 @@ def test_the_package_has_the_trainer_and_waits_for_trl() -> None:
     assert emo_r3.training.EmoR3Trainer is EmoR3Trainer
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
         emo_r3.training.Trainer  # noqa: B018
-    program = "import sys, emo_r3.training.curves, emo_r3.comparison; sys.exit('trl' in sys.modules)"
+    program = "import sys, emo_r3.plotting, emo_r3.evaluation.comparison; sys.exit('trl' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,194 @@
+"""The demo in the browser: `create_demo(pipeline)` makes the page and its API, `emo-r3 demo` serves it."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import errno
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..cli.main import check_device, quiet_libraries
+from ..errors import EmoR3Error
+from .uploads import MAX_BODY, MAX_FILE, Answers, BodyLimit, Uploads
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from ..inference.pipeline import EmoR3Pipeline
+
+_EXAMPLES_SEED = 5
+
+
+def create_demo(pipeline: EmoR3Pipeline) -> gr.Blocks:
+    """Makes the page and the API; [`launch`] serves it.
+
+    Endpoints, for `gradio_client` and as MCP tools: `/predict(picture, labels, self_check)` gives what
+    `EmotionResult.to_dict` does, `/predict_many(pictures, labels, self_check)` a list of it.
+
+    Args:
+        pipeline (`EmoR3Pipeline`): the model that answers.
+
+    Raises:
+        EmoR3Error: gradio or mcp is not installed.
+    """
+    folder = temporary_folder()
+    try:
+        import gradio as gr
+        import mcp  # noqa: F401  # which gradio asks for when it serves the tools
+    except ImportError as error:
+        raise EmoR3Error("the demo needs gradio and mcp: pip install 'emo-r3[demo]'") from error
+    from .page import make_page
+
+    examples = draw_examples(folder / "examples")
+    gr.set_static_paths([folder / "examples"])
+    uploads = Uploads(folder, lasting=folder / "examples")
+    uploads.sweep_for_ever()
+    return make_page(Answers(pipeline, uploads), examples)
+
+
+@cache
+def temporary_folder() -> Path:
+    """The process's folder for uploads, which goes with it: gradio's own, in /tmp, can be read by others and stays."""
+    folder = Path(tempfile.mkdtemp(prefix="emo-r3-demo-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio asks for it when it is imported
+    return folder
+
+
+def launch(demo: gr.Blocks, **options: Any) -> None:
+    """Serves the demo until it is interrupted.
+
+    Args:
+        demo (`gr.Blocks`): what [`create_demo`] made.
+        options: of `gr.Blocks.launch`, such as `server_name` and `server_port`.
+
+    Raises:
+        EmoR3Error: the port is taken, or the address is none of this machine.
+    """
+    import gradio as gr
+    import gradio.mcp
+    from starlette.middleware import Middleware
+
+    from .tools import Tools
+
+    gradio.mcp.GradioMCPServer = Tools  # type: ignore[misc]  # gradio takes no other class
+    # The fonts of the system, so that the page fetches nothing from elsewhere.
+    theme = gr.themes.Default(
+        primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    safe: dict[str, Any] = {
+        "share": False,
+        "show_error": False,  # our own messages are shown all the same
+        "allowed_paths": [],
+        "max_file_size": MAX_FILE,
+        "app_kwargs": {"middleware": [Middleware(BodyLimit, limit=MAX_BODY, folder=temporary_folder())]},
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": True,
+        "footer_links": ["api", "settings"],
+        "theme": theme,
+        "css_paths": Path(__file__).with_name("demo.css"),
+        "quiet": True,
+    }
+    check_address(options.get("server_name"), options.get("server_port"))
+    try:
+        demo.launch(**safe | options, prevent_thread_lock=True)
+    except (OSError, OverflowError) as error:  # also of the variable GRADIO_SERVER_PORT
+        raise EmoR3Error(f"the demo can't be served: {error}; give another --port") from error
+    demo.app.iterators = _Runs(demo.app.iterators)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the temporary folder goes then too
+    print(f"emo-r3: the demo is at {demo.local_url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    demo.block_thread()
+
+
+class _Runs(dict[str, Any]):
+    """gradio's runs. It deletes one that is cancelled twice, which would be a traceback in the log each time."""
+
+    def __delitem__(self, name: str) -> None:
+        self.pop(name, None)
+
+
+def check_address(host: str | None, port: int | None) -> None:
+    """Raises `EmoR3Error` unless one can listen there."""
+    if port is not None and not 1 <= port <= 65535:
+        raise EmoR3Error(f"--port {port} is no port: give one from 1 to 65535, such as 7860")
+    host = host or "127.0.0.1"
+    try:
+        # As the server will: on all addresses that the name has.
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host.strip("[]"), port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(address)
+    except OSError as error:
+        wrong, remedy = f"--host {host}", "give an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all"
+        if port is not None and error.errno in (errno.EADDRINUSE, errno.EACCES):
+            wrong, remedy = f"--port {port}", "give another --port"
+        raise EmoR3Error(f"{wrong}: the demo can't be served there: {error.strerror}; {remedy}") from error
+    except UnicodeError as error:
+        raise EmoR3Error(f"--host {host}: no name of a machine; give 127.0.0.1, or 0.0.0.0 for all") from error
+
+
+def draw_examples(folder: Path) -> list[tuple[str, Path]]:
+    """Draws six pictures of the miniature's world, each with a name: the examples to pick.
+
+    Args:
+        folder (`Path`): where to; made if it is missing.
+    """
+    import numpy as np
+
+    from ..miniature import world
+    from ..miniature.drawing import render
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(_EXAMPLES_SEED)
+    found = []
+    for index in range(6):
+        scene = world.sample_scene("miniature-8", rng)
+        path = folder / f"example-{index + 1}.png"
+        render(scene).save(path)
+        found.append((", ".join(world.TRIGGERS[name].phrases[0] for name in scene.triggers), path))
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `emo-r3 demo`."""
+    parser.add_argument("--model", metavar="PATH|REPO", help="folder or Hub repository (default: the miniature)")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository")
+    parser.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: only this machine)")
+    parser.add_argument("--port", type=port, help="port to listen on (default: the first free one from 7860)")
+
+
+def port(text: str) -> int:
+    """An argparse type: a number from 1 to 65535."""
+    number = int(text)
+    if not 0 < number < 2**16:
+        raise argparse.ArgumentTypeError(f"{number} is not from 1 to {2**16 - 1}")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the demo until Ctrl-C."""
+    quiet_libraries()
+    check_address(args.host, args.port)  # before the seconds that a model takes
+    from ..inference.pipeline import EmoR3Pipeline
+
+    check_device(args.device_map)
+    pipeline = EmoR3Pipeline.from_pretrained(
+        args.model, revision=args.revision, device_map=args.device_map, dtype=args.dtype
+    )
+    launch(create_demo(pipeline), server_name=args.host, server_port=args.port)
+    return 0

@@ -1,0 +1,243 @@
+"""Measures the miniature on scenes that it has never seen, and writes its model card: `emo-r3 miniature evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from .. import __version__
+from ..metrics.accuracy import wilson
+from ..inference.pipeline import EmoR3Pipeline
+from ..models.reflection import answer_tokens, coherence
+from ..models.prefix_cache import prompt_tokens, render_prompt
+from ..miniature import CHECKPOINT, world
+from ..miniature.drawing import render
+
+DATASETS = ("miniature-8", "miniature-6", "miniature-7")
+BATCH = 64
+# What a miniature has to reach to be of use: the lowest and the highest value, over the three data sets.
+TARGETS: dict[str, tuple[str, float, float]] = {
+    "well_formed": ("answers in the three-step form", 0.97, 1.0),
+    "trigger_recall": ("triggers that step 1 finds", 0.75, 1.0),
+    "trigger_precision": ("triggers in step 1 that are there", 0.75, 1.0),
+    "consistency": ("image-text Yes / No, balanced", 0.8, 1.0),
+    "coherence": ("label from steps 1 and 2", 0.75, 1.0),
+    "accuracy": ("accuracy in-domain (miniature-8)", 0.45, 0.65),
+}
+
+
+def rate(hits: float, count: int) -> dict[str, Any]:
+    """A share with its 95 % interval and of how many it is; with an interval of everything where it is of none."""
+    if count == 0:
+        return {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+    return {**wilson(float(hits), int(count)), "n": int(count)}
+
+
+def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """All numbers for one data set, on `count` scenes drawn from `seed`; each is a `rate`.
+
+    `consistency` is over `count` true texts and as many false ones: half of these swap a trigger (`swapped`), the
+    others tell of another scene (`other`). `ceiling` is the accuracy of always answering what most annotators would.
+    """
+    rng = np.random.default_rng([seed, DATASETS.index(domain)])
+    labels = world.label_set(domain).labels
+    scenes = [world.sample_scene(domain, rng) for _ in range(count)]
+    images = [render(scene) for scene in scenes]
+    references = [world.sample_label(scene, domain, labels, rng) for scene in scenes]
+
+    report(f"{domain}: {count} answers")
+    results = pipe(images, labels=labels, method="set", decoding="free", reflect=True, batch_size=BATCH)
+    right = [result.label == reference for result, reference in zip(results, references, strict=True)]
+    numbers = {
+        "accuracy": rate(sum(right), count),
+        "ceiling": rate(sum(world.label_distribution(s, domain, labels).max() for s in scenes), count),
+        "well_formed": rate(sum(result.well_formed for result in results), count),
+        **grounding([result.step1 for result in results], [scene.triggers for scene in scenes]),
+    }
+    report(f"{domain}: {2 * count} questions about image and text")
+    others = [scenes[(index + 1) % count] for index in range(count)]
+    false = [
+        world.describe(scene, rng, world.swap_one(scene, rng)) if index % 2 else world.describe(other, rng)
+        for index, (scene, other) in enumerate(zip(scenes, others, strict=True))
+    ]
+    # Another scene may hold nothing that this one doesn't; its text is then true, and a swap takes its place.
+    for index, (scene, other) in enumerate(zip(scenes, others, strict=True)):
+        if index % 2 == 0 and set(other.triggers) <= set(scene.triggers):
+            false[index] = world.describe(scene, rng, world.swap_one(scene, rng))
+    said_yes = ask(pipe, images, [world.describe(scene, rng) for scene in scenes])
+    said_no = ~ask(pipe, images, false)
+    numbers |= {
+        "consistency": rate(said_yes.sum() + said_no.sum(), 2 * count),
+        "true": rate(said_yes.sum(), count),
+        "swapped": rate(said_no[1::2].sum(), len(said_no[1::2])),
+        "other": rate(said_no[::2].sum(), len(said_no[::2])),
+    }
+    faithful = np.array(
+        [
+            world.mentioned(result.step1 or "") <= {*scene.triggers}
+            for result, scene in zip(results, scenes, strict=True)
+        ]
+    )
+    judged = np.array([(result.consistency or 0) > 0.5 for result in results])
+    numbers |= {
+        "own_true": rate(judged[faithful].sum(), faithful.sum()),
+        "own_false": rate((~judged)[~faithful].sum(), (~faithful).sum()),
+    }
+    report(f"{domain}: {count} questions about text alone")
+    texts = [
+        f"{world.describe(scene, rng)} {world.react(scene, label, rng)}"
+        for scene, label in zip(scenes, references, strict=True)
+    ]
+    numbers["coherence"] = rate(label_texts(pipe, texts, labels, references), count)
+    return numbers
+
+
+def grounding(texts: Sequence[str | None], triggers: Sequence[Iterable[str]]) -> dict[str, Any]:
+    """How well texts name the triggers of their scenes: `trigger_recall` and `trigger_precision`, each a `rate`."""
+    named, there = [world.mentioned(text or "") for text in texts], [set(names) for names in triggers]
+    found = sum(len(said & true) for said, true in zip(named, there, strict=True))
+    return {
+        "trigger_recall": rate(found, sum(map(len, there))),
+        "trigger_precision": rate(found, sum(map(len, named))),
+    }
+
+
+def ask(pipe: EmoR3Pipeline, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
+    """Whether the model says Yes to each text about its image, by plain forwards: bool, (n,)."""
+    yes, no = answer_tokens(pipe.processor.tokenizer)
+    said: list[bool] = []
+    for start in range(0, len(images), BATCH):
+        questions = [pipe.info.prompts.consistency_question(text) for text in texts[start : start + BATCH]]
+        inputs = pipe.processor(
+            text=[render_prompt(pipe.processor, question, with_image=True) for question in questions],
+            images=[[image] for image in images[start : start + BATCH]],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            logits = pipe.model(**inputs.to(pipe.model.device), logits_to_keep=1).logits[:, -1]
+        said += (logits[:, yes].amax(-1) > logits[:, no].amax(-1)).tolist()
+    return np.array(said)
+
+
+def label_texts(pipe: EmoR3Pipeline, texts: Sequence[str], labels: Sequence[str], references: Sequence[str]) -> int:
+    """How many of the texts the model reads as the reference label."""
+    hits = 0
+    for start in range(0, len(texts), BATCH):
+        questions = [pipe.info.prompts.coherence_question(text, labels) for text in texts[start : start + BATCH]]
+        prompts = [
+            prompt_tokens(pipe.processor, render_prompt(pipe.processor, question, with_image=False))
+            for question in questions
+        ]
+        wanted = references[start : start + BATCH]
+        found = coherence(
+            pipe.model, pipe.processor.tokenizer, prompts, labels, wanted, pipe.processor.tokenizer.eos_token_id
+        )
+        hits += sum(answer.label == label for answer, label in zip(found, wanted, strict=True))
+    return hits
+
+
+def card(numbers: dict[str, Any], training: dict[str, Any]) -> str:
+    """The model card: every number in it is from `evaluation.json` or `training.json`."""
+    results = numbers["results"]
+
+    def cell(entry: dict[str, float]) -> str:
+        return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]" if entry["n"] else "none"
+
+    def table(rows: Iterable[tuple[str, str]]) -> str:
+        head = f"| | {' | '.join(DATASETS)} |\n|---|{'---|' * len(DATASETS)}\n"
+        return head + "\n".join(
+            f"| {title} | {' | '.join(cell(results[domain][key]) for domain in DATASETS)} |" for key, title in rows
+        )
+
+    goals = []
+    for key, (title, low, high) in TARGETS.items():
+        values = (
+            [results["miniature-8"][key]["value"]]
+            if key == "accuracy"
+            else [results[d][key]["value"] for d in DATASETS]
+        )
+        short = max([0.0, *(low - value for value in values), *(value - high for value in values)])
+        verdict = "reached" if short == 0 else f"**missed by {short:.3f}**"
+        span = f"{min(values):.3f}" if len(values) == 1 else f"{min(values):.3f} to {max(values):.3f}"
+        goals.append(f"| {title} | {low:g} to {high:g} | {span} | {verdict} |")
+    steps, last = training["steps"], training["log"][-1]
+    template = (CHECKPOINT.parent / "card.md").read_text(encoding="utf-8")
+    return template.format(
+        accuracy=table(
+            [
+                ("accuracy", "accuracy"),
+                ("ceiling", "best possible (annotators disagree)"),
+                ("well_formed", "answers in the three-step form"),
+                ("trigger_recall", "triggers that step 1 finds"),
+                ("trigger_precision", "triggers in step 1 that are there"),
+            ]
+        ),
+        reflection=table(
+            [
+                ("consistency", "image-text Yes / No, balanced"),
+                ("true", "Yes to a true text"),
+                ("swapped", "No to a text with one trigger swapped"),
+                ("other", "No to the text of another scene"),
+                ("own_true", "Yes to its own step 1, where it names only what is there"),
+                ("own_false", "No to its own step 1, where it names what is not there"),
+                ("coherence", "label from steps 1 and 2, image unseen"),
+            ]
+        ),
+        goals="\n".join(goals),
+        parameters=f"{training['parameters'] / 1e6:.1f}",
+        see=steps["see"],
+        mix=steps["mix"],
+        last_loss=f"{last.get('set', math.nan):.3f}",
+        **{key: training[key] for key in ("seed", "minutes", "pictures", "machine", "bias_dial", "processes")},
+        **{key: numbers[key] for key in ("count", "scene_seed", "torch", "transformers")},
+        version=numbers["emo_r3"],
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, default=CHECKPOINT, help="folder of the miniature (default: the shipped one)"
+    )
+    parser.add_argument("--count", type=int, default=2000, help="scenes of each data set")
+    parser.add_argument("--seed", type=int, default=1_000_003, help="of the scenes; training draws from other seeds")
+    parser.add_argument(
+        "--write", action="store_true", help="write evaluation.json and the card into the model's folder"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure a miniature on held-out scenes."""
+    pipe = EmoR3Pipeline.from_pretrained(args.model)
+    results = {
+        domain: measure(pipe, domain, args.count, args.seed, lambda line: print(line, file=sys.stderr, flush=True))
+        for domain in DATASETS
+    }
+    numbers = {
+        "count": args.count,
+        "scene_seed": args.seed,
+        "results": results,
+        "emo_r3": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    text = json.dumps(numbers, indent=1) + "\n"
+    print(text, end="")
+    if args.write:
+        training = json.loads((args.model / "training.json").read_text(encoding="utf-8"))
+        (args.model / "evaluation.json").write_text(text, encoding="utf-8")
+        (args.model / "README.md").write_text(card(numbers, training), encoding="utf-8")
+    return 0

@@ -1,0 +1,382 @@
+"""`emo-r3 evaluate`: a model's answers to data sets, and what they are worth.
+
+Answers are made in batches that never change: a batch is written as one line when it is done, processes share batches,
+not items, and what a kill cut short is made again whole. So a resumed run, or one of many processes, computes the same
+numbers to the last bit.
+
+A row is final where there is an answer, or a picture that can't be read, or that a server refuses. Where a server
+failed (time-outs, 429, 500 ..), or refused every picture, there are no results: the same command asks for those rows
+again, and for no others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+
+from .. import __version__
+from ..models.checkpoint import CheckpointInfo, hub_commit, weights_digest
+from ..cli.main import EXIT_SOME_FAILED, check_output, positive, with_progress
+from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
+from ..data.build import import_datasets
+from ..inference.endpoint import EndpointError
+from ..environment import environment, without_folders
+from ..errors import DataError, EmoR3Error
+from .faithfulness import Judge, Probe, check_probed, summarize
+from .examples import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
+from ..labels import LabelSet
+from ..formats import json_text, link_target, locked
+from ..inference.pipeline import EmoR3Pipeline
+from ..results import EmotionResult
+from .sepm import PRESETS, SepmPipeline
+
+SETTINGS = "settings.json"
+FAITHFULNESS = "faithfulness.jsonl"
+VERSIONS = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+"""Libraries whose version can change a number."""
+
+SERVER_FAILURES = 20
+"""So many pictures without an answer in a row end a run: the server is down."""
+
+Batches = Iterator[tuple[int, list[Row]]]
+"""Number and rows of each batch as it is done."""
+Kept = Mapping[tuple[str, int], Sequence[Row | None]]
+"""What was done before, of [`Journal.kept`]."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `emo-r3 evaluate`."""
+    parser.add_argument("--model", metavar="PATH|REPO", help="folder or repository (default: the miniature)")
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="ask an OpenAI-compatible server; --model is what it calls the model, $EMO_R3_ENDPOINT_TOKEN its token",
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model's repository")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="folders, repositories (NAME@REVISION too), or the miniature's: miniature-8, miniature-6, miniature-7",
+    )
+    parser.add_argument(
+        "--in-domain", nargs="+", default=[], metavar="NAME", help="those that the model was trained on"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="an interrupted run goes on here")
+    parser.add_argument("--split", default="test", help="(default: %(default)s)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N items of each data set")
+    parser.add_argument(
+        "--method",
+        choices=("set", "think", "direct", "sepm"),
+        help="sepm: a baseline without training, on Qwen2.5-VL (default: what the model was made for)",
+    )
+    parser.add_argument("--sepm-preset", choices=tuple(PRESETS), help="thresholds of sepm (default: paper)")
+    parser.add_argument(
+        "--decoding", choices=("free", "constrained"), default="free", help="(default: free, as the paper measures)"
+    )
+    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--faithfulness", action="store_true", help="ask again with changed texts and pictures, about 8 times the work"
+    )
+    parser.add_argument(
+        "--judge", metavar="PATH|REPO", help="text model that reads the label out of the reasoning, for --faithfulness"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, or goes on where that was stopped, and prints the table."""
+    _quiet_libraries()
+    check_output(args.output / RESULTS, ())
+    # Processes wait at the end for the slowest.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    try:
+        with nullcontext() if state.process_index else locked(args.output / PREDICTIONS):
+            failed = evaluate(args, state)
+    except EmoR3Error:
+        # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
+        if state.process_index:
+            time.sleep(10)
+        raise
+    state.destroy_process_group()
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def evaluate(args: argparse.Namespace, state: PartialState) -> int:
+    """Does what `run` says, in each process; returns how many items could not be read."""
+    with state.main_process_first():  # it may have to draw the miniature's pictures
+        sets = [load_items(name, args.split, args.limit) for name in args.datasets]
+    in_domain = _check_names(sets, args.in_domain)
+    engine, facts = load_engine(args, state)
+    if args.faithfulness:
+        check_probed(engine, facts["method"])
+    elif args.judge:
+        raise EmoR3Error(f"--judge {args.judge} is for --faithfulness: add that, or leave the judge out")
+    machine = environment()
+    settings = {
+        "datasets": [items.facts() for items in sets],
+        "decoding": args.decoding,
+        "max_new_tokens": args.max_new_tokens,
+        "batch_size": args.batch_size,
+        "seed": SEED,
+        "versions": {"emo_r3": __version__} | {name: machine[name] for name in VERSIONS},
+    } | facts
+    settings |= {"judge": args.judge} if args.judge else {}
+    _check_settings(args.output, settings)
+    total = sum(len(items.ids) for items in sets)
+    finished, start = (args.output / PREDICTIONS).exists(), time.monotonic()
+    options = {name: settings[name] for name in ("method", "decoding", "max_new_tokens")}
+
+    def answer(items: Items, batches: Sequence[int], kept: Kept) -> Batches:
+        return predict_items(engine, items, batches, args.batch_size, kept, **options)
+
+    answered = _do(args, state, sets, args.output / PREDICTIONS, answer)
+    seconds = time.monotonic() - start
+    rows = read_rows(args.output)
+    asked_again = args.faithfulness or (args.output / FAITHFULNESS).exists()
+    faithfulness = _faithfulness(args, state, engine, sets, rows, options) if asked_again else {}
+    if state.process_index:
+        return 0
+    timing = {"seconds": round(seconds, 2), "answered": answered, "processes": state.num_processes}
+    timing |= {"platform": machine["platform"], "python": platform.python_version(), "device": machine["device"]}
+    if finished and (args.output / RESULTS).exists():
+        timing = json.loads((args.output / RESULTS).read_text(encoding="utf-8"))["run"]
+    stated = _stated(settings) | {"in_domain": in_domain}  # the settings themselves stay here, and tell the folders
+    results = stated | score(sets, rows, in_domain) | faithfulness | {"run": timing}
+    _write(args.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    print(markdown(make_table([load_run(str(args.output))])))
+    failed = sum("error" in row for row in rows)
+    if failed:
+        print(f"emo-r3: {failed} of {total} pictures could not be read, see their rows", file=sys.stderr)
+    return failed
+
+
+def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, dict[str, Any]]:
+    """What answers, and what decides its answers: `model`, `method`, `prompts`, and what else it settles itself."""
+    if args.sepm_preset and args.method != "sepm":
+        raise EmoR3Error(f"--sepm-preset {args.sepm_preset} is for --method sepm: add that, or leave the preset out")
+    if args.endpoint:
+        return _load_endpoint(args)
+    # With a process for each device, a model is on its process's.
+    device = state.device if state.num_processes > 1 and state.device.type != "cpu" else None
+    pipe = EmoR3Pipeline.from_pretrained(args.model, revision=args.revision, dtype=args.dtype, device_map=device)
+    folder, info = Path(pipe.model.config.name_or_path or ""), pipe.info
+    model = {
+        "name": pipe.name,
+        "revision": args.revision,
+        "commit": hub_commit(folder),
+        "weights": weights_digest(folder),
+        "recipe_hash": info.recipe_hash,
+        "base_model": info.base_model,
+        "base_commit": info.base_commit,
+        "dtype": str(pipe.model.dtype).removeprefix("torch."),
+    }
+    facts = {"model": model} | _how_asked(args, info)
+    if args.method != "sepm":
+        return pipe, facts
+    preset = args.sepm_preset or "paper"
+    sepm = SepmPipeline(pipe, preset)
+
+    def read(images: Iterable[Any], *, labels: LabelSet, on_error: Any, **_: Any) -> Iterator[EmotionResult]:
+        return sepm(images, labels=labels, on_error=on_error)  # of the other options, it has none
+
+    return read, facts | {"sepm_preset": preset, "decoding": "constrained"}
+
+
+def _load_endpoint(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
+    """A server's model, asked about as many pictures at once as are in a batch."""
+    given = {"--revision": args.revision, "--dtype": args.dtype, "--faithfulness": args.faithfulness}
+    given |= {"--method sepm": args.method == "sepm", "--decoding constrained": args.decoding == "constrained"}
+    if wrong := [name for name, value in given.items() if value]:
+        raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
+    pipe = EmoR3Pipeline.from_endpoint(args.endpoint, args.model, concurrency=args.batch_size)
+    recipe = {name: getattr(pipe.info, name) for name in ("recipe_hash", "base_model", "base_commit")}
+    return pipe, {"model": {"name": pipe.name, "endpoint": pipe.url} | recipe} | _how_asked(args, pipe.info)
+
+
+def _how_asked(args: argparse.Namespace, info: CheckpointInfo) -> dict[str, Any]:
+    digest = hashlib.sha256(json_text(info.prompts.to_dict()).encode()).hexdigest()[:16]
+    return {"method": args.method or info.method, "prompts": {"version": info.prompts.version, "digest": digest}}
+
+
+def _faithfulness(
+    args: argparse.Namespace,
+    state: PartialState,
+    engine: Engine,
+    sets: Sequence[Items],
+    rows: Sequence[Row],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Asks about all answers again; what that comes to by data set, under `faithfulness`."""
+    path, remaining = args.output / FAITHFULNESS, iter(rows)
+    pipe, judge = check_probed(engine, options["method"]), None
+    if args.judge and not path.exists():
+        judge = Judge.from_pretrained(args.judge, device_map=str(pipe.model.device))
+    probes = {
+        items.name: Probe(pipe, items, list(islice(remaining, len(items.ids))), options, judge) for items in sets
+    }
+    _do(args, state, sets, path, lambda items, batches, _: probes[items.name](batches, args.batch_size))
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    found = {items.name: [record for record in records if record["dataset"] == items.name] for items in sets}
+    return {"faithfulness": {name: summarize(own) for name, own in found.items()}}
+
+
+def _do(
+    args: argparse.Namespace,
+    state: PartialState,
+    sets: Sequence[Items],
+    path: Path,
+    work: Callable[[Items, Sequence[int], Kept], Batches],
+) -> int:
+    """Makes a file of rows, unless it is there; returns how many items were left to do, for all processes together."""
+    journal, size = Journal(path), args.batch_size
+    if path.exists():
+        journal.remove()  # a kill may have left them
+        return 0
+    done = journal.kept()
+    state.wait_for_everyone()  # all have read the same before one writes
+    todo = {
+        items.name: [n for n in range(-(-len(items.ids) // size)) if None in done.get((items.name, n), [None])]
+        for items in sets
+    }
+    kept, total = sum(row is not None for rows in done.values() for row in rows), sum(len(items.ids) for items in sets)
+    if done and not state.process_index:
+        print(f"emo-r3: {kept} of {total} in {path.name} done before, going on", file=sys.stderr)
+
+    def rows() -> Iterator[Row]:
+        for items in sets:
+            own = todo[items.name][state.process_index :: state.num_processes]
+            if own:
+                yield from journal.append(state.process_index, items.name, work(items, own, done))
+
+    share = (total - kept) // state.num_processes
+    failures = 0
+    try:
+        for row in with_progress(rows(), share, show=not state.process_index):
+            failures = failures + 1 if row.get("unanswered") == FAILED else 0
+            if failures == SERVER_FAILURES:
+                raise EndpointError(
+                    f"{failures} pictures in a row without an answer, the last because of {row['error']}; what is "
+                    "done is kept, the same command goes on from there"
+                )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(": what is done is kept, the same command goes on from there") from None
+    state.wait_for_everyone()
+    _check_answered(journal)
+    state.wait_for_everyone()  # all have read it before one removes it
+    if not state.process_index:
+        _merge(journal, sets, size)
+    state.wait_for_everyone()  # all are to read it
+    return total - kept
+
+
+def _check_answered(journal: Journal) -> None:
+    """Raises `EndpointError` if rows are to be made again: what a server failed to answer is no wrong answer."""
+    rows, kept = journal.read(), journal.kept()
+    if again := [row for key in rows for row, mine in zip(rows[key], kept[key], strict=True) if mine is None]:
+        raise EndpointError(
+            f"{len(again)} of {sum(map(len, rows.values()))} pictures have no answer, so there are no results yet; "
+            f"the same command asks about them again. The first: {again[0]['error']}"
+        )
+
+
+def _merge(journal: Journal, sets: Sequence[Items], size: int) -> None:
+    """Writes the one file, whole and in the order of the data sets."""
+    done = journal.read()
+    lines = []
+    for items in sets:
+        rows = [row for number in range(-(-len(items.ids) // size)) for row in done.get((items.name, number), ())]
+        if [row["id"] for row in rows] != items.ids:
+            raise EmoR3Error(
+                f"{journal.path} has {len(rows)} of {len(items.ids)} rows of {items.name}, another run may have "
+                "used it: run the same command again"
+            )
+        lines += [json_text(row) + "\n" for row in rows]
+    _write(journal.path, "".join(lines))
+    journal.remove()
+
+
+def _check_names(sets: Sequence[Items], in_domain: Sequence[str]) -> list[str]:
+    """The in-domain data sets by name, in order; raises `DataError` if a name is unknown, or one stands twice."""
+    names = [items.name for items in sets]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"two data sets are called {twice[0]}: evaluate them one by one, in folders of their own")
+    own = [short_name(name) for name in in_domain]
+    if unknown := [name for name in own if name not in names]:
+        raise DataError(f"--in-domain {unknown[0]} is none of the data sets {', '.join(names)}: name one of them")
+    return [name for name in names if name in own]
+
+
+def _stated(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as results tell them, which may be published: no folder of this machine."""
+    model = dict(settings["model"])
+    model |= {name: without_folders(model[name]) for name in ("name", "base_model") if model.get(name)}
+    judge = {"judge": without_folders(settings["judge"])} if settings.get("judge") else {}
+    return {**settings, "model": model} | judge
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keeps the settings in the folder; raises `EmoR3Error` if answers made with others are there."""
+    path = folder / SETTINGS
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if (folder / PREDICTIONS).exists():
+            raise EmoR3Error(f"{folder} has {PREDICTIONS} without {SETTINGS}: give another --output") from None
+        _write(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        return
+    except (OSError, ValueError) as error:
+        raise EmoR3Error(f"{path} can't be read ({error}): give another --output") from None
+    if difference := _difference(stored, json.loads(json.dumps(settings))):
+        raise EmoR3Error(f"{folder} holds answers made with {difference}: give another --output, or remove it")
+
+
+def _difference(was: Any, now: Any, name: str = "") -> str | None:
+    """The first place where two trees differ, in words."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        pairs = [(f"{name}.{key}".lstrip("."), was.get(key), now.get(key)) for key in {**now, **was}]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        pairs = [(f"{name}[{place}]", *pair) for place, pair in enumerate(zip(was, now, strict=True))]
+    else:
+        return None if was == now else f"{name} = {json.dumps(was)}, and now it is {json.dumps(now)}"
+    return next(filter(None, (_difference(old, new, path) for path, old, new in pairs)), None)
+
+
+def _quiet_libraries() -> None:
+    """Keeps the libraries' remarks off the screen; `EMO_R3_DEBUG` lets them speak."""
+    if not os.environ.get("EMO_R3_DEBUG"):
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        import_datasets().disable_progress_bars()
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    path = link_target(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    from ..cli.main import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

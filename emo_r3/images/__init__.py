@@ -1,0 +1,1 @@
+"""Any image to RGB, from a file or the web, within bounds."""

@@ -1,0 +1,442 @@
+"""What the pipeline does with a batch: generate, read the labels' distribution off, reflect, choose."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from transformers import (
+    BatchFeature,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    ProcessorMixin,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from .answers import Answer, forced_answers, free_answers, until
+from .prefetch import chunks, fit_picture
+from ..models.checkpoint import CheckpointInfo, first_line
+from ..models.decoding import (
+    AnswerForm,
+    BoxClosed,
+    ConstrainedDecoding,
+    FreeDecoding,
+    Sampling,
+    Vocabulary,
+    end_tokens,
+    vocabulary_size,
+)
+from ..errors import CheckpointError, EmoR3Error, ImageError
+from ..images.loading import LoadedImage, load_image, source_name
+from ..labels import LabelSet
+from ..lexicon import expected_affect
+from ..parsing import parse_completion
+from ..prompts import Method
+from ..models.reflection import coherence, consistency, quotable, reflected_texts
+from ..results import EmotionResult
+from ..models.prefix_cache import (
+    CachedPrompts,
+    Tokens,
+    adds_special_tokens,
+    input_device,
+    position_offsets,
+    prompt_tokens,
+    render_prompt,
+    splice_image,
+)
+from .streaming import Cancelled
+from ..models.turns import turns_of
+
+Decoding = Literal["constrained", "free"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one call, checked, and the prompt that they lead to."""
+
+    labels: LabelSet
+    method: Method
+    decoding: Decoding
+    reflect: bool
+    num_candidates: int
+    batch_size: int
+    max_new_tokens: int
+    temperature: float | None
+    seed: int
+    on_error: str
+    allow_private_hosts: bool
+    prompt: str
+    plain: Tokens
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one forward takes: a picture, or one of its candidates, to a row."""
+
+    pictures: list[LoadedImage]
+    inputs: BatchFeature
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures in input order with those that failed, and the rows of the others, in parts of `batch_size`."""
+
+    slots: list[LoadedImage | EmotionResult]
+    parts: list[Rows]
+
+
+class Engine:
+    """Runs requests on a model: pictures in, results out.
+
+    Args:
+        model (`PreTrainedModel`): the model, in evaluation mode.
+        processor (`ProcessorMixin`): its processor.
+        info (`CheckpointInfo`): how the model wants to be asked.
+        name (`str`): what results call the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, info: CheckpointInfo, name: str) -> None:
+        self.model, self.processor, self.info, self.name = model, processor, info, name
+        self.tokenizer = processor.tokenizer
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        # A fast tokenizer fails when a thread pads with it while another uses it: what pads has one of its own, under
+        # a lock, and `self.tokenizer` is only read, which any number of threads may do.
+        self._ahead = copy.copy(processor)
+        self._ahead.tokenizer = copy.deepcopy(self.tokenizer)
+        self._lock = threading.Lock()
+        self._turns = turns_of(model)
+        self.positions = positions(model)
+        # `generate` takes what we don't say from the model: from this copy, which says nothing.
+        self._writer: Any = copy.copy(model)
+        self._writer.generation_config = GenerationConfig()
+        self.image_token: int | None = getattr(processor, "image_token_id", None)
+        marks = [
+            getattr(processor, f"{kind}_token_id", None) for kind in ("image", "video", "vision_start", "vision_end")
+        ]
+        self.end_tokens = end_tokens(model, self.tokenizer, self.name)
+        of_images = [token for token in marks if isinstance(token, int)]
+        self.vocabulary = Vocabulary(self.tokenizer, vocabulary_size(model), of_images)
+        self._forms: dict[tuple[Method, tuple[str, ...]], AnswerForm] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return input_device(self.model)
+
+    def prepare(self, sources: Sequence[Any], request: Request) -> Batch:
+        """Decodes pictures and runs the processor, which together are what the model would wait for."""
+        slots: list[LoadedImage | EmotionResult] = []
+        for source in sources:
+            try:
+                picture = load_image(source, allow_private_hosts=request.allow_private_hosts)
+                slots.append(fit_picture(picture, self.info.square))
+            except ImageError as error:
+                slots.append(_failed(source_name(source), error, request))
+        parts = self._parts(slots, request)
+        too_long = {}
+        for part in parts:
+            for picture, tokens in zip(part.pictures, part.inputs["attention_mask"].sum(-1).tolist(), strict=True):
+                if self.positions is not None and tokens + request.max_new_tokens > self.positions:
+                    too_long[id(picture)] = tokens
+        if not too_long:
+            return Batch(slots, parts)
+        for at, slot in enumerate(slots):
+            if isinstance(slot, LoadedImage) and id(slot) in too_long:
+                tokens = too_long[id(slot)]
+                refusal = ImageError(
+                    f"{slot.name}: {tokens:,} tokens with its question, and max_new_tokens={request.max_new_tokens} "
+                    f"are more than the {self.positions:,} positions of {self.name}; use a smaller picture or "
+                    "max_pixels, fewer labels, or a smaller max_new_tokens"
+                )
+                slots[at] = _failed(slot.name, refusal, request)
+        return Batch(slots, self._parts(slots, request))
+
+    def _parts(self, slots: Sequence[LoadedImage | EmotionResult], request: Request) -> list[Rows]:
+        rows = []
+        for slot in slots:
+            if isinstance(slot, LoadedImage):
+                digest = "" if request.temperature is None else picture_digest(slot.image)
+                for candidate in range(request.num_candidates):
+                    rows.append((slot, sampling_seed(request.seed, digest, candidate)))
+        parts = []
+        for part in chunks(rows, request.batch_size):
+            inputs = self.encode(request.prompt, [picture.image for picture, _ in part])
+            parts.append(Rows([picture for picture, _ in part], inputs, [seed for _, seed in part]))
+        return parts
+
+    def encode(self, prompt: str | Sequence[str], pictures: Sequence[Image.Image]) -> BatchFeature:
+        """The processor's tensors of one prompt about each picture, or of a prompt for each; from any thread."""
+        prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
+        with self._lock:
+            return self._ahead(
+                text=prompts,
+                images=[[picture] for picture in pictures],
+                padding=True,
+                padding_side="left",
+                add_special_tokens=adds_special_tokens(self._ahead, prompts[0]),
+                return_tensors="pt",
+            )
+
+    def predict(
+        self,
+        batch: Batch,
+        request: Request,
+        streamer: BaseStreamer | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> list[EmotionResult]:
+        """The results of a batch; none if it was cancelled, as nobody waits for them.
+
+        The model is this batch's alone meanwhile; threads that share it take turns, batch by batch.
+
+        Raises:
+            CheckpointError: the model fails on its input.
+        """
+        try:
+            return self._predict(batch, request, streamer, cancelled)
+        except (EmoR3Error, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model and a processor that don't fit each other can raise anything
+            raise CheckpointError(
+                f"{self.name} fails on this input ({type(error).__name__}: {first_line(error)})"
+            ) from error
+
+    def _predict(
+        self, batch: Batch, request: Request, streamer: BaseStreamer | None, cancelled: Cancelled | None
+    ) -> list[EmotionResult]:
+        results: list[EmotionResult] = []
+        with self._turns.turn():
+            for part in batch.parts:
+                if cancelled is not None and cancelled.event.is_set():  # while it waited
+                    return []
+                cached, answers = self._answer(part, request, streamer, cancelled)
+                if not answers:  # it was cancelled
+                    return []
+                found = [
+                    self._result(picture, answer, request)
+                    for picture, answer in zip(part.pictures, answers, strict=True)
+                ]
+                results += self._reflect(cached, found, request) if request.reflect else found
+        best = iter([_best(candidates) for candidates in chunks(results, request.num_candidates)])
+        return [slot if isinstance(slot, EmotionResult) else next(best) for slot in batch.slots]
+
+    def _answer(
+        self,
+        part: Rows,
+        request: Request,
+        streamer: BaseStreamer | None,
+        cancelled: Cancelled | None,
+    ) -> tuple[CachedPrompts, list[Answer]]:
+        """Generates, and reads the labels' distribution off the same pass or a short one on its cache."""
+        inputs = part.inputs
+        rows, width = inputs["input_ids"].shape
+        criteria = StoppingCriteriaList([] if cancelled is None else [cancelled])
+        forced = None
+        if request.decoding == "constrained":
+            form = self._form(request)
+            forced = ConstrainedDecoding(form, rows, request.max_new_tokens, self.end_tokens[0], self.device)
+            steering = LogitsProcessorList([forced])
+        else:
+            steering = LogitsProcessorList([FreeDecoding(self.vocabulary, self.end_tokens, self.device)])
+            criteria.append(BoxClosed(self.vocabulary, width, self.device))
+        generate: Any = self._writer.generate
+        if request.temperature is not None:
+            steering.append(Sampling(request.temperature, part.seeds, self.device))
+        output = generate(
+            **inputs.to(self.device, dtype=self.model.dtype),
+            generation_config=self._generation_config(request.max_new_tokens),
+            logits_processor=steering,
+            stopping_criteria=criteria,
+            streamer=streamer,
+        )
+        written = [
+            until(ids, [*self.end_tokens, self.tokenizer.pad_token_id]) for ids in output.sequences[:, width:].tolist()
+        ]
+        cached = self._cached(part, written, output.past_key_values, request)
+        if cancelled is not None and cancelled.event.is_set():
+            return cached, []
+        if forced is not None:
+            return cached, forced_answers(cached, written, forced, self.tokenizer)
+        return cached, free_answers(cached, written, self.tokenizer, request.labels.labels, request.max_new_tokens)
+
+    def _form(self, request: Request) -> AnswerForm:
+        key = (request.method, request.labels.labels)
+        if key not in self._forms:
+            if len(self._forms) >= 16:  # a caller with a list per picture must not fill the memory
+                self._forms.clear()
+            self._forms[key] = AnswerForm(self.vocabulary, *key)
+        return self._forms[key]
+
+    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
+        # What is not said here comes from the checkpoint: a repetition penalty would change the labels' probabilities.
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=self.end_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            use_cache=True,
+            cache_implementation="dynamic",
+        )
+
+    def _cached(
+        self,
+        part: Rows,
+        written: list[Tokens],
+        cache: Any,
+        request: Request,
+    ) -> CachedPrompts:
+        mask = part.inputs["attention_mask"]
+        prompts = [ids[keep.bool()].tolist() for ids, keep in zip(part.inputs["input_ids"], mask, strict=True)]
+        ends = [splice_image(request.plain, prompt, request.plain, self.image_token)[1] for prompt in prompts]
+        return CachedPrompts(
+            self.model,
+            [prompt + ids for prompt, ids in zip(prompts, written, strict=True)],
+            cache,
+            (mask == 0).sum(-1).tolist(),
+            position_offsets(self.model, len(prompts)),
+            ends,
+            lambda row, prompt=request.prompt: self.encode(prompt, [part.pictures[row].image]),
+            [len(prompt) for prompt in prompts],
+            max_rows=request.batch_size,
+        )
+
+    def _result(self, picture: LoadedImage, answer: Answer, request: Request) -> EmotionResult:
+        if not answer.log_probs.isfinite().all():
+            raise not_finite(self.name, self.model)
+        parsed = parse_completion(answer.text, request.labels, request.method)
+        shares = answer.log_probs.double().softmax(-1).tolist()
+        probabilities = dict(zip(request.labels.labels, shares, strict=True))
+        affect = expected_affect(probabilities)
+        return EmotionResult(
+            image=picture.name,
+            label=parsed.label if parsed.label in probabilities else None,
+            probabilities=probabilities,
+            steps=dict(parsed.steps),
+            valence=affect.valence if affect else None,
+            arousal=affect.arousal if affect else None,
+            text=answer.text,
+            problems=tuple(parsed.problems),
+            notes=picture.notes + answer.notes,
+            method=request.method,
+            prompt_version=self.info.prompts.version,
+            model=self.name,
+        )
+
+    def _reflect(self, cached: CachedPrompts, results: list[EmotionResult], request: Request) -> list[EmotionResult]:
+        """Adds consistency and coherence; a text that is missing is not asked about."""
+        prompts = self.info.prompts
+        texts = [reflected_texts(result.steps) for result in results]
+        asked_image = [row for row, (text, _) in enumerate(texts) if text]
+        asked_text = [row for row, (_, text) in enumerate(texts) if text]
+        about_image = []
+        for row in asked_image:
+            question = prompts.consistency_question(quotable(texts[row][0] or "", self.vocabulary.special))
+            about_image.append(
+                self._with_image(cached, row, render_prompt(self.processor, question, with_image=True), request)
+            )
+        about_text = []
+        for row in asked_text:
+            question = prompts.coherence_question(
+                quotable(texts[row][1] or "", self.vocabulary.special), request.labels
+            )
+            prompt = render_prompt(self.processor, question, with_image=False)
+            about_text.append(prompt_tokens(self.processor, prompt))
+        labels, end = request.labels.labels, self.end_tokens[0]
+        boxed = [results[row].label for row in asked_text]
+        yes = dict(zip(asked_image, consistency(cached, self.tokenizer, asked_image, about_image), strict=True))
+        read = dict(
+            zip(
+                asked_text,
+                coherence(self.model, self.tokenizer, about_text, labels, boxed, end, request.batch_size),
+                strict=True,
+            )
+        )
+        reflected = []
+        for row, result in enumerate(results):
+            agreement = read[row].agreement if row in read else 0.0
+            score = (yes.get(row, 0.0) + agreement) / 2
+            reflected.append(replace(result, consistency=yes.get(row), coherence=read.get(row), score=score))
+        return reflected
+
+    def _with_image(self, cached: CachedPrompts, row: int, prompt: str, request: Request) -> Tokens:
+        """Token ids of another prompt about a row's image."""
+        plain = prompt_tokens(self.processor, prompt)
+        full = cached.prompt(row)
+        spliced, _ = splice_image(request.plain, full, plain, self.image_token)
+        return spliced if spliced is not None else cached.encode(row, prompt)["input_ids"][0].tolist()
+
+
+def _best(candidates: list[EmotionResult]) -> EmotionResult:
+    """The well-formed before others, then the highest score; all scores stay on it."""
+    if len(candidates) == 1:
+        return candidates[0]
+    best = max(candidates, key=lambda result: (result.well_formed, result.score or 0.0))
+    return replace(best, candidate_scores=tuple(result.score or 0.0 for result in candidates))
+
+
+def _failed(name: str, error: ImageError, request: Request) -> EmotionResult:
+    """The row of a picture that can't be read, if the call wants one."""
+    if request.on_error == "raise":
+        raise error
+    return EmotionResult(image=name, error=str(error))
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a model was made for, prompt and answer together, if its configuration says so."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return None
+    scaling = getattr(config, "rope_parameters", None) or {}
+    if scaling.get("rope_type") in ("linear", "dynamic", "yarn"):
+        original = scaling.get("original_max_position_embeddings") or limit
+        limit = max(limit, int(original * (scaling.get("factor") or 1)))
+    return limit
+
+
+def not_finite(name: str, model: PreTrainedModel) -> EmoR3Error:
+    """What to say of a model that computed NaN or infinity: whether its weights or its type is to blame."""
+    weights = ((key, weight) for key, weight in model.named_parameters() if not weight.is_meta)  # offloaded ones are
+    broken = next((key for key, weight in weights if not weight.float().isfinite().all()), None)
+    if broken is not None:
+        return EmoR3Error(
+            f"{name} has broken weights: {broken} holds NaN or infinity; download or save the checkpoint again"
+        )
+    if model.dtype in (torch.float32, torch.float64):
+        return EmoR3Error(
+            f"{name} computes no finite numbers, though its weights are finite and in {model.dtype}: "
+            "they are too large or not this model's; use another checkpoint"
+        )
+    return EmoR3Error(f"{name} computes no finite numbers in {model.dtype}: load it with dtype='float32'")
+
+
+def picture_digest(image: Image.Image) -> str:
+    """The same for the same pixels, wherever they come from."""
+    return hashlib.blake2b(repr((image.mode, image.size)).encode() + image.tobytes(), digest_size=16).hexdigest()
+
+
+def sampling_seed(seed: int, picture: str, candidate: int) -> int:
+    """Seed of one sample: of the picture's content, not of its place in a list that may be resumed or added to.
+
+    Args:
+        seed (`int`): the call's.
+        picture (`str`): its [`picture_digest`].
+        candidate (`int`): which of its samples.
+    """
+    digest = hashlib.blake2b(f"{seed} {picture} {candidate}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")

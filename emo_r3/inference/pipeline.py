@@ -1,0 +1,340 @@
+"""A picture goes in, structured emotional reasoning comes out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.generation.streamers import BaseStreamer
+
+from .prefetch import chunks, prefetch
+from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
+from .engine import Batch, Decoding, Engine, Request
+from ..errors import EmoR3Error, ImageError
+from ..images.loading import is_file
+from ..labels import LabelSet, resolve_labels
+from .options import check_on_error, check_temperature, positive, whole_number
+from ..prompts import Method, Prompts, load_prompts
+from ..results import EmotionResult
+from ..models.prefix_cache import prompt_tokens, render_prompt
+from .streaming import Cancelled, StreamEvent, stream_events
+
+if TYPE_CHECKING:
+    from .endpoint import EndpointPipeline
+
+
+class EmoR3Pipeline:
+    """Emotion recognition with reasoning, on any image-text-to-text model of transformers.
+
+    Threads may share a pipeline, or a model: their calls and streams take turns, batch by batch, and give what they
+    give one by one.
+
+    Args:
+        model (`PreTrainedModel`): the model, in evaluation mode.
+        processor (`ProcessorMixin`): its processor, with a chat template.
+        info (`CheckpointInfo`, *optional*): how the model wants to be asked.
+        batch_size (`int`, *optional*, defaults to 8): the most rows (pictures times candidates) in one forward.
+        name (`str`, *optional*): what results call the model.
+
+    Example:
+
+    ```python
+    >>> pipe = EmoR3Pipeline.from_pretrained()
+    >>> result = pipe("picture.png")
+    >>> result.label, result.step1
+    ```
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        info: CheckpointInfo | None = None,
+        *,
+        batch_size: int = 8,
+        name: str | None = None,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.info = CheckpointInfo() if info is None else info
+        self.batch_size = positive("batch_size", batch_size)
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self._engine = Engine(model, processor, self.info, self.name)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_path: str | os.PathLike[str] | None = None,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        batch_size: int = 8,
+        prompts: Prompts | str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+    ) -> EmoR3Pipeline:
+        """Loads a model from a folder or the Hub; see [`load_model_and_processor`] for what is refused.
+
+        Args:
+            repo_or_path (`str` or `Path`, *optional*): folder or repository; the miniature of the package unless
+                given.
+            revision (`str`, *optional*): branch, tag or commit of a repository.
+            dtype (`str` or `torch.dtype`, *optional*): float32 on a CPU and as saved elsewhere unless given.
+            device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
+            batch_size (`int`, *optional*, defaults to 8): pictures in one forward.
+            prompts (`Prompts`, `str` or `Path`, *optional*): prompts, or a TOML file, instead of the checkpoint's own.
+            token (`str` or `bool`, *optional*): for a private repository.
+
+        Raises:
+            CheckpointError: the model can't be loaded, or not safely.
+            PromptError: the prompt file can't be used.
+        """
+        if isinstance(prompts, (str, os.PathLike)):
+            prompts = load_prompts(Path(prompts))
+        model, processor, info = load_model_and_processor(
+            repo_or_path, revision=revision, dtype=dtype, device_map=device_map, token=token
+        )
+        if prompts is not None:
+            info = replace(info, prompts=prompts)
+        name = "miniature" if repo_or_path is None else os.fspath(repo_or_path)
+        return cls(model, processor, info, batch_size=batch_size, name=name)
+
+    @classmethod
+    def from_endpoint(cls, url: str, model: str | None = None, **options: Any) -> EndpointPipeline:
+        """Asks a server instead of a model of its own; see [`~emo_r3.inference.endpoint.EndpointPipeline`] for what it can do.
+
+        Args:
+            url (`str`): of any OpenAI-compatible chat server (vLLM, `transformers serve`, an Inference Provider), such
+                as `"http://localhost:8000/v1"`.
+            model (`str`, *optional*): what the server calls the model; its only one unless given.
+            options: of `EndpointPipeline`: `info`, `token`, `timeout` and `concurrency`.
+
+        Raises:
+            EndpointError: there is no such server, or it has no such model.
+        """
+        from .endpoint import EndpointPipeline
+
+        return EndpointPipeline(url, model, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes weights, processor and `emo_r3.json` to a new folder, all or nothing.
+
+        Raises:
+            CheckpointError: the folder exists and is not empty.
+        """
+        save_checkpoint(Path(folder), self.model, self.processor, self.info)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, tag: str | None = None) -> str:
+        """Makes a repository of the Hub hold this model, `emo_r3.json` and a card, in one commit or not at all.
+
+        For a card that knows the run, or for an adapter alone, push its folder: `emo-r3 push model RUN REPO`.
+
+        Args:
+            repo_id (`str`): `namespace/name`.
+            private (`bool`, *optional*, defaults to `True`): of a new repository; `False` opens an old one too.
+            tag (`str`, *optional*): a name for this state; a tag is never moved.
+
+        Returns:
+            `str`: the commit; the newest one if nothing had to be done.
+
+        Raises:
+            EmoR3Error: there is no token, or the Hub refuses or can't be reached.
+        """
+        from ..publishing.targets import model_target, push
+
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            self.save_pretrained(folder)
+            return push(model_target(folder, repo_id, public=not private, tag=tag))
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        labels: LabelSet | Iterable[str] | str | None = None,
+        method: Method | None = None,
+        decoding: Decoding = "constrained",
+        reflect: bool = False,
+        num_candidates: int = 1,
+        max_new_tokens: int = 512,
+        temperature: float | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        on_error: Literal["raise", "return"] = "raise",
+        allow_private_hosts: bool = False,
+    ) -> Any:
+        """Reads the emotion of pictures.
+
+        Args:
+            images: a path, URL (`data:` too), PIL image, bytes, array, file opened in binary mode or `datasets` row
+                gives one result; a list or tuple gives a list; any other iterable, such as a generator or a `datasets`
+                column, gives an iterator that works as it is read.
+            labels (`LabelSet`, `list[str]` or `str`, *optional*): labels to choose from; the checkpoint's unless
+                given.
+            method (`str`, *optional*): `"set"`, `"think"` or `"direct"`; the checkpoint's unless given.
+            decoding (`str`, *optional*, defaults to `"constrained"`): `"constrained"` forces the form, and the most
+                probable label of the list; `"free"` lets the model write, and then reads its distribution at the box
+                that it opened, or at one put at the end of its text.
+            reflect (`bool`, *optional*, defaults to `False`): ask the model whether its text fits the picture and
+                which label its text suggests.
+            num_candidates (`int`, *optional*, defaults to 1): sample as many answers and return the best by
+                reflection: the well-formed before others, then by `score`.
+            max_new_tokens (`int`, *optional*, defaults to 512): budget of an answer.
+            temperature (`float`, *optional*): of sampling; greedy unless given, 1.0 if there are several candidates.
+            seed (`int`, *optional*, defaults to 0): of sampling. A picture's samples depend on this and on its pixels
+                alone, not on the batch size, its place or the other pictures: a resumed run draws the same ones, and
+                so do two copies of one picture.
+            batch_size (`int`, *optional*): instead of the pipeline's; fewer rows at once than `num_candidates` take
+                several forwards.
+            on_error (`str`, *optional*, defaults to `"raise"`): `"return"` gives a result with `error` set for a
+                picture that can't be read, and goes on.
+            allow_private_hosts (`bool`, *optional*, defaults to `False`): fetch URLs of private networks too.
+
+        Returns:
+            `EmotionResult`, `list[EmotionResult]` or `Iterator[EmotionResult]`: in the order of the pictures.
+
+        Raises:
+            ImageError: a picture can't be read.
+            EmoR3Error: an option can't be used.
+        """
+        request = self._request(
+            labels,
+            method,
+            decoding,
+            reflect=reflect,
+            num_candidates=num_candidates,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+            on_error=on_error,
+            allow_private_hosts=allow_private_hosts,
+        )
+        return one_or_many(images, lambda many: self._run(many, request))
+
+    def stream(
+        self,
+        image: Any,
+        *,
+        labels: LabelSet | Iterable[str] | str | None = None,
+        method: Method | None = None,
+        decoding: Decoding = "constrained",
+        reflect: bool = False,
+        max_new_tokens: int = 512,
+        temperature: float | None = None,
+        seed: int = 0,
+        allow_private_hosts: bool = False,
+        **others: Any,
+    ) -> Iterator[StreamEvent]:
+        """Yields the answer for one picture as it grows, then the result.
+
+        Args:
+            image: one picture, as the call takes it.
+            labels, method, decoding, reflect, max_new_tokens, temperature, seed, allow_private_hosts: of the call.
+
+        Returns:
+            `Iterator[StreamEvent]`: `section` and its `text` so far; the last event has the `result`. Leaving the
+            iterator stops the model.
+
+        Raises:
+            ImageError: the picture can't be read.
+            EmoR3Error: an option can't be used, or is one that a stream doesn't have.
+        """
+        if others:
+            raise EmoR3Error(f"{', '.join(others)}: a stream has no such option; leave it out")
+        request = self._request(
+            labels,
+            method,
+            decoding,
+            reflect=reflect,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            allow_private_hosts=allow_private_hosts,
+        )
+        batch = self._engine.prepare([image], request)
+
+        def run(streamer: BaseStreamer, cancelled: Cancelled) -> EmotionResult | None:
+            return next(iter(self._engine.predict(batch, request, streamer, cancelled)), None)
+
+        return stream_events(run, self.processor.tokenizer)
+
+    def _request(
+        self,
+        labels: Any,
+        method: Method | None,
+        decoding: Decoding,
+        *,
+        reflect: bool = False,
+        num_candidates: int = 1,
+        max_new_tokens: int = 512,
+        temperature: float | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        on_error: str = "raise",
+        allow_private_hosts: bool = False,
+    ) -> Request:
+        label_set = self.info.label_set if labels is None else resolve_labels(labels)
+        method = method or self.info.method
+        if decoding not in ("constrained", "free"):
+            raise EmoR3Error(f"decoding={decoding!r} is unknown; choose constrained or free")
+        num_candidates = positive("num_candidates", num_candidates)
+        max_new_tokens = positive("max_new_tokens", max_new_tokens)
+        temperature = check_temperature(temperature)
+        question = self.info.prompts.question(method, label_set)
+        reflect = reflect or num_candidates > 1
+        if reflect and method == "direct":
+            raise EmoR3Error("a direct answer has no text to reflect on; use method set or think")
+        if num_candidates > 1 and temperature is None:
+            temperature = 1.0
+        prompt = render_prompt(self.processor, question, with_image=True)
+        plain = prompt_tokens(self.processor, prompt)
+        limit = self._engine.positions
+        if limit is not None and len(plain) + max_new_tokens > limit:
+            raise EmoR3Error(
+                f"the question's {len(plain):,} tokens and max_new_tokens={max_new_tokens} are more than the "
+                f"{limit:,} positions of {self.name}; use fewer labels or a smaller max_new_tokens"
+            )
+        return Request(
+            label_set,
+            method,
+            decoding,
+            reflect,
+            num_candidates,
+            positive("batch_size", self.batch_size if batch_size is None else batch_size),
+            max_new_tokens,
+            temperature,
+            whole_number("seed", seed),
+            check_on_error(on_error),
+            allow_private_hosts,
+            prompt,
+            plain,
+        )
+
+    def _run(self, images: Iterable[Any], request: Request) -> Iterator[EmotionResult]:
+        def prepare(sources: list[Any]) -> Batch:
+            return self._engine.prepare(sources, request)
+
+        size = max(1, request.batch_size // request.num_candidates)
+        for batch in prefetch(prepare, chunks(images, size)):
+            yield from self._engine.predict(batch, request)
+
+
+def one_or_many(images: Any, run: Callable[[Iterable[Any]], Iterator[EmotionResult]]) -> Any:
+    """The results in the form of `images`: one picture gives one, a list or tuple a list, all else an iterator."""
+    one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Mapping)
+    if isinstance(images, one) or is_file(images):
+        [result] = run([images])
+        return result
+    if isinstance(images, (list, tuple)):
+        return list(run(images))
+    if not isinstance(images, Iterable) and not hasattr(images, "__getitem__"):
+        raise ImageError(f"{type(images).__name__} is no picture: give a path, URL, PIL image, bytes, array, or many")
+    return run(images)

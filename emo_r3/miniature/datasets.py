@@ -1,0 +1,183 @@
+"""The miniature's data sets: three drawing styles, three label lists, labelled by annotators who disagree."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DataError
+from . import world
+from .drawing import SIZE, render
+from ..data.build import build
+from ..data.archive import Record
+from ..data.report import Column, Report, Spec
+from ..data.shelf import Shelf
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SIZES: dict[str, dict[str, int]] = {
+    "miniature-8": {"train": 2000, "test": 2000},
+    "miniature-6": {"train": 1386, "test": 594},
+    "miniature-7": {"train": 2000, "test": 2000},
+}
+"""Rows by split of the sets that stand in for EmoSet, Emotion6 and WebEmo: the same numbers."""
+
+ANNOTATORS = 10
+_SPLITS = ("train", "test")
+# Begins the seeds of these sets only. Those of the model's training and evaluation are other, and shorter.
+_KEY = int.from_bytes(b"emo-r3 data sets")
+_STYLES = {"miniature-8": "flat", "miniature-6": "noisy and textured", "miniature-7": "sketch"}
+_MODELS = {"miniature-8": "EmoSet", "miniature-6": "Emotion6", "miniature-7": "WebEmo"}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """The PNG file of a scene, which never was on a disk."""
+
+    png: bytes
+
+    def read(self) -> bytes:
+        return self.png
+
+
+def miniature_spec(name: str) -> Spec:
+    """What `name`, one of `SIZES`, is; raises `DataError` for another name."""
+    if name not in SIZES:
+        raise DataError(f"no miniature is called {name!r}; choose one of {', '.join(SIZES)}")
+    labels = world.label_set(name)
+    return Spec(
+        name=name,
+        title=f"The miniature with {len(labels.labels)} labels",
+        about=f"""Drawings of {SIZE} x {SIZE} pixels from the world of the package's own small model, in the style
+"{_STYLES[name]}". They stand in for {_MODELS[name]} in tests and studies: a whole experiment fits on a laptop and
+needs no download. Nothing learned here carries over to photographs.
+
+Each scene holds things that move a viewer, such as a spider or a birthday cake. Its {ANNOTATORS} annotators disagree
+as people do: `distribution` is how they voted, and `label` is what one of them said, so that no model is always
+right. `scene` tells the facts of the picture, against which a description can be checked.""",
+        labels=labels,
+        columns={
+            "valence": Column("float64", "of the scene, 1 (negative) to 9 (positive)"),
+            "arousal": Column("float64", "of the scene, 1 (calm) to 9 (excited)"),
+            "distribution": Column(
+                dict.fromkeys(labels.labels, "float64"), f"share of the votes of {ANNOTATORS} annotators; adds up to 1"
+            ),
+            "scene": Column(
+                "string", "the facts as JSON: triggers, distractors, place, tone, palette, style and seed"
+            ),
+        },
+        license="apache-2.0",
+        terms="Made by the package `emo_r3` and free like it: Apache License 2.0.",
+        obtain=f"""There are none: `emo-r3 miniature dataset {name} --output DIR` draws the same pictures
+again, or more of them.""",
+        citation="""@software{emo_r3,
+  title = {emo_r3: explainable emotion recognition},
+  year  = {2026}
+}""",
+        tags=("synthetic",),
+        has_examples=True,
+    )
+
+
+def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, Shelf]:
+    """
+    Draws scenes and asks their annotators.
+
+    The same name, split and seed give the same scenes, and a larger size those of a smaller one and more.
+
+    Args:
+        name (`str`): one of `SIZES`.
+        sizes (`dict[str, int]`, *optional*): rows of `"train"` and `"test"`; those in `SIZES` unless given.
+        seed (`int`, *optional*, defaults to 0): another one gives other scenes; none gives scenes of the model's
+            training or evaluation.
+
+    Raises:
+        [`DataError`]: the name, a split, a size or the seed can't be used.
+    """
+    labels = miniature_spec(name).labels.labels
+    sizes = SIZES[name] if sizes is None else sizes
+    for split, size in sizes.items():
+        if split not in _SPLITS or size < 1:
+            raise DataError(f"{size} rows of {split!r}; give 1 or more of {' or '.join(_SPLITS)}")
+    if not sizes or seed < 0:
+        raise DataError(f"sizes {dict(sizes)}, seed {seed}; give the size of a split, and a seed of 0 or more")
+    records: dict[str, Shelf] = {}
+    for split, size in sizes.items():
+        rng = np.random.default_rng([_KEY, list(SIZES).index(name), _SPLITS.index(split), seed])
+        records[split] = Shelf(records=(_record(name, split, number, labels, rng) for number in range(size)))
+    return records
+
+
+def read_scenes(rows: Dataset) -> list[world.Scene] | None:
+    """What is in each picture, if these are rows of the miniature: each has a `scene` that its world knows."""
+    if "scene" not in rows.column_names:
+        return None
+    try:
+        return [world.read_scene(text) for text in rows["scene"]]
+    except (ValueError, TypeError, RecursionError):  # a column of another data set, as EmoSet's
+        return None
+
+
+def _record(name: str, split: str, number: int, labels: tuple[str, ...], rng: np.random.Generator) -> Record:
+    scene = world.sample_scene(name, rng)
+    votes = rng.choice(len(labels), ANNOTATORS, p=world.label_distribution(scene, name, labels)).tolist()
+    stream = io.BytesIO()
+    render(scene).save(stream, "PNG", compress_level=1)  # of drawings, faster and no larger than the default
+    fields = {
+        "valence": 5 + 4 * scene.valence,
+        "arousal": 5 + 4 * scene.arousal,
+        "distribution": {label: votes.count(index) / ANNOTATORS for index, label in enumerate(labels)},
+        "scene": json.dumps(asdict(scene)),
+    }
+    source = f"{split}/{number:05d}.png"
+    return Record(f"{split}-{number:05d}", labels[votes[0]], Drawing(stream.getvalue()), split, fields, source)
+
+
+def make_miniature(
+    name: str, output: str | os.PathLike[str], *, sizes: Mapping[str, int] | None = None, seed: int = 0
+) -> Report:
+    """
+    Makes one of the miniature's data sets, in the same form and by the same path as the others.
+
+    Args:
+        name (`str`), sizes (`dict[str, int]`, *optional*), seed (`int`, *optional*, defaults to 0): see
+            [`miniature_records`].
+        output (`str` or `Path`): the folder.
+
+    Raises:
+        [`DataError`]: an argument can't be used, or the folder can't be written.
+
+    Example:
+
+    ```python
+    >>> make_miniature("miniature-6", "miniature-6", sizes={"train": 100, "test": 20})
+    >>> load_emotion_dataset("./miniature-6", split="test")
+    ```
+    """
+    return build(miniature_records(name, sizes, seed), miniature_spec(name), output, seed=seed, strict=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `run`."""
+    parser.add_argument("name", choices=SIZES, help="stand-in for EmoSet (8), Emotion6 (6) or WebEmo (7)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the data set")
+    parser.add_argument("--train", type=int, metavar="N", help="rows of the train split")
+    parser.add_argument("--test", type=int, metavar="N", help="rows of the test split")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes a data set and prints the report."""
+    given = {split: size for split, size in (("train", args.train), ("test", args.test)) if size is not None}
+    report = make_miniature(args.name, args.output, sizes=SIZES[args.name] | given, seed=args.seed)
+    for line in report.lines():
+        print(line)
+    return 0

@@ -1,0 +1,1 @@
+"""What is done with a model's weights: loading, prefix caches, constrained decoding, reflection."""

@@ -1,0 +1,623 @@
+"""A checkpoint: weights and processor loaded safely, and `emo_r3.json`, which says how the model wants to be asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from PIL import Image
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, ProcessorMixin
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from .chat_template import rendered_chat
+from ..errors import CheckpointError, EmoR3Error, one_line
+from ..hub_errors import explain_hub_error
+from ..labels import LABEL_SETS, LabelSet, resolve_labels
+from ..miniature import CHECKPOINT
+from ..prompts import Method, Prompts, load_prompts
+
+INFO_FILE = "emo_r3.json"
+MINIATURE = "miniature"
+"""Name of the package's own model, where a folder or a repository is named."""
+FORMAT_VERSION = 1
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+# Bounds on what a stranger's files can ask for, far above anything that is published.
+_MOST_PIXELS = 2**26
+_LONGEST_EDGE = 2**13
+_MOST_TILES = 2**10
+_MOST_LAYERS = 2**11
+_LARGEST_SMALL_FILE = 2**28
+_COUNTS_LAYERS = re.compile(r"(?:layers|n_layer|depths?|blocks|experts|stages)$")
+_COUNTS_TILES = re.compile(r"(?:patches|tiles|crops|splits)$")
+# Models of which something here would be wrong without a word, by model_type.
+_REFUSED = {
+    "paligemma": "reads a prompt in both directions, so what it remembers of a picture serves one question alone",
+    "mllama": "sees pictures through layers of their own, so its probabilities can't be read off what it remembers",
+    "minicpmv4_6": "answers otherwise about a picture in a batch than about the same picture alone",
+}
+
+_logger = logging.getLogger(__name__)
+_REMOTE_CODE = ("auto_map", "custom_pipelines")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `emo_r3.json` beside the weights says: how the model was trained, and so how to ask it.
+
+    Args:
+        method (`str`, *optional*, defaults to `"set"`): form of its answers: `"set"`, `"think"` or `"direct"`.
+        label_set (`LabelSet`, *optional*): labels it chooses from by default; EmoSet's eight unless given.
+        prompts (`Prompts`, *optional*): the prompts it was trained with; the package's unless given.
+        min_pixels, max_pixels (`int`, *optional*): pixel budget of an image (Qwen-VL processors).
+        square (`bool`, *optional*, defaults to `False`): pad pictures to a square first.
+        base_model (`str`, *optional*): repository or folder of the model it was made from.
+        base_commit (`str`, *optional*): commit of that repository.
+        recipe_hash (`str`, *optional*): hash of the recipe that made it.
+        format_version (`int`, *optional*): of the file.
+    """
+
+    method: Method = "set"
+    label_set: LabelSet = LABEL_SETS["emoset"]
+    prompts: Prompts = field(default_factory=load_prompts)
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    square: bool = False
+    base_model: str | None = None
+    base_commit: str | None = None
+    recipe_hash: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """All facts, ready for JSON: the label set as its name and labels, the prompts in full."""
+        facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        return facts | {
+            "label_set": self.label_set.name,
+            "labels": list(self.label_set.labels),
+            "prompts": self.prompts.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> CheckpointInfo:
+        """Makes the record of what `to_dict` returned.
+
+        Raises:
+            CheckpointError: an entry is unknown or can't be used, or the file is of a newer format.
+        """
+        facts = dict(facts)
+        version = facts.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"format_version is {version!r}, and this emo_r3 reads {FORMAT_VERSION}: upgrade it or repair the file"
+            )
+        name, labels = facts.pop("label_set", "emoset"), facts.pop("labels", None)
+        unknown = sorted(set(facts) - {item.name for item in fields(cls)})
+        if unknown:
+            raise CheckpointError(f"unknown entries: {', '.join(unknown)}")
+        if facts.get("method", "set") not in get_args(Method):
+            raise CheckpointError(f"method is {facts['method']!r}; it must be one of {', '.join(get_args(Method))}")
+        for entry in ("min_pixels", "max_pixels"):
+            value = facts.get(entry)
+            if value is not None and (type(value) is not int or not 0 < value <= _MOST_PIXELS):
+                raise CheckpointError(f"{entry} is {value!r}; it must be a whole number from 1 to {_MOST_PIXELS}")
+        if (facts.get("min_pixels") or 1) > (facts.get("max_pixels") or _MOST_PIXELS):
+            raise CheckpointError(f"min_pixels={facts['min_pixels']} is above max_pixels={facts['max_pixels']}")
+        if not isinstance(facts.get("square", False), bool):
+            raise CheckpointError(f"square is {facts['square']!r}; it must be true or false")
+        for entry in ("base_model", "recipe_hash"):
+            if not isinstance(facts.get(entry), (str, NoneType)):
+                raise CheckpointError(f"{entry} is {facts[entry]!r}; it must be text")
+        if not isinstance(name, str) or not isinstance(labels, (list, NoneType)):
+            raise CheckpointError("label_set must be text, and labels a list of texts")
+        if labels is None or (name in LABEL_SETS and list(labels) == list(LABEL_SETS[name].labels)):
+            facts["label_set"] = resolve_labels(name)
+        else:
+            facts["label_set"] = LabelSet(name, tuple(labels))
+        if not isinstance(facts.get("prompts", {}), Mapping):
+            raise CheckpointError("prompts must be an object of texts")
+        if "prompts" in facts:
+            facts["prompts"] = Prompts.from_dict(facts["prompts"])
+        return cls(**facts)
+
+    @classmethod
+    def read(cls, folder: Path) -> CheckpointInfo:
+        """Reads `emo_r3.json` of a folder; the package's defaults where there is none.
+
+        Raises:
+            CheckpointError: the file can't be used; the message names it.
+        """
+        path = folder / INFO_FILE
+        if not path.exists():
+            return cls()
+        facts = _read_json(path)
+        try:
+            return cls.from_dict(facts)
+        except (EmoR3Error, TypeError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_model_and_processor(
+    repo_or_path: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    token: str | bool | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
+    """Loads a checkpoint from a folder or the Hub: safetensors only, and never code that it brings along.
+
+    Args:
+        repo_or_path (`str` or `Path`, *optional*): folder or Hub repository; `"miniature"`, the package's own, unless
+            given.
+        revision (`str`, *optional*): branch, tag or commit of a repository.
+        dtype (`str` or `torch.dtype`, *optional*): of the weights; float32 on a CPU, else as saved, unless given.
+        device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
+        token (`str` or `bool`, *optional*): for a private repository.
+
+    Raises:
+        CheckpointError: nothing there, pickled weights, code of its own, a model that transformers can't load, or a
+            `revision` of a folder.
+    """
+    folder = checkpoint_folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
+    local = repo_or_path in (None, MINIATURE) or Path(repo_or_path or "").expanduser().is_dir()
+    if revision is not None and local:
+        raise CheckpointError(
+            f"revision={revision!r} is for a repository of the Hub, and {repo_or_path or MINIATURE} is a folder here: "
+            "leave it out"
+        )
+    if device_map is None and torch.accelerator.is_available():
+        device_map = "auto"
+    if dtype is None:
+        dtype = torch.float32 if device_map in (None, "cpu") else "auto"
+    model, processor, info = _load(folder, repo_or_path or folder, dtype, device_map)
+    return model.eval(), processor, info
+
+
+def load_for_training(
+    repo_or_path: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    token: str | bool | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
+    """Loads a checkpoint as [`load_model_and_processor`] does, and leaves it to `accelerate` to place the weights.
+
+    The model's `name_or_path` is the local folder, from which TRL loads the frozen reference: the weights that are
+    checked here, by the class that the configuration names.
+
+    Raises:
+        CheckpointError: as there, or the configuration names another class.
+    """
+    folder = checkpoint_folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
+    model, processor, info = _load(folder, repo_or_path or folder, dtype, None)
+    if model.config.architectures != [type(model).__name__]:
+        raise CheckpointError(
+            f"{folder}: config.json has architectures {model.config.architectures!r}, and its model_type makes a "
+            f"{type(model).__name__}: write that name there"
+        )
+    return model, processor, info
+
+
+def _load(
+    folder: Path, name: str | os.PathLike[str], dtype: str | torch.dtype, device_map: Any
+) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
+    info = CheckpointInfo.read(folder)
+    with loading(name):
+        check_size(AutoModelForImageTextToText, folder)
+        processor = _load_processor(folder)
+        set_pixel_budget(processor, info)
+        _try_processor(folder, processor)
+        model = load_weights(AutoModelForImageTextToText, folder, dtype=dtype, device_map=device_map)
+    return model, processor, info
+
+
+@contextmanager
+def loading(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Tells in one line what goes wrong in a library that reads a stranger's files: it can be any exception."""
+    try:
+        yield
+    except EmoR3Error:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{name} can't be loaded: {first_line(error)}") from error
+
+
+def check_size(model_class: Any, folder: Path) -> None:
+    """Refuses a configuration of a model that is far larger than its files, before memory is taken for it.
+
+    Args:
+        model_class: one of transformers' `AutoModel`s.
+        folder (`Path`): the checkpoint.
+
+    Raises:
+        CheckpointError: the files can't hold the weights of such a model.
+    """
+    for key, value in _entries(_read_json(folder / "config.json")):
+        if _COUNTS_LAYERS.search(key) and type(value) in (int, float) and value > _MOST_LAYERS:
+            raise CheckpointError(f"{folder}: config.json has {key} {value}; it can be {_MOST_LAYERS} at most")
+    if is_deepspeed_zero3_enabled():  # which would spread it over the processes
+        return
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):  # takes no memory
+        model = model_class.from_config(config, trust_remote_code=False)
+    _check_kind(folder, model)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    there = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt"):  # which reads its header alone, and checks it
+            there += path.stat().st_size
+    if weights > 8 * there:  # a weight takes a bit at least
+        raise CheckpointError(
+            f"{folder}: config.json describes a {type(model).__name__} with {weights} weights, and the files have "
+            f"{there} bytes: the weights are incomplete, or belong to another configuration"
+        )
+
+
+def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
+    """A model with every weight read from its folder: what is missing would be random numbers.
+
+    Args:
+        model_class: what has the `from_pretrained`, a model's class or one of transformers' `AutoModel`s.
+        folder (`Path`): the checkpoint.
+        options: of `from_pretrained`.
+
+    Raises:
+        CheckpointError: a weight of the model is missing in the files, or has another shape there.
+    """
+    with _without_report():
+        model, found = model_class.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # told below, by name and shape
+            output_loading_info=True,
+            **options,
+        )
+    kind = type(model).__name__
+    if found["mismatched_keys"]:
+        key, there, wanted = min(found["mismatched_keys"])
+        raise CheckpointError(
+            f"{folder}: {key} is {_shape(there)} in the files and {_shape(wanted)} in the {kind} that config.json "
+            f"describes{_more(found['mismatched_keys'])}: the weights belong to another configuration"
+        )
+    if found["missing_keys"]:
+        raise CheckpointError(
+            f"{folder} lacks {len(found['missing_keys'])} of the weights of a {kind}, such as "
+            f"{min(found['missing_keys'])}: the files are incomplete, or belong to another kind of model"
+        )
+    if found["unexpected_keys"]:
+        _logger.warning(
+            f"{folder} holds weights that {kind} has no place for, such as {min(found['unexpected_keys'])}"
+            f"{_more(found['unexpected_keys'])}; they are left out"
+        )
+    return model
+
+
+def _check_kind(folder: Path, model: PreTrainedModel) -> None:
+    """Refuses a model that answers in a way that can't be steered, or read off."""
+    kind = type(model).__name__
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise CheckpointError(f"{folder}: {kind} is not a model that goes on writing after its prompt")
+    own: Any = type(model)
+    if own.generate is not GenerationMixin.generate:
+        raise CheckpointError(f"{folder}: {kind} writes its answers in a way of its own, which can't be steered")
+    if reason := _REFUSED.get(model.config.model_type):
+        raise CheckpointError(f"{folder}: {kind} can't be used: it {reason}")
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes)) or "a single number"
+
+
+def _more(keys: Collection[Any]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps back the table of missing and unexpected weights that transformers logs: it is told in one line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def drop(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(record.msg)
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
+
+
+class _WithoutVideo(ProcessorMixin):
+    """What a processor class gets between itself and transformers' base by [`image_only`]."""
+
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        # The class hands its parts on by place, the video part among them.
+        stock: Any = type(self).__mro__[1]
+        named = dict(zip(stock.get_attributes(), parts, strict=False)) | options
+        named.pop("video_processor", None)
+        super().__init__(**named)
+
+    @property
+    def video_processor(self) -> Any:
+        """The image part, as some classes read settings of the video part that both have."""
+        return self.image_processor
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        parts = list(args)
+        stock: Any = cls.__mro__[1]
+        parts.insert(stock.get_attributes().index("video_processor"), None)
+        entries = {name: value for name, value in processor_dict.items() if name != "video_processor"}
+        return super().from_args_and_dict(parts, entries, **kwargs)
+
+
+def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The processor class without its video part, which needs torchvision even where no video is ever seen."""
+    attributes = processor_class.get_attributes()
+    if "video_processor" not in attributes or "image_processor" not in attributes:
+        return processor_class
+    kept = [name for name in attributes if name != "video_processor"]
+    # The name stays, as it is what `save_pretrained` writes down.
+    return type(
+        processor_class.__name__,
+        (processor_class, _WithoutVideo),
+        {"get_attributes": classmethod(lambda cls: list(kept)), "__module__": processor_class.__module__},
+    )
+
+
+def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, info: CheckpointInfo) -> None:
+    """Writes a checkpoint under a temporary name and renames it, so that a half-written one is never seen.
+
+    Raises:
+        CheckpointError: the folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists: name a new folder, or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        complete_checkpoint(temporary, processor, info)
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def complete_checkpoint(folder: Path, processor: ProcessorMixin, info: CheckpointInfo) -> None:
+    """Adds what a saved model and processor lack: `emo_r3.json`, and a video entry that the stock class can read."""
+    _add_video_entry(folder, processor)
+    text = json.dumps(info.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    (folder / INFO_FILE).write_text(text, encoding="utf-8")
+
+
+def checkpoint_folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> Path:
+    """The local folder of a checkpoint, checked before any weight is read (or, from the Hub, even fetched)."""
+    path = Path(repo_or_path).expanduser()
+    if repo_or_path == MINIATURE and not path.exists():  # as recipes and results call it
+        path = CHECKPOINT
+    if path.is_dir():
+        _check_code(path)
+        _check_weights(path)
+        return path
+    name = os.fspath(repo_or_path)
+    if path.exists() or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
+        if path == CHECKPOINT:
+            raise CheckpointError(f"the miniature is not at {path}: reinstall emo_r3, or name a model")
+        raise CheckpointError(
+            f"there is no model folder {name}: check the path, or name a Hub repository (owner/name)"
+        )
+    try:
+        small = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=_SMALL_FILES))
+        _check_code(small)
+        folder = Path(
+            snapshot_download(name, revision=revision, token=token, allow_patterns=["*.safetensors", *_SMALL_FILES])
+        )
+    except HFValidationError:
+        raise CheckpointError(f"{name!r} is neither a folder nor a Hub repository (owner/name)") from None
+    except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
+        raise CheckpointError(f"{name} is no local folder; {explain_hub_error(error, name, revision)}") from error
+    _check_weights(folder)
+    return folder
+
+
+def hub_commit(folder: Path) -> str | None:
+    """The commit that a folder of the Hub's cache holds; `None` for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def weights_digest(folder: Path) -> str:
+    """What tells a model from all others: a hash of its safetensors files, whatever the folder is called."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the pages that may follow."""
+    line = one_line(str(error)) or type(error).__name__
+    return f"there is no {line}" if isinstance(error, KeyError) else line
+
+
+def _check_code(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", *(pattern[1:] for pattern in _SMALL_FILES)):
+            if not path.is_file():
+                raise CheckpointError(f"{path} is not a file")
+            if path.suffix != ".safetensors" and path.stat().st_size > _LARGEST_SMALL_FILE:
+                raise CheckpointError(f"{path} is too large: {path.stat().st_size} bytes")
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "holds an adapter alone: merge it into its base model first" if adapter else "has no config.json"
+        raise CheckpointError(f"{folder} is not a model folder: it {what}")
+    for path in sorted(folder.glob("*config.json")):
+        for key, _ in _entries(_read_json(path)):
+            if key in _REMOTE_CODE:
+                raise CheckpointError(
+                    f"{folder} brings its own code ({key} in {path.name}), which emo_r3 never runs: "
+                    "use a model that transformers has built in"
+                )
+
+
+def _check_weights(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        pickled = [
+            path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        ]
+        if not pickled:
+            raise CheckpointError(f"{folder} has no weights: it needs *.safetensors files")
+        raise CheckpointError(
+            f"{folder} has pickled weights ({pickled[0]}), and loading a pickle can run code: "
+            "emo_r3 reads safetensors only; convert them with transformers' save_pretrained where you trust them"
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{index} has no weight_map that names its files")
+        for name in shards.values():
+            if Path(str(name)).name != name or not str(name).endswith(".safetensors"):
+                raise CheckpointError(f"{index} names {name!r}, which is not a safetensors file of its folder")
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder} lacks {name}, which its index names: the files are incomplete")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return value
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a JSON value with what it has, however deep."""
+    found = [value]
+    while found:
+        value = found.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            found += value.values()
+        elif isinstance(value, list):
+            found += value
+
+
+def _load_processor(folder: Path) -> ProcessorMixin:
+    """The model's own processor class, named by its files or its configuration, without the video part."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    name = None
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if name is None and (folder / file).exists():
+            name = _read_json(folder / file).get("processor_class")
+    if name is None:
+        found: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)), None)
+    else:
+        found = getattr(transformers, str(name), None)
+    if needed := getattr(found, "_backends", None):  # what transformers has in place of a class that can't be used
+        missing = [package for package in needed if find_spec(package) is None] or list(needed)
+        raise CheckpointError(f"{folder}: {found.__name__} needs {' and '.join(missing)}, which is not installed here")
+    if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):
+        raise CheckpointError(f"{folder}: transformers {transformers.__version__} has no processor {name or 'for it'}")
+    processor = image_only(found).from_pretrained(folder)
+    if not processor.chat_template:
+        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
+    if not processor.chat_template:
+        raise CheckpointError(
+            f"{folder} has no chat template: use an instruction-tuned model, or add chat_template.jinja"
+        )
+    try:
+        rendered_chat(processor, "", with_image=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    return processor
+
+
+def _try_processor(folder: Path, processor: ProcessorMixin) -> None:
+    """Lets the processor read a small picture, so that one which can't is told now."""
+    for part in (processor, getattr(processor, "image_processor", None)):
+        for name, value in vars(part).items() if part is not None else ():
+            _check_processor_entry(folder, name, value, hasattr(part, "merge_size"))
+    prompt = rendered_chat(processor, "Which emotion?", with_image=True)
+    try:
+        processor(text=[prompt], images=[[Image.new("RGB", (64, 48))]], return_tensors="pt")
+    except Exception as error:  # sizes, means and tokens that don't fit can make it raise anything
+        raise CheckpointError(
+            f"{folder}: {type(processor).__name__} can't read a picture with these settings: {first_line(error)}"
+        ) from error
+
+
+def _check_processor_entry(folder: Path, name: str, value: Any, counts_pixels: bool) -> None:
+    """Refuses a size that would fill the memory."""
+    sizes: list[Any] = []
+    if name.endswith("size"):
+        limits = {"shortest_edge": _MOST_PIXELS, "longest_edge": 2**40} if counts_pixels else {}
+        edges = value if isinstance(value, dict) else getattr(value, "__dict__", {name: value})
+        sizes = [(f"{name} {edge}", number, limits.get(edge, _LONGEST_EDGE)) for edge, number in edges.items()]
+    elif name.endswith(("seq_len", "seq_length", "image_tokens")):
+        sizes = [(name, value, 2**16)]
+    elif _COUNTS_TILES.search(name):
+        sizes = [(name, value, _MOST_TILES)]
+    elif name == "image_grid_pinpoints" and isinstance(value, list):
+        sizes = [(name, edge, _LONGEST_EDGE) for pair in value if isinstance(pair, (list, tuple)) for edge in pair]
+    for name, number, most in sizes:
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and not 0 <= number <= most:
+            raise CheckpointError(f"{folder}: the processor has {name} {number}; it can be 0 to {most}")
+
+
+def set_pixel_budget(processor: ProcessorMixin, info: CheckpointInfo) -> None:
+    """Gives the processor the pixel budget of the checkpoint; raises `CheckpointError` where it knows none."""
+    if info.min_pixels is None and info.max_pixels is None:
+        return
+    image_processor = processor.image_processor
+    if not hasattr(image_processor, "merge_size"):
+        raise CheckpointError(
+            f"min_pixels / max_pixels are for Qwen-VL processors, not {type(image_processor).__name__}"
+        )
+    # Set afterwards: `from_pretrained(size=...)` loses to a min_pixels / max_pixels of the saved configuration.
+    size = {"shortest_edge": info.min_pixels, "longest_edge": info.max_pixels}
+    image_processor.size = type(image_processor.size)(
+        **{edge: image_processor.size[edge] if pixels is None else pixels for edge, pixels in size.items()}
+    )
+
+
+def _add_video_entry(folder: Path, processor: ProcessorMixin) -> None:
+    """The stock class asks for a video configuration where torchvision exists: give the image's, which fits it."""
+    if type(processor).get_attributes() == type(processor).__mro__[1].get_attributes():  # type: ignore[attr-defined]
+        return
+    path = folder / "processor_config.json"
+    config = _read_json(path)
+    image = config.get("image_processor", {})
+    kind = str(image.get("image_processor_type", "")).removesuffix("Pil").replace("ImageProcessor", "VideoProcessor")
+    if hasattr(transformers, kind):
+        sizes = {
+            key: image[key] for key in ("size", "patch_size", "merge_size", "temporal_patch_size") if key in image
+        }
+        config["video_processor"] = sizes | {"video_processor_type": kind}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

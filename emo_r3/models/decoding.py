@@ -1,0 +1,349 @@
+"""Decoding: answers forced into their form, special tokens kept out, reproducible sampling, an end at the box."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+
+from ..errors import CheckpointError, EmoR3Error
+from ..parsing import SECTIONS
+from ..prompts import Method
+from .prefix_cache import LabelTrie, Tokens
+
+BOX = "\\boxed{"
+# The model chooses among these; which one it has learned doesn't matter to the form.
+_SEPARATORS = ("", " ", "\n", "\n\n")
+# After one of these, tokens come out as they do in the middle of a text; one on which nothing merges is used.
+_ANCHORS = ("\n", ".", "a", "0", " ")
+CLOSED_BOX = re.compile(r"\\boxed\{[^{}]*\}")
+
+
+def encode_after(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
+    """Token ids of a text in the middle of another, without the marks that a tokenizer puts at the start."""
+    for anchor in _ANCHORS:
+        head = tokenizer.encode(anchor, add_special_tokens=False)
+        ids = tokenizer.encode(anchor + text, add_special_tokens=False)
+        if ids[: len(head)] == head:
+            return ids[len(head) :]
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def read(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
+    """The text of tokens, exactly."""
+    return cast(str, tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+
+
+def box_sequences(tokenizer: PreTrainedTokenizerBase, before: str, labels: Sequence[str]) -> list[Tokens]:
+    """The labels as they are written in a box, its brace included; `before` is what is left of the opening."""
+    return [encode_after(tokenizer, f"{before}{label}}}") for label in labels]
+
+
+def find_box(tokenizer: PreTrainedTokenizerBase, ids: Tokens) -> tuple[int, str]:
+    """Where the last box opens in a completion.
+
+    Returns:
+        `tuple[int, str]`: how many tokens come before the one that completes the opening, and the text of the opening
+        that those tokens don't hold yet. Without any box: all tokens, and a whole opening on a new line.
+    """
+
+    def text_of(count: int) -> str:
+        return read(tokenizer, ids[:count])
+
+    text = text_of(len(ids))
+    start = text.rfind(BOX)
+    if start < 0:
+        return len(ids), "\n" + BOX
+    stop = start + len(BOX)
+    count = bisect_left(range(len(ids) + 1), stop, key=lambda size: len(text_of(size))) - 1
+    before = text_of(count)
+    if text.startswith(before):
+        return count, text[len(before) : stop]
+    # A character cut in two reads differently: go by how much of the opening is there.
+    held = next(size for size in range(len(BOX), -1, -1) if before.endswith(BOX[:size]))
+    return count, BOX[held:]
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts that a tokenizer takes for special tokens, longest first."""
+    added = {entry.content for entry in tokenizer.added_tokens_decoder.values() if entry.special}
+    return sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+
+
+class Vocabulary:
+    """What each token of a model reads like, and which are never to be written.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer.
+        size (`int`): number of logits, which may be larger than the tokenizer's vocabulary.
+        unwanted (`list[int]`, *optional*): ids to keep out besides special tokens, such as a processor's image token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, unwanted: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        known = min(size, len(tokenizer))
+        texts = tokenizer.batch_decode([[token] for token in range(known)], clean_up_tokenization_spaces=False)
+        self.texts: list[str] = [*texts, *[""] * (size - known)]
+        added = [token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special]
+        self.special = special_texts(tokenizer)
+        special = {*added, *tokenizer.all_special_ids, *unwanted}
+        self.suppressed = torch.zeros(size, dtype=torch.bool)
+        self.suppressed[[token for token in special if token < size]] = True
+        self.suppressed[known:] = True
+        self.closes_brace = torch.tensor(["}" in text for text in self.texts])
+
+
+@dataclass
+class _Node:
+    """A place in what is forced: the tokens that may follow, or what comes next."""
+
+    children: dict[int, _Node] = field(default_factory=dict)
+    section: int | None = None
+    labels: LabelTrie | None = None
+
+    def add(self, tokens: Sequence[int], *, section: int | None = None, labels: LabelTrie | None = None) -> None:
+        node = self
+        for token in tokens:
+            node = node.children.setdefault(token, _Node())
+        node.section, node.labels = section, labels
+
+    @property
+    def depth(self) -> int:
+        if self.section is not None or self.labels is not None:
+            return 0
+        return 1 + max(child.depth for child in self.children.values())
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Number of logits at each place."""
+    head = model.get_output_embeddings()
+    return int(model.config.get_text_config().vocab_size if head is None else head.weight.shape[0])
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "this model") -> list[int]:
+    """Token ids at which `generate` stops.
+
+    Args:
+        model (`PreTrainedModel`): its generation configuration names them, else the tokenizer does.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        name (`str`, *optional*): what the error calls the model.
+
+    Raises:
+        CheckpointError: there is none, or one is no token of the vocabulary.
+    """
+    named: Any = model.generation_config.eos_token_id if model.generation_config else None
+    ends = named if isinstance(named, list) else [named]
+    found = list(dict.fromkeys(tokenizer.eos_token_id if end is None else end for end in ends))
+    if found in ([], [None]):
+        raise CheckpointError(f"{name} names no token that ends an answer (eos_token_id)")
+    for end in found:
+        if type(end) is not int or not 0 <= end < vocabulary_size(model):
+            raise CheckpointError(
+                f"{name} names {end!r} as a token that ends an answer (eos_token_id); its vocabulary has "
+                f"{vocabulary_size(model)} tokens: repair generation_config.json"
+            )
+    return found
+
+
+class AnswerForm:
+    """The form of an answer over one label list, as tokens: literal text that is forced, free text in between.
+
+    Free text holds no `<`, backslash or brace, so it can't imitate a tag or a box; a token that begins the closing tag
+    ends it. Built once per label list and used for any number of batches.
+
+    Args:
+        vocabulary (`Vocabulary`): the model's.
+        method (`str`): `"set"`, `"think"` or `"direct"`.
+        labels (`list[str]`): the labels to choose from.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, method: Method, labels: Sequence[str]) -> None:
+        self.tokenizer, self.labels = vocabulary.tokenizer, tuple(labels)
+        self.sections = SECTIONS[method]
+        self.start = self._forced(0, "", ("",))
+        self.closings = [
+            self._forced(index + 1, f"</{name}>", _SEPARATORS) for index, name in enumerate(self.sections)
+        ]
+        texts = vocabulary.texts
+        plain = torch.tensor([not set(text) & set("<\\{}") for text in texts]) & ~vocabulary.suppressed
+        wordy = plain & torch.tensor([any(character.isalnum() for character in text) for text in texts])
+        self.closers: list[dict[int, _Node]] = [
+            self._closers(index, vocabulary) for index in range(len(self.sections))
+        ]
+        # Rows: nothing free (forced text), the first token of a section, then a section's further tokens.
+        self.banned = torch.stack([torch.ones_like(plain), ~wordy, *[~plain] * len(self.sections)])
+        for index, closers in enumerate(self.closers):
+            self.banned[2 + index, list(closers)] = False
+        # What must still fit after the free text of a section: its closing and all that follows, and the end.
+        self.reserved = [0] * (len(self.sections) + 1)
+        for index in reversed(range(len(self.sections))):
+            self.reserved[index] = self.reserved[index + 1] + self.closings[index].depth + 1
+        self.min_new_tokens = self.start.depth + self.reserved[0] + 1
+
+    def _forced(self, index: int, before: str, separators: Sequence[str]) -> _Node:
+        """The trie of `before`, a separator, and the opening of section `index` or of the box."""
+        root = _Node()
+        for separator in separators:
+            if index < len(self.sections):
+                text = f"{before}{separator}<{self.sections[index]}>"
+                root.add(encode_after(self.tokenizer, text), section=index)
+                continue
+            # The opening goes up to where the labels part, since a brace may be one token with what follows it.
+            sequences = box_sequences(self.tokenizer, before + separator + BOX, self.labels)
+            shared = next(at for at, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1)
+            root.add(sequences[0][:shared], labels=LabelTrie([sequence[shared:] for sequence in sequences]))
+        return root
+
+    def _closers(self, index: int, vocabulary: Vocabulary) -> dict[int, _Node]:
+        """Tokens that begin the section's closing tag, each with what is forced after it."""
+        tag = f"</{self.sections[index]}>"
+        rest: dict[str, _Node] = {}
+        closers = {}
+        for token, text in enumerate(vocabulary.texts):
+            free, found, _ = text.partition("<")
+            tail = text[len(free) :]
+            if found and tag.startswith(tail) and not set(free) & set("\\{}") and not vocabulary.suppressed[token]:
+                if tail not in rest:
+                    rest[tail] = self._forced(index + 1, tag[len(tail) :], _SEPARATORS)
+                closers[token] = rest[tail]
+        return closers
+
+
+@dataclass
+class _Row:
+    node: _Node | None
+    section: int = -1
+    used: int = 0
+    limit: int = 0
+
+
+class ConstrainedDecoding(LogitsProcessor):
+    """Makes every row of a batch write an answer of the form, up to the opened box.
+
+    There it notes in `choices` what the model thinks of the labels' first tokens, and ends the row: the label is
+    chosen from the whole distribution, not token by token. One object serves one `generate` call; it goes first.
+
+    Args:
+        form (`AnswerForm`): the form.
+        batch_size (`int`): number of rows.
+        max_new_tokens (`int`): budget of a row; free sections share what the forced text leaves.
+        end_token (`int`): token that ends a row.
+
+    Raises:
+        EmoR3Error: the budget is too small for the form.
+    """
+
+    def __init__(
+        self, form: AnswerForm, batch_size: int, max_new_tokens: int, end_token: int, device: torch.device
+    ) -> None:
+        if max_new_tokens < form.min_new_tokens:
+            raise EmoR3Error(
+                f"max_new_tokens={max_new_tokens} is too small for this form: {form.min_new_tokens} or more"
+            )
+        self.form, self.left, self.end_token = form, max_new_tokens, end_token
+        self.banned = form.banned.to(device)
+        self.rows = [_Row(form.start) for _ in range(batch_size)]
+        self.choices: list[Tensor | None] = [None] * batch_size
+        """Per row, logits of the first branch of its label trie."""
+        self.tries: list[LabelTrie | None] = [None] * batch_size
+        self.cut: list[list[str]] = [[] for _ in range(batch_size)]
+        """Per row, the sections that were ended by the budget."""
+        self.started = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.started:
+            for index, token in enumerate(input_ids[:, -1].tolist()):
+                if self.tries[index] is None:
+                    self._advance(index, token)
+        self.started = True
+        kinds: list[int] = []
+        lines: list[int] = []
+        tokens: list[int] = []
+        for index, row in enumerate(self.rows):
+            if row.node is None:
+                kinds.append(2 + row.section if row.used else 1)
+                continue
+            kinds.append(0)
+            allowed: Sequence[int] = list(row.node.children)
+            if (trie := row.node.labels) is not None:
+                if self.tries[index] is None:
+                    self.tries[index], self.choices[index] = trie, scores[index, trie.tokens[0]]
+                allowed = [self.end_token]
+            lines += [index] * len(allowed)
+            tokens += allowed
+        self.left -= 1
+        result = scores.masked_fill(self.banned[kinds], -torch.inf)
+        if lines:
+            result[lines, tokens] = scores[lines, tokens]
+        return result
+
+    def _advance(self, index: int, token: int) -> None:
+        row = self.rows[index]
+        if row.node is not None:
+            row.node = row.node.children[token]
+            if row.node.section is not None:
+                row.section, row.used, row.node = row.node.section, 0, None
+                free = self.left - self.form.reserved[row.section] - 1
+                row.limit = max(1, free // (len(self.form.sections) - row.section))
+        elif row.used and token in self.form.closers[row.section]:
+            row.node = self.form.closers[row.section][token]
+        else:
+            row.used += 1
+            if row.used >= row.limit:
+                row.node = self.form.closings[row.section]
+                self.cut[index].append(self.form.sections[row.section])
+
+
+class FreeDecoding(LogitsProcessor):
+    """Keeps image and other special tokens out of the text, the end tokens excepted."""
+
+    def __init__(self, vocabulary: Vocabulary, end_tokens: Sequence[int], device: torch.device) -> None:
+        self.suppressed = vocabulary.suppressed.clone()
+        self.suppressed[list(end_tokens)] = False
+        self.suppressed = self.suppressed.to(device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.masked_fill(self.suppressed, -torch.inf)
+
+
+class Sampling(LogitsProcessor):
+    """Turns greedy decoding into sampling, with a generator for each row: Gumbel noise, whose maximum is a sample.
+
+    The same seed gives a row the same text in any batch, and PyTorch's global generator is not touched.
+
+    Args:
+        temperature (`float`): of the sampling, above 0.
+        seeds (`list[int]`): one per row.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int], device: torch.device) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = torch.empty_like(scores)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        # Never 0, whose logarithm would let a forbidden token through.
+        return scores / self.temperature - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log()
+
+
+class BoxClosed(StoppingCriteria):
+    """Ends a row when its box is closed. Text is decoded only after a token that holds a closing brace."""
+
+    def __init__(self, vocabulary: Vocabulary, prompt_length: int, device: torch.device) -> None:
+        self.tokenizer, self.prompt_length = vocabulary.tokenizer, prompt_length
+        self.closes_brace = vocabulary.closes_brace.to(device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        done = self.closes_brace[input_ids[:, -1]]
+        for row in done.nonzero().flatten().tolist():
+            tail = input_ids[row, max(self.prompt_length, input_ids.shape[1] - 64) :]
+            done[row] = bool(CLOSED_BOX.search(read(self.tokenizer, tail.tolist())))
+        return done

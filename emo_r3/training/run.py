@@ -1,0 +1,284 @@
+"""`emo-r3 train`: from a recipe to a checkpoint that the pipeline loads."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import yaml
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+
+from ..models.checkpoint import CheckpointInfo
+from ..miniature.datasets import read_scenes
+from ..data.examples import fingerprint, load_rows, provenance, row_ids
+from ..errors import EmoR3Error, RecipeError, TrainingError
+from ..formats import locked, writing
+from .config import SupervisedConfig
+from .recipe import Recipe, differences, load_recipe
+from .examples import select_cold_start
+from .stage import Stage, rank, say
+
+PACKAGES = ("emo-r3", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm")
+
+# A cold start takes these from the GRPO stage. It needs no accumulation: an update is one batch of each process.
+COLD_START_FIELDS = (
+    "per_device_train_batch_size",
+    "lr_scheduler_type",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "bf16",
+    "fp16",
+    "use_cpu",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "logging_steps",
+    "report_to",
+    "dataloader_num_workers",
+    "ddp_find_unused_parameters",
+    "deepspeed",
+    "fsdp",
+    "fsdp_config",
+)
+
+USAGE = "emo-r3 train --config RECIPE [--field value ...]"
+HELP = f"""usage: {USAGE}
+
+Trains as a recipe says (see recipes/), and goes on by itself where a run of it was stopped. A field is one of TRL's
+GRPOConfig or SFTConfig, of its ModelConfig, or one of ours: see emo_r3.training.config. For several processes:
+torchrun --nproc_per_node N -m {USAGE.replace("emo-r3", "emo_r3")}
+accelerate launch --config_file recipes/accelerate/FILE.yaml -m {USAGE.replace("emo-r3", "emo_r3")}"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Takes all words as they are: which fields there are depends on the recipe."""
+    parser.prefix_chars = "\0"
+    parser.usage = USAGE
+    parser.add_argument("words", nargs=argparse.REMAINDER)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains as a recipe says."""
+    words = list(args.words)
+    if not words or {"-h", "--help"} & set(words):
+        print(HELP)
+        return 0
+    config, overrides = split_words(words)
+    quiet_libraries()
+    try:
+        recipe = load_recipe(config, overrides)
+        with nullcontext() if rank() else one_process(Path(recipe.config.output_dir or ".")):
+            train(recipe)
+    except EmoR3Error:
+        # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
+        if rank():
+            time.sleep(10)
+        raise
+    PartialState().destroy_process_group()
+    return 0
+
+
+@contextmanager
+def one_process(output: Path) -> Iterator[None]:
+    """Keeps a folder for this run; raises `EmoR3Error` if another run is in it, or it can't be made."""
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    with locked(output / "run.json"):
+        yield
+
+
+def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The file after `--config`, and all other words; raises `RecipeError` if there is none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", nargs="?")
+    known, overrides = parser.parse_known_args(list(words))
+    if not known.config:
+        raise RecipeError(f"no recipe is named: {USAGE}")
+    return known.config, overrides
+
+
+def train(recipe: Recipe) -> Path:
+    """
+    Trains as a recipe says, or goes on where an earlier run of it was stopped.
+
+    Args:
+        recipe ([`Recipe`]): of [`load_recipe`].
+
+    Returns:
+        `Path`: the folder of the trained model, `final` in the recipe's `output_dir`, beside `recipe.yaml`, `run.json`
+        (versions, machine, data, last metrics), checkpoints, and under LoRA the `adapter`.
+
+    Raises:
+        [`EmoR3Error`]: the recipe, its data, its model or its folder can't be used, or training can't go on.
+    """
+    run, config, model_name = recipe.run, recipe.config, recipe.model.model_name_or_path
+    output = Path(config.output_dir or ".")
+    check_output(recipe, output)
+    if (output / "final").is_dir():
+        say(f"{output / 'final'} is finished; for another run, choose another output_dir")
+        return output / "final"
+    if config.n_gpu > 1:
+        raise TrainingError(
+            f"{config.n_gpu} GPUs and one process: use accelerate launch or torchrun, or CUDA_VISIBLE_DEVICES=0"
+        )
+    with config.main_process_first(local=False):
+        rows = load_rows(run.dataset_name, run.dataset_split, run.dataset_revision)
+    stage = Stage(recipe, config, rows, model_name)
+    for line in recipe.plan.lines(len(rows)):
+        say(line)
+    facts = run_facts(recipe, stage)
+    start = time.monotonic()
+    if rank() == 0:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            write(output / "recipe.yaml", recipe.text)
+            write(output / "run.json", as_json(facts))
+        except OSError as error:
+            raise TrainingError(f"{output} can't be written ({error.strerror}): choose another output_dir") from error
+    if run.cold_start_samples:
+        stage.base = cold_start(stage)
+    metrics = stage.train()
+    if rank() == 0:
+        facts |= {"seconds": round(time.monotonic() - start, 1), "metrics": metrics}
+        facts["base_commit"] = CheckpointInfo.read(stage.final).base_commit
+        write(output / "run.json", as_json(facts))
+    say(f"{stage.final} is the trained model")
+    return stage.final
+
+
+def cold_start(stage: Stage) -> str:
+    """Cold-Start-Emo (section 3.4): trains on a few labels alone, unless that is done; returns the model's folder."""
+    run, config = stage.recipe.run, stage.config
+    chosen = select_cold_start(stage.rows, run.cold_start_samples, run.cold_start_selection, config.seed)
+    settings = SupervisedConfig(
+        output_dir=str(stage.output / "cold-start"),
+        learning_rate=run.cold_start_learning_rate,
+        num_train_epochs=run.cold_start_epochs,
+        save_strategy="no",
+        **{name: getattr(config, name) for name in COLD_START_FIELDS},
+    )
+    first = Stage(stage.recipe, settings, stage.rows, stage.base, chosen)
+    if not first.final.is_dir():
+        say(f"cold start on {len(chosen)} labelled pictures")
+        if rank() == 0:
+            drawn = {
+                "dataset": data_name(run.dataset_name),
+                "split": run.dataset_split,
+                "selection": run.cold_start_selection,
+                "seed": config.seed,
+                "rows": chosen,
+                "ids": row_ids(stage.rows, chosen),
+            }
+            write(stage.output / "cold_start.json", as_json(drawn))
+        first.train()
+        gc.collect()
+        # accelerate lets the first trainer of a process settle how weights are spread, and refuses another's settings.
+        AcceleratorState._reset_state()
+    return str(first.final)
+
+
+def check_output(recipe: Recipe, output: Path) -> None:
+    """Raises `TrainingError` if the folder holds the run of another recipe, and says in what that differs."""
+    try:
+        old = json.loads((output / "run.json").read_text(encoding="utf-8"))["recipe_hash"]
+        stated = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        raise TrainingError(f"{output} holds a run that can't be read ({error}): choose another output_dir") from error
+    if old != recipe.hash:
+        changed = "; ".join(differences(stated, recipe.values)) or "a default, or the file of prompts"
+        raise TrainingError(
+            f"{output} holds a run of another recipe ({changed}): choose another --output_dir, or remove that folder"
+        )
+
+
+def run_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """What `run.json` says of a run: recipe, data, versions and machine."""
+    run = recipe.run
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    cuda = torch.cuda.is_available() and not recipe.config.use_cpu
+    return {
+        "recipe_hash": recipe.hash,
+        "trainer": run.trainer,
+        "method": run.method,
+        "base_model": recipe.model.model_name_or_path,
+        "base_revision": recipe.model.model_revision,
+        "base_commit": None,  # known when it is loaded
+        "vision_tower": "frozen" if run.freeze_vision_tower else "trained",
+        "weights": "LoRA" if recipe.model.use_peft else "full",
+        "dataset": {
+            "name": data_name(run.dataset_name),
+            **provenance(run.dataset_name, stage.rows),
+            "revision": run.dataset_revision,
+            "split": run.dataset_split,
+            "rows": len(stage.rows),
+            "fingerprint": fingerprint(stage.rows) if rank() == 0 else None,
+            "drawn": read_scenes(stage.rows) is not None,
+        },
+        "batch": asdict(recipe.plan),
+        "versions": {"python": platform.python_version(), **versions},
+        "hardware": {
+            "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "device": torch.cuda.get_device_name() if cuda else recipe.config.device.type,
+            "processes": recipe.plan.processes,
+        },
+    }
+
+
+def data_name(name: str) -> str:
+    """A data set's name without the folders of this machine."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all; raises `TrainingError` if that can't be."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path} can't be written ({error.strerror or error}): make room or choose another output_dir"
+        ) from error
+
+
+def as_json(facts: Any) -> str:
+    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' remarks off the screen; `EMO_R3_DEBUG` lets them speak."""
+    if os.environ.get("EMO_R3_DEBUG"):
+        return
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    for name in ("trl", "peft", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for module in ("transformers", "trl", "peft", "accelerate", "torch"):
+        warnings.filterwarnings("ignore", module=rf"{module}\b")

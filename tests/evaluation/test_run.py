@@ -1,0 +1,329 @@
+"""The harness with an engine that reads the answer off the picture's bytes, and with the miniature itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emo_r3.evaluation import run as evaluation
+from emo_r3.cli.main import main
+from emo_r3.data.load import load_emotion_dataset
+from emo_r3.miniature.datasets import make_miniature
+from emo_r3.evaluation.examples import load_items, predict_items
+from emo_r3.metrics.accuracy import domain_accuracy
+from emo_r3.miniature import world
+from emo_r3.parsing import parse_completion
+from emo_r3.results import EmotionResult
+
+SIZES = {"miniature-8": 21, "miniature-6": 10, "miniature-7": 13}
+FACTS = {"model": {"name": "reader"}, "method": "set", "prompts": {"version": "1", "digest": "0"}}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("sets")
+    for name, size in SIZES.items():
+        make_miniature(name, folder / name, sizes={"train": 1, "test": size})
+    return [str(folder / name) for name in SIZES]
+
+
+class Reader:
+    """Answers at random, the same for the same picture in the same batch, and counts; fails before answer `last`."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.asked, self.last = 0, last
+
+    def __call__(self, images: Iterable[Any], *, labels: Any, batch_size: int, **options: Any) -> Iterator[Any]:
+        assert options == {"on_error": "return", "method": "set", "decoding": "free", "max_new_tokens": 512}
+        batch: list[bytes] = []
+        for image in images:
+            batch = [*batch, image["bytes"]] if len(batch) < batch_size else [image["bytes"]]
+            if self.asked == self.last:
+                raise KeyboardInterrupt
+            self.asked += 1
+            draw = random.Random(hashlib.sha256(b"".join(batch)).digest())
+            shares = [draw.random() for _ in labels.labels]
+            label = draw.choice([*labels.labels, None])
+            text = f"<step1>A {draw.choice(['spider', 'dog', 'cake'])}\u2028.</step1> \\boxed{{{label}}}"
+            distribution = {name: share / sum(shares) for name, share in zip(labels.labels, shares, strict=True)}
+            problems = ("unknown_label",) if label is None else ()
+            yield EmotionResult("x", label, distribution, valence=5.0, text=text, problems=problems)
+
+
+@pytest.fixture
+def read(sets: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, int]]:
+    """Evaluates in a folder; gives the exit code and how many pictures the engine was asked about."""
+
+    def evaluate(folder: Path, *words: str, last: int | None = None, datasets: Iterable[str] = sets) -> Any:
+        reader = Reader(last)
+        monkeypatch.setattr(evaluation, "load_engine", lambda *_: (reader, FACTS))
+        code = main(["evaluate", "--datasets", *datasets, "--output", str(folder), "--batch-size", "4", *words])
+        return code, reader.asked
+
+    return evaluate
+
+
+def outcome(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """What two runs must have in common."""
+    results = json.loads((folder / "results.json").read_text())
+    del results["run"]
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.jsonl", "results.json", "settings.json"]
+    return (folder / "predictions.jsonl").read_bytes(), results
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().split("\n") if line]
+
+
+def test_the_engine_is_asked_for_whole_batches(sets: list[str]) -> None:
+    items = load_items(sets[1], limit=9)
+    options = {"method": "set", "decoding": "free", "max_new_tokens": 512}
+    every = dict(predict_items(Reader(), items, [0, 1, 2], 4, **options))
+    assert [row["id"] for number in (0, 1, 2) for row in every[number]] == items.ids
+    some = dict(predict_items(Reader(), items, [2, 0], 4, **options))
+    assert some == {number: every[number] for number in (0, 2)} and len(some[2]) == 1
+
+
+def test_items_are_in_order_and_the_references_those_of_the_data_set(
+    sets: list[str], tmp_path: Path, read: Any
+) -> None:
+    assert read(tmp_path, "--in-domain", "miniature-6") == (0, 44)
+    found = rows(tmp_path)
+    place = 0
+    for source, (name, size) in zip(sets, SIZES.items(), strict=True):
+        data = load_emotion_dataset(source, split="test")
+        own = found[place : place + size]
+        assert [row["dataset"] for row in own] == [name] * size
+        assert [row["id"] for row in own] == data["id"]
+        assert [row["reference"] for row in own] == [data.features["label"].names[label] for label in data["label"]]
+        place += size
+    results = outcome(tmp_path)[1]
+    people = [shares for source in sets for shares in load_emotion_dataset(source, split="test")["distribution"]]
+    assert results["metrics"] == domain_accuracy(
+        [row["prediction"] for row in found],
+        [row["reference"] for row in found],
+        [row["dataset"] for row in found],
+        ["miniature-6"],
+        confidences=[row["distribution"].get(row["prediction"]) for row in found],
+        distributions=[row["distribution"] for row in found],
+        reference_distributions=people,
+    )
+    unparsed = sum(row["prediction"] is None for row in found[:21])
+    assert unparsed > 0 and results["format"]["miniature-8"]["problems"] == {"unknown_label": unparsed}
+    assert results["format"]["miniature-8"]["well_formed"]["value"] == pytest.approx(1 - unparsed / 21)
+    assert results["metrics"]["domains"]["miniature-8"]["calibration"]["count"] == 21 - unparsed
+
+
+def test_grounding_is_against_the_scenes(sets: list[str], tmp_path: Path, read: Any) -> None:
+    read(tmp_path)
+    found, at = outcome(tmp_path)[1]["grounding"]["miniature-7"], 31
+    scenes = [json.loads(scene)["triggers"] for scene in load_emotion_dataset(sets[2], split="test")["scene"]]
+    said = [world.mentioned(row["text"]) for row in rows(tmp_path)[at:]]
+    hits = sum(len(names & set(there)) for names, there in zip(said, scenes, strict=True))
+    assert found["trigger_recall"]["n"] == sum(map(len, scenes)) and found["trigger_precision"]["n"] == 13
+    assert found["trigger_recall"]["value"] == hits / sum(map(len, scenes))
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("scene", ["beach", None, *["street"] * 8]),
+        ("scene", ['{"triggers": 1}', *["[" * 9999] * 9]),
+        ("scene", ['{"triggers": ["love"], "seed": 1}'] * 10),
+        ("distribution", ["even"] * 10),
+    ],
+)
+def test_columns_of_others_that_are_called_like_the_miniature_s(
+    column: str, values: list[Any], sets: list[str], tmp_path: Path, read: Any
+) -> None:
+    """EmoSet has a column `scene` too: all answers were made, and then a traceback."""
+    data = load_emotion_dataset(sets[1], split="test")
+    folder = tmp_path / "theirs"
+    (folder / "data").mkdir(parents=True)
+    data.remove_columns(column).add_column(column, values).to_parquet(folder / "data/test-0.parquet")
+    assert read(tmp_path / "out", datasets=[str(folder)]) == (0, 10)
+    results = outcome(tmp_path / "out")[1]
+    assert ("grounding" in results) == (column != "scene")
+    assert ("distance" in results["metrics"]["domains"]["theirs"]) == (column != "distribution")
+
+
+@pytest.mark.parametrize("last", [0, 3, 4, 22, 30, 43])
+def test_an_interrupted_run_goes_on(last: int, tmp_path: Path, read: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    read(tmp_path / "whole")
+    assert read(tmp_path / "broken", last=last) == (130, last)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "broken" / "results.json").exists()
+    kept = {0: 0, 3: 0, 4: 4, 22: 21, 30: 29, 43: 43}[last]  # whole batches, and the last ones are short
+    assert read(tmp_path / "broken") == (0, 44 - kept)
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+    assert json.loads((tmp_path / "broken" / "results.json").read_text())["run"]["answered"] == 44 - kept
+
+
+def test_a_torn_line_is_answered_again(tmp_path: Path, read: Any) -> None:
+    read(tmp_path / "whole")
+    draw = random.Random(0)
+    for number in range(4):
+        folder = tmp_path / str(number)
+        read(folder, last=40)
+        part = folder / "predictions-0.jsonl"
+        written = part.read_bytes()
+        cut = draw.randrange(len(written))
+        # A power cut can leave zeros in the place of what was written.
+        part.write_bytes(written[:cut] + (b"\0" * 50 if number % 2 else b""))
+        assert read(folder, last=30)[0] in (0, 130)
+        assert read(folder)[0] == 0
+        assert outcome(folder) == outcome(tmp_path / "whole")
+
+
+def test_a_finished_run_is_scored_again_and_asks_nothing(tmp_path: Path, read: Any) -> None:
+    read(tmp_path)
+    before = json.loads((tmp_path / "results.json").read_text())
+    assert "A_I" not in before["metrics"] and before["run"]["answered"] == 44
+    (tmp_path / "predictions-1.jsonl").touch()  # left by a kill between the last two steps
+    (tmp_path / "results.json").unlink()
+    assert read(tmp_path) == (0, 0)
+    assert outcome(tmp_path)[1]["metrics"] == before["metrics"]
+    (tmp_path / "results.json").write_text(json.dumps(before))
+    assert read(tmp_path, "--in-domain", "miniature-7") == (0, 0)
+    after = json.loads((tmp_path / "results.json").read_text())
+    domains = after["metrics"]["domains"]
+    assert after["metrics"]["A_I"]["value"] == domains["miniature-7"]["accuracy"]["value"]
+    assert after["run"] == before["run"] and domains == before["metrics"]["domains"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--decoding", "constrained"], 'answers made with decoding = "free", and now it is "constrained"'),
+        (["--batch-size", "5"], "batch_size = 4, and now it is 5"),
+        (["--limit", "8"], "datasets[0].fingerprint = "),
+        (["--in-domain", "other"], "--in-domain other is none of the data sets miniature-8, miniature-6, miniature-7"),
+        (["--split", "nothing"], "can't be loaded"),
+    ],
+)
+def test_other_settings_are_refused(
+    words: list[str], message: str, tmp_path: Path, read: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read(tmp_path, last=6)
+    before = (tmp_path / "predictions-0.jsonl").read_bytes()
+    capsys.readouterr()
+    assert read(tmp_path, *words) == (2, 0)
+    captured = capsys.readouterr()
+    assert message in captured.err and not captured.out
+    assert captured.err.splitlines()[-1].startswith("emo-r3: ")
+    assert (tmp_path / "predictions-0.jsonl").read_bytes() == before
+
+
+def test_two_data_sets_of_one_name_are_refused(sets: list[str], tmp_path: Path, read: Any, capsys: Any) -> None:
+    make_miniature("miniature-8", tmp_path / "miniature-8", sizes={"test": 2})
+    assert read(tmp_path / "out", datasets=[sets[0], str(tmp_path / "miniature-8")]) == (2, 0)
+    assert "two data sets are called miniature-8" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, read: Any, capsys: Any) -> None:
+    (tmp_path / "predictions.jsonl").write_text("{}\n")
+    assert read(tmp_path) == (2, 0)
+    assert "has predictions.jsonl without settings.json: give another --output" in capsys.readouterr().err
+
+
+def damaged(folder: Path) -> Path:
+    """Two pictures, of which one is none."""
+    import datasets
+
+    data = load_emotion_dataset(folder, split="test").cast_column("image", datasets.Image(decode=False))
+    two = [{**data[0]}, {**data[1], "image": {"bytes": b"no picture", "path": "1.png"}}]
+    target = folder.parent / "damaged"
+    (target / "data").mkdir(parents=True)
+    datasets.Dataset.from_list(two, features=data.features).to_parquet(target / "data" / "test-0.parquet")
+    return target
+
+
+def test_the_miniature_answers_and_a_damaged_picture_is_told(sets: list[str], tmp_path: Path, capsys: Any) -> None:
+    words = ["--datasets", sets[0], str(damaged(Path(sets[0]))), "--limit", "12", "--batch-size", "6"]
+    assert main(["evaluate", *words, "--output", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert "1 of 14 pictures could not be read, see their rows" in captured.err
+    assert captured.out.startswith("| accuracy, % | miniature-8 | damaged | A (all) |\n")
+    *good, bad = rows(tmp_path / "out")
+    assert bad["prediction"] is None and "error" in bad and not bad["distribution"]
+    assert all(row["prediction"] == parse_completion(row["text"], list(row["distribution"])).label for row in good)
+    results = outcome(tmp_path / "out")[1]
+    assert results["metrics"]["domains"]["damaged"]["unparsed"] == 0.5
+    assert results["format"]["damaged"]["unreadable"] == 1 and results["format"]["miniature-8"]["unreadable"] == 0
+    # Chance is 0.125; the wrong label list, picture or prompt doesn't come near.
+    assert results["format"]["miniature-8"]["well_formed"]["value"] > 0.8
+    assert results["grounding"]["miniature-8"]["trigger_recall"]["value"] > 0.6
+    assert results["metrics"]["domains"]["miniature-8"]["accuracy"]["value"] > 0.25
+    assert results["model"]["name"] == "miniature" and results["model"]["dtype"] == "float32"
+    assert [entry["count"] for entry in results["datasets"]] == [12, 2]
+
+
+@pytest.fixture
+def same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes compute with as many threads as this one: the last bits depend on it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("same_threads")
+def test_the_miniature_is_killed_and_goes_on(sets: list[str], tmp_path: Path) -> None:
+    def command(folder: Path) -> list[str]:
+        return ["evaluate", "--datasets", *sets, "--output", str(folder), "--batch-size", "3"]
+
+    assert main(command(tmp_path / "whole")) == 0
+    draw, folder = random.Random(5), tmp_path / "killed"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["emo_r3.evaluation.run", "emo_r3.training.examples"])
+    sizes = [0]
+    for _ in range(3):
+        process = context.Process(target=main, args=(command(folder),))
+        process.start()
+        while part_size(folder) == sizes[-1]:  # until it has done something
+            assert process.is_alive(), "ended by itself"
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.3))
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        sizes.append(part_size(folder))
+    assert main(command(folder)) == 0
+    assert outcome(folder) == outcome(tmp_path / "whole")
+    answered = json.loads((folder / "results.json").read_text())["run"]["answered"]
+    assert 0 < answered < sum(SIZES.values()) - 3
+
+
+def part_size(folder: Path) -> int:
+    path = folder / "predictions-0.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("same_threads")
+def test_two_processes_find_what_one_does(sets: list[str], tmp_path: Path) -> None:
+    words = ["--datasets", *sets, "--batch-size", "4", "--in-domain", "miniature-6", "--output"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "emo_r3.evaluation.run", *words, str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("| accuracy, %") == 1
+    assert main(["evaluate", *words, str(tmp_path / "one")]) == 0
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["run"]["processes"] == 2

@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+
+from emo_r3.miniature import world
+from emo_r3.miniature.drawing import render
+from emo_r3.miniature.tasks import (
+    CONCEPT_NAMES,
+    CONCEPTS,
+    TOKENS,
+    Pictures,
+    Questions,
+    tag_cells,
+    to_patches,
+    word_id,
+)
+from emo_r3.miniature.model import make_config, make_processor, make_tokenizer
+from emo_r3.parsing import parse_completion
+from emo_r3.prompts import load_prompts
+from emo_r3.models.prefix_cache import render_prompt
+
+TASKS = ("set", "think", "direct", "consistency", "coherence")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer(load_prompts(), seed=0)
+
+
+@pytest.fixture(scope="module")
+def questions(tokenizer: PreTrainedTokenizerFast) -> Questions:
+    rng = np.random.default_rng(1)
+    return Questions(tokenizer, load_prompts(), Pictures(40, rng), rng)
+
+
+def test_each_telling_word_is_one_token_of_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = [word_id(tokenizer, word) for name in CONCEPT_NAMES for word in CONCEPTS[name]]
+    assert len(ids) == len(set(ids))
+    with pytest.raises(ValueError, match="tokens"):
+        word_id(tokenizer, "hippopotamus")
+
+
+def test_the_tokenizer_keeps_tags_whole_and_any_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "no.</step1>\n<step2>x</step2> \\boxed{fear} Größe 図 \U0001f600"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert {"</step1>", "<step2>", "</step2>", "\\boxed{"} <= set(tokenizer.convert_ids_to_tokens(ids))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_lessons_ask_exactly_what_the_pipeline_asks(task: str, questions: Questions) -> None:
+    processor = make_processor(questions.tokenizer)
+    batch = questions.batch(task, 8)
+    model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(questions.tokenizer))
+    with_image = task != "coherence"
+    for row in range(8):
+        targets = batch["targets"][row] != -100
+        ids = batch["input_ids"][row]
+        asked = ids[: int(targets.nonzero()[0])].tolist()
+        text = questions.tokenizer.decode(asked).split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
+        question = text.split("<|vision_end|>")[-1]
+        images = [[render(questions.pictures.scenes[0])]] if with_image else None
+        prompt = render_prompt(processor, question, with_image=with_image)
+        stock = processor(text=[prompt], images=images, return_tensors="pt")
+        assert stock["input_ids"][0].tolist() == asked
+        assert ids[targets][-1] == questions.tokenizer.eos_token_id
+        length = len(asked)
+        if with_image:
+            stock_positions = model.model.get_rope_index(**{k: v for k, v in stock.items() if k != "pixel_values"})[0]
+            assert (batch["position_ids"][:, row, :length] == stock_positions[:, 0]).all()
+
+
+def test_patches_are_what_the_processor_makes(questions: Questions) -> None:
+    scenes = questions.pictures.scenes[:3]
+    images = [render(scene) for scene in scenes]
+    stock = make_processor(questions.tokenizer).image_processor(images, return_tensors="pt")
+    ours = to_patches(torch.stack([torch.from_numpy(np.array(image)) for image in images]))
+    assert torch.allclose(ours, stock["pixel_values"], atol=1e-5)
+    assert stock["image_grid_thw"].tolist() == [[1, 8, 8]] * 3
+
+
+@pytest.mark.parametrize("method", ["set", "think", "direct"])
+def test_replies_are_well_formed(method: str, questions: Questions) -> None:
+    for scene in questions.pictures.scenes:
+        _, reply = getattr(questions, method)(scene)
+        assert parse_completion(reply, method=method).well_formed
+
+
+def test_yes_and_no_are_true(questions: Questions) -> None:
+    answers = []
+    for scene in questions.pictures.scenes * 10:
+        question, reply = questions.consistency(scene)
+        told = world.mentioned(question.split("Text: ")[1].split("\n")[0])
+        if reply == "Yes":
+            assert told <= set(scene.triggers)
+        answers.append(reply)
+        if reply == "No" and told <= set(scene.triggers):  # then a distractor is what isn't there
+            words = set(question.lower().replace(",", " ").split())
+            assert words & (set(world.DISTRACTORS) - set(scene.distractors))
+    assert 0.4 < np.mean([answer == "Yes" for answer in answers]) < 0.6
+
+
+def test_word_truths_say_what_is_in_the_picture(questions: Questions) -> None:
+    batch = questions.batch("consistency", 16)
+    known = batch["truth"] >= 0
+    assert known.any(1).all()
+    for row in range(16):
+        said_no = "No" in questions.tokenizer.decode(batch["input_ids"][row][batch["targets"][row] != -100])
+        truths = batch["truth"][row][known[row]]
+        assert (truths == 0).any() == said_no
+
+
+def test_tags_lie_where_things_are() -> None:
+    scene = world.Scene(("cat",), (), "room", "dark", "neutral", "flat", 3)
+    cells = tag_cells(scene, {"cat": (24.0, 48.0, 72.0, 96.0)})
+    assert cells.shape == (TOKENS, len(CONCEPT_NAMES))
+    assert cells[:, CONCEPT_NAMES.index("cat")].nonzero()[0].tolist() == [9, 10, 13, 14]
+    assert cells[:, [CONCEPT_NAMES.index("room"), CONCEPT_NAMES.index("dark")]].all()
+    assert not cells[:, CONCEPT_NAMES.index("dog")].any()
+
+
+def test_the_pool_replaces_its_oldest_scenes(questions: Questions) -> None:
+    pictures = Pictures(6, np.random.default_rng(2))
+    before, pixels = list(pictures.scenes), pictures.pixels.clone()
+    pictures.refresh(2)
+    assert pictures.scenes[2:] == before[2:] and pictures.scenes[:2] != before[:2]
+    assert (pictures.pixels[2:] == pixels[2:]).all() and (pictures.pixels[:2] != pixels[:2]).any()

@@ -1,0 +1,213 @@
+"""Training rows: loaded, checked one by one, decoded late, and drawn for the cold start."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import tiny_models
+from PIL import Image
+from transformers import ProcessorMixin
+
+from emo_r3 import __version__
+from emo_r3.models.checkpoint import load_for_training
+from emo_r3.miniature.datasets import SIZES
+from emo_r3.data.examples import fingerprint, load_rows, row_ids
+from emo_r3.errors import DataError, RecipeError
+from emo_r3.labels import LABEL_SETS
+from emo_r3.prompts import load_prompts
+from emo_r3.models.prefix_cache import prompt_tokens, render_prompt
+from emo_r3.training import examples as module
+from emo_r3.training.config import RunArguments
+from emo_r3.training.examples import (
+    check_pictures,
+    label_rows,
+    prompt_length,
+    question_rows,
+    select_cold_start,
+)
+
+LABELS = list(LABEL_SETS["emotion6"].labels)
+QUESTION = load_prompts().question("set", LABELS)
+
+
+def png(size: tuple[int, int] = (30, 40), colour: tuple[int, int, int] = (0, 0, 0)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def build(folder: Path, labels: list[Any], images: list[bytes] | None = None, drop: str | None = None) -> RunArguments:
+    """A built data set in `folder`, labels unchecked as a foreign file's may be."""
+    images = images or [png(colour=(place, 0, 0)) for place in range(len(labels))]
+    stored = [{"bytes": image, "path": f"{place}.png"} for place, image in enumerate(images)]
+    columns = {"image": stored, "label": labels, "id": [f"id-{place}" for place in range(len(labels))]}
+    kinds = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=LABELS),
+        "id": datasets.Value("string"),
+    }
+    if drop:
+        columns.pop(drop)
+        kinds.pop(drop)
+    features = datasets.Features(kinds)
+    plain = datasets.Dataset.from_dict(columns, datasets.Features({**kinds, "label": datasets.Value("int64")}))
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    table = plain.data.table.replace_schema_metadata(features.arrow_schema.metadata)
+    datasets.Dataset(table).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return RunArguments(dataset_name=str(folder))
+
+
+def load(run: RunArguments) -> datasets.Dataset:
+    return load_rows(run.dataset_name, run.dataset_split)
+
+
+@pytest.fixture(scope="module")
+def processor() -> ProcessorMixin:
+    return load_for_training(tiny_models.tiny_checkpoint("qwen2_5_vl"))[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 1, -1], r"row 2 \(id-2\) has no label"),
+        ([0, None, 1], r"row 1 \(id-1\) has no label"),
+        ([7, 0], r"the label of row 0 \(id-0\) is number 7, and the list has 6: anger"),
+    ],
+)
+def test_labels_that_cannot_be_used(tmp_path: Path, labels: list[Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        load(build(tmp_path, labels))
+
+
+def test_a_missing_column(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no column image"):
+        load(build(tmp_path, [0, 1], drop="image"))
+
+
+def test_a_picture_that_cannot_be_read(tmp_path: Path, processor: ProcessorMixin) -> None:
+    run = build(tmp_path, [0, 1, 2], [png(), png(), png()[:40]])
+    rows = load(run)
+    with pytest.raises(DataError, match=r"row 2 \(id-2\): 2.png: "):
+        check_pictures(rows, run, processor, QUESTION)
+    check_pictures(rows.select([0, 1]), run, processor, QUESTION)
+
+
+def test_prompts_are_counted_with_their_images(tmp_path: Path, processor: ProcessorMixin) -> None:
+    run = build(tmp_path, [0, 1], [png((56, 56)), png((448, 448))])
+    rows = load(run)
+    prompt = render_prompt(processor, QUESTION, with_image=True)
+    small, large = (prompt_length(processor, prompt, (side, side)) for side in (56, 448))
+    text = len(prompt_tokens(processor, prompt))
+    assert text < small < large
+    run.max_prompt_tokens = large
+    check_pictures(rows, run, processor, QUESTION)
+    run.max_prompt_tokens = large - 1
+    with pytest.raises(DataError, match=rf"row 1 \(id-1\): its prompt has {large} tokens.*448 x 448.*{large - 1}"):
+        check_pictures(rows, run, processor, QUESTION)
+
+
+def test_processes_share_the_check_and_its_outcome(
+    tmp_path: Path, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build(tmp_path, [0, 1, 2, 3], [png(), png()[:40], png(), png()])
+    rows = load(run)
+    opened: list[Any] = []
+    monkeypatch.setattr(
+        module, "open_picture", lambda image, square: opened.append(image["path"]) or Image.new("RGB", (9, 9))
+    )
+    monkeypatch.setattr(module, "gather_object", lambda faults: [None, *faults, "row 9: told by another process"])
+    with pytest.raises(DataError, match="row 9: told by another process"):
+        check_pictures(rows, run, processor, QUESTION, process=(1, 2))
+    assert opened == ["1.png", "3.png"]
+
+
+def test_questions(tmp_path: Path) -> None:
+    images = [png((30, 40), (place, 0, 0)) for place in range(3)]
+    rows = question_rows(load(build(tmp_path, [2, 0, 1], images)), "set", load_prompts(), square=True)
+    row = rows[1]
+    assert (row["label"], row["labels"]) == ("anger", LABELS)
+    assert row["prompt"][0]["content"][1]["text"] == QUESTION
+    assert (row["image"].mode, row["image"].size) == ("RGB", (40, 40))  # padded as the pipeline does
+    # Each picture stays with its row, in whatever order they are asked for.
+    assert [image.getpixel((20, 20))[0] for image in rows[[2, 0, 1]]["image"]] == [2, 0, 1]
+    assert rows.select([2])[0]["image"].getpixel((20, 20)) == (2, 0, 0)
+
+
+def test_pictures_are_decoded_when_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = question_rows(load(build(tmp_path, [0, 1])), "set", load_prompts())
+    opened: list[str] = []
+    real = module.load_image
+    monkeypatch.setattr(module, "load_image", lambda image: opened.append(image["path"]) or real(image))
+    rows.shuffle(seed=1).select([0, 1])
+    assert not opened
+    rows[1]
+    assert opened == ["1.png"]
+
+
+def test_labels_alone(tmp_path: Path) -> None:
+    rows = label_rows(load(build(tmp_path, [2, 0])), load_prompts())
+    row = rows[0]
+    assert set(row) == {"prompt", "completion", "images"}
+    assert row["completion"] == [{"role": "assistant", "content": r"\boxed{fear}"}]
+    assert row["prompt"][0]["content"][1]["text"] == load_prompts().question("direct", LABELS)
+    assert [image.size for image in row["images"]] == [(30, 40)]
+
+
+@pytest.mark.parametrize("size", [6, 8, 12])
+def test_a_balanced_draw(tmp_path: Path, size: int) -> None:
+    rows = load(build(tmp_path, [0] * 20 + [1, 2, 3, 4, 5] * 2))
+    places = select_cold_start(rows, size, "balanced", seed=1)
+    counts = Counter(rows["label"][place] for place in places)
+    assert len(set(places)) == size
+    assert set(counts.values()) <= {size // 6, -(-size // 6)}
+    assert len(counts) == 6
+    assert places == select_cold_start(rows, size, "balanced", seed=1)
+    assert places != select_cold_start(rows, size, "balanced", seed=2)
+    assert row_ids(rows, places[:1]) == [f"id-{places[0]}"]
+
+
+def test_a_random_draw(tmp_path: Path) -> None:
+    rows = load(build(tmp_path, [0] * 40 + [1]))
+    places = select_cold_start(rows, 10, "random", seed=1)
+    assert len(set(places)) == 10
+    assert places == select_cold_start(rows, 10, "random", seed=1) != select_cold_start(rows, 10, "random", seed=2)
+    with pytest.raises(RecipeError, match="the split has 41 rows"):
+        select_cold_start(rows, 42, "random")
+
+
+def test_too_few_of_a_label(tmp_path: Path) -> None:
+    rows = load(build(tmp_path, [0, 2, 3, 4, 5] * 4 + [1]))
+    with pytest.raises(RecipeError, match="2 of 'disgust' are due and the split has 1; lower it"):
+        select_cold_start(rows, 12)
+
+
+def test_the_fingerprint_is_of_pictures_and_labels(tmp_path: Path) -> None:
+    images = [png(colour=(place, 0, 0)) for place in range(2)]
+
+    def of(name: str, labels: list[int], pictures: list[bytes]) -> str:
+        return fingerprint(load(build(tmp_path / name, labels, pictures)))
+
+    plain = of("a", [0, 1], images)
+    assert of("b", [0, 1], images) == plain
+    assert len({plain, of("c", [1, 0], images), of("d", [0, 1], images[::-1])}) == 3
+
+
+def test_a_miniature_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMO_R3_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SIZES, "miniature-6", {"train": 3, "test": 1})
+    run = RunArguments(dataset_name="miniature-6")
+    first = load(run)
+    assert len(first) == 3
+    made = tmp_path / __version__ / "miniature-6"
+    before = (made / "README.md").stat().st_mtime_ns
+    assert fingerprint(load(run)) == fingerprint(first)
+    assert (made / "README.md").stat().st_mtime_ns == before
+    # A folder of this name is the user's own.
+    build(tmp_path / "miniature-6", [0, 1])
+    assert len(load(run)) == 2
