@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .errors import CheckpointError, EmoR3Error, ImageError, LabelError, PromptError
+    from .inference.pipeline import EmoR3Pipeline
     from .labels import LABEL_SETS, LabelSet, normalize_label, resolve_labels
     from .lexicon import AFFECT, Affect, expected_affect, load_lexicon
     from .parsing import PROBLEMS, ParsedCompletion, parse_completion, render_completion
-    from .inference.pipeline import EmoR3Pipeline
     from .prompts import Prompts, load_prompts
     from .results import EmotionResult
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .miniature import CHECKPOINT
+from .models.checkpoint import CHECKPOINT
 
 CORE = (
     "torch",

@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tiny_models import tiny_checkpoint
 
-from emo_r3.models.checkpoint import CheckpointInfo, load_for_training
 from emo_r3.labels import LABEL_SETS
 from emo_r3.metrics.accuracy import domain_accuracy
+from emo_r3.models.checkpoint import CheckpointInfo, load_for_training
 
 HASH = "0123456789abcdef"
 COMMIT = "c0ffee" + 34 * "0"

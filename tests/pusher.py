@@ -33,8 +33,9 @@ def pusher_process(modules: tuple[str, ...]) -> None:
     import huggingface_hub.hf_api  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
-    from emo_r3.publishing import targets as publish, sync as repositories
     from emo_r3.errors import EmoR3Error
+    from emo_r3.publishing import sync as repositories
+    from emo_r3.publishing import targets as publish
 
     for module in modules:
         importlib.import_module(module)

@@ -15,12 +15,12 @@ from typing import Any
 from PIL import Image
 
 from ..errors import DataError
-from ..images.loading import load_image
 from ..formats import link_target, locked
-from .card import draw_strip, render_card
-from .sampling import Size, draw
+from ..images.loading import load_image
 from .archive import Finding, Record
+from .card import draw_strip, render_card
 from .report import FILE_NAME, Report, Spec
+from .sampling import Size, draw
 from .shelf import Digests
 from .verify import Listing, count_labels, in_split_order, verify
 

@@ -94,8 +94,8 @@ def _obtain(spec: Spec, report: Report, with_pixels: bool) -> str:
 
 def _options(report: Report) -> list[str]:
     """Those of `emo-r3 prepare`, or of `emo-r3 miniature dataset`, that draw the same rows again."""
-    from . import build, emoset, emotion6, webemo
     from ..miniature import datasets as miniature_sets
+    from . import build, emoset, emotion6, webemo
 
     sizes: Mapping[str, Any] = report.sizes
     usual: Mapping[str, Any] = {}

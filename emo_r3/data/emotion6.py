@@ -6,9 +6,9 @@ import math
 
 from ..errors import DataError
 from ..labels import LABEL_SETS
-from .sampling import Size
 from .archive import Finding, Raw, Record
 from .report import Column, Spec
+from .sampling import Size
 from .shelf import Shelf
 
 LABELS = LABEL_SETS["emotion6"].labels

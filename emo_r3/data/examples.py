@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import DataError
+from ..miniature.datasets import SIZES, make_miniature
 from .build import import_datasets
 from .load import commit_of, load_emotion_dataset, repo_id_of
-from ..miniature.datasets import SIZES, make_miniature
 
 if TYPE_CHECKING:
     from datasets import Dataset

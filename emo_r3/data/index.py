@@ -14,8 +14,8 @@ from ..errors import DataError
 from ..hub_errors import explain_hub_error
 from ..images.loading import SUFFIXES
 from . import emoset, emotion6, webemo
-from .build import Selection, import_datasets, make_features, write
 from .archive import Finding, Raw, Record, open_raw
+from .build import Selection, import_datasets, make_features, write
 from .report import FILE_NAME, Report, Spec
 from .verify import count_labels, in_split_order, in_threads
 

@@ -9,9 +9,9 @@ from html import escape
 
 from PIL import Image
 
+from ..formats import Row, write_rows
 from ..labels import LabelSet
 from ..lexicon import expected_affect
-from ..formats import Row, write_rows
 from ..parsing import PROBLEMS
 from ..results import EmotionResult
 

@@ -12,11 +12,11 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import GradioRootModel, ImageData
 
-from . import html as charts
 from ..errors import EmoR3Error
 from ..labels import LABEL_SETS, LabelSet
 from ..parsing import SECTIONS
 from ..results import EmotionResult
+from . import html as charts
 from .uploads import KEEP_SECONDS, MAX_LABEL_TEXT, MAX_PICTURES, Answers, Row, web_words
 
 _QUEUE_SIZE = 32

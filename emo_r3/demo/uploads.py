@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..cli.main import without_tokens
 from ..errors import EmoR3Error, ImageError, LabelError
 from ..images.loading import load_image
 from ..labels import LabelSet, resolve_labels
 from ..results import EmotionResult
+from ..utils import without_tokens
 
 if TYPE_CHECKING:
     from ..inference.pipeline import EmoR3Pipeline

@@ -6,9 +6,7 @@ one answer to a data set is refused; so is one that a server left unfinished, as
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -16,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EmoR3Error
+from ..formats import check_regular
 from ..metrics.accuracy import domain_accuracy
-from ..formats import check_regular, locked, writing
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 AVERAGES = {"A_I": "in-domain", "A_O": "out-of-domain", "A": "all"}
@@ -339,15 +337,6 @@ def _escaped(text: str) -> str:
     return "".join(signs.get(sign, sign) for sign in text)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `emo-r3 compare`."""
-    parser.add_argument(
-        "runs", nargs="+", metavar="[NAME=]DIR", help="folders of emo-r3 evaluate; others are compared with the first"
-    )
-    parser.add_argument("--format", choices=("markdown", "latex"), default="markdown", help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for table.md, table.tex and plot.png")
-
-
 def check_ours(folder: Path) -> None:
     """Raises `EmoR3Error` if one of the files is there that `run` writes, and not of `run`."""
     paths = [folder / name for name in ("table.md", "table.tex", "plot.png")]
@@ -356,22 +345,3 @@ def check_ours(folder: Path) -> None:
     there = [path for path in paths if path.exists()]
     if there and not (paths[0] in there and paths[0].read_bytes().startswith(b"| accuracy, %")):
         raise EmoR3Error(f"{there[0]} is there, and not of emo-r3 compare: give another --output, or remove it")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Compares evaluations."""
-    table = make_table([load_run(given) for given in args.runs])
-    texts = {"markdown": markdown(table), "latex": latex(table)}
-    if args.output:
-        from .plot import plot
-
-        with writing(f"--output {args.output}"):
-            args.output.mkdir(parents=True, exist_ok=True)
-        with locked(args.output / "table.md"), writing(f"--output {args.output}"):
-            check_ours(args.output)
-            (args.output / "table.md").write_text(texts["markdown"] + "\n", encoding="utf-8")
-            (args.output / "table.tex").write_text(texts["latex"] + "\n", encoding="utf-8")
-            plot(table).save(args.output / "plot.png")
-        print(f"emo-r3: {args.output} has table.md, table.tex and plot.png", file=sys.stderr)
-    print(texts[args.format])
-    return 0

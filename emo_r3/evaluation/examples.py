@@ -10,14 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.load import to_prompts
-from ..miniature.datasets import read_scenes
 from ..data.examples import fingerprint, load_rows, provenance, row_ids
-from ..inference.endpoint import Refused, Unanswered
+from ..data.load import to_prompts
 from ..errors import DataError
+from ..formats import writing
+from ..inference.endpoint import Refused, Unanswered
 from ..labels import LabelSet, resolve_labels
 from ..metrics.accuracy import domain_accuracy, wilson
-from ..formats import writing
+from ..miniature.datasets import read_scenes
 from ..parsing import parse_completion
 from ..results import EmotionResult
 

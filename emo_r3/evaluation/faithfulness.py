@@ -31,22 +31,22 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..inference.prefetch import GREY, chunks, fit_picture
-from ..models.checkpoint import check_size, checkpoint_folder, load_weights, loading
-from ..miniature.datasets import read_scenes
-from ..models.decoding import special_texts
-from ..inference.engine import Batch, Rows
 from ..errors import CheckpointError, EmoR3Error
-from ..images.loading import load_image
-from .examples import SEED, Items, Row
+from ..images.loading import GREY, fit_picture, load_image
+from ..inference.engine import Batch, Rows
+from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
 from ..metrics.accuracy import mcnemar, wilson
+from ..miniature.datasets import read_scenes
 from ..miniature.drawing import WHOLE, Box, render_with_boxes
 from ..miniature.world import Scene
-from ..parsing import parse_completion
-from ..inference.pipeline import EmoR3Pipeline
-from ..models.reflection import coherence, quotable, reflected_texts
+from ..models.checkpoint import check_size, checkpoint_folder, load_weights, loading
+from ..models.decoding import special_texts
 from ..models.prefix_cache import Tokens, prompt_tokens, render_prompt
+from ..models.reflection import coherence, quotable, reflected_texts
+from ..parsing import parse_completion
+from ..utils import chunks
+from .examples import SEED, Items, Row
 
 CONTINUED = ("step1_removed", "step1_swapped", "image_shuffled")
 ASKED_ANEW = ("image_grey", "triggers_removed", "trigger_masked", "control_masked")

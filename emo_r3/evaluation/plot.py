@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .comparison import AVERAGES, Column, Table
 from ..plotting import COLOURS, FAINT, FINE, INK, PAPER, ticks
+from .comparison import AVERAGES, Column, Table
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 900, 270, 30, 20, 50  # of the picture and its margins, in pixels
 STEP, GAP = 20, 18  # between systems, and between columns

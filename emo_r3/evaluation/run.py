@@ -20,31 +20,26 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from accelerate import PartialState
 
 from .. import __version__
-from ..models.checkpoint import CheckpointInfo, hub_commit, weights_digest
-from ..cli.main import EXIT_SOME_FAILED, check_output, positive, with_progress
-from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
-from ..data.build import import_datasets
-from ..inference.endpoint import EndpointError
+from ..cli.common import with_progress
 from ..environment import environment, without_folders
 from ..errors import DataError, EmoR3Error
-from .faithfulness import Judge, Probe, check_probed, summarize
-from .examples import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
-from ..labels import LabelSet
-from ..formats import json_text, link_target, locked
+from ..formats import json_text, link_target
+from ..inference.endpoint import EndpointError
 from ..inference.pipeline import EmoR3Pipeline
+from ..labels import LabelSet
+from ..models.checkpoint import CheckpointInfo, hub_commit, weights_digest
 from ..results import EmotionResult
-from .sepm import PRESETS, SepmPipeline
+from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
+from .examples import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
+from .faithfulness import Judge, Probe, check_probed, summarize
+from .sepm import SepmPipeline
 
 SETTINGS = "settings.json"
 FAITHFULNESS = "faithfulness.jsonl"
@@ -58,66 +53,6 @@ Batches = Iterator[tuple[int, list[Row]]]
 """Number and rows of each batch as it is done."""
 Kept = Mapping[tuple[str, int], Sequence[Row | None]]
 """What was done before, of [`Journal.kept`]."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `emo-r3 evaluate`."""
-    parser.add_argument("--model", metavar="PATH|REPO", help="folder or repository (default: the miniature)")
-    parser.add_argument(
-        "--endpoint",
-        metavar="URL",
-        help="ask an OpenAI-compatible server; --model is what it calls the model, $EMO_R3_ENDPOINT_TOKEN its token",
-    )
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model's repository")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        required=True,
-        metavar="NAME",
-        help="folders, repositories (NAME@REVISION too), or the miniature's: miniature-8, miniature-6, miniature-7",
-    )
-    parser.add_argument(
-        "--in-domain", nargs="+", default=[], metavar="NAME", help="those that the model was trained on"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="an interrupted run goes on here")
-    parser.add_argument("--split", default="test", help="(default: %(default)s)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N items of each data set")
-    parser.add_argument(
-        "--method",
-        choices=("set", "think", "direct", "sepm"),
-        help="sepm: a baseline without training, on Qwen2.5-VL (default: what the model was made for)",
-    )
-    parser.add_argument("--sepm-preset", choices=tuple(PRESETS), help="thresholds of sepm (default: paper)")
-    parser.add_argument(
-        "--decoding", choices=("free", "constrained"), default="free", help="(default: free, as the paper measures)"
-    )
-    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
-    parser.add_argument(
-        "--faithfulness", action="store_true", help="ask again with changed texts and pictures, about 8 times the work"
-    )
-    parser.add_argument(
-        "--judge", metavar="PATH|REPO", help="text model that reads the label out of the reasoning, for --faithfulness"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Evaluates, or goes on where that was stopped, and prints the table."""
-    _quiet_libraries()
-    check_output(args.output / RESULTS, ())
-    # Processes wait at the end for the slowest.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
-    try:
-        with nullcontext() if state.process_index else locked(args.output / PREDICTIONS):
-            failed = evaluate(args, state)
-    except EmoR3Error:
-        # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
-        if state.process_index:
-            time.sleep(10)
-        raise
-    state.destroy_process_group()
-    return EXIT_SOME_FAILED if failed else 0
 
 
 def evaluate(args: argparse.Namespace, state: PartialState) -> int:
@@ -358,14 +293,6 @@ def _difference(was: Any, now: Any, name: str = "") -> str | None:
     else:
         return None if was == now else f"{name} = {json.dumps(was)}, and now it is {json.dumps(now)}"
     return next(filter(None, (_difference(old, new, path) for path, old, new in pairs)), None)
-
-
-def _quiet_libraries() -> None:
-    """Keeps the libraries' remarks off the screen; `EMO_R3_DEBUG` lets them speak."""
-    if not os.environ.get("EMO_R3_DEBUG"):
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        import_datasets().disable_progress_bars()
 
 
 def _write(path: Path, text: str) -> None:

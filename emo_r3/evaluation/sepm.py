@@ -15,15 +15,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, repeat_kv
 
-from ..inference.prefetch import fit_picture
-from ..models.decoding import BOX, box_sequences
-from ..inference.engine import not_finite
 from ..errors import CheckpointError, EmoR3Error, ImageError
-from ..images.loading import LoadedImage, load_image, source_name
+from ..images.loading import LoadedImage, fit_picture, load_image, source_name
+from ..inference.engine import not_finite
+from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet, label_key, resolve_labels
 from ..lexicon import AFFECT, expected_affect
-from ..inference.pipeline import EmoR3Pipeline
-from ..results import EmotionResult
+from ..models.decoding import BOX, box_sequences
 from ..models.prefix_cache import (
     CachedPrompts,
     LabelTrie,
@@ -35,6 +33,7 @@ from ..models.prefix_cache import (
     splice_image,
 )
 from ..models.turns import turns_of
+from ..results import EmotionResult
 
 PRESETS: dict[str, tuple[float, float]] = {"paper": (0.632, 0.2), "code": (0.447, 0.1)}
 """Difference of the two probabilities below which a picture is ambiguous, and share of visual tokens to drop."""

@@ -21,20 +21,19 @@ from httpx2 import URL, ConnectError, HTTPError, InvalidURL
 from huggingface_hub import AsyncInferenceClient, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from .prefetch import fit_picture
-from ..models.checkpoint import CheckpointInfo
-from .engine import picture_digest, sampling_seed
 from ..errors import EmoR3Error, ImageError
 from ..images.download import TEMPORARY, public_name, retry_seconds
-from ..images.loading import LoadedImage, load_image, source_name
+from ..images.loading import LoadedImage, fit_picture, load_image, source_name
 from ..labels import LabelSet, resolve_labels
 from ..lexicon import expected_affect
-from .options import check_on_error, check_temperature, positive, whole_number
+from ..models.checkpoint import CheckpointInfo
 from ..parsing import parse_completion
-from .pipeline import one_or_many
 from ..prompts import Method
-from .endpoint_reply import Reply, label_shares, read_reply
 from ..results import EmotionResult
+from .endpoint_reply import Reply, label_shares, read_reply
+from .engine import picture_digest, sampling_seed
+from .options import check_on_error, check_temperature, positive, whole_number
+from .pipeline import one_or_many
 
 TOKEN_VARIABLE = "EMO_R3_ENDPOINT_TOKEN"
 PAUSES = (1.0, 2.0, 4.0, 8.0)

@@ -21,9 +21,11 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .answers import Answer, forced_answers, free_answers, until
-from .prefetch import chunks, fit_picture
-from ..models.checkpoint import CheckpointInfo, first_line
+from ..errors import CheckpointError, EmoR3Error, ImageError
+from ..images.loading import LoadedImage, fit_picture, load_image, source_name
+from ..labels import LabelSet
+from ..lexicon import expected_affect
+from ..models.checkpoint import CheckpointInfo
 from ..models.decoding import (
     AnswerForm,
     BoxClosed,
@@ -34,14 +36,6 @@ from ..models.decoding import (
     end_tokens,
     vocabulary_size,
 )
-from ..errors import CheckpointError, EmoR3Error, ImageError
-from ..images.loading import LoadedImage, load_image, source_name
-from ..labels import LabelSet
-from ..lexicon import expected_affect
-from ..parsing import parse_completion
-from ..prompts import Method
-from ..models.reflection import coherence, consistency, quotable, reflected_texts
-from ..results import EmotionResult
 from ..models.prefix_cache import (
     CachedPrompts,
     Tokens,
@@ -52,8 +46,14 @@ from ..models.prefix_cache import (
     render_prompt,
     splice_image,
 )
-from .streaming import Cancelled
+from ..models.reflection import coherence, consistency, quotable, reflected_texts
 from ..models.turns import turns_of
+from ..parsing import parse_completion
+from ..prompts import Method
+from ..results import EmotionResult
+from ..utils import chunks, first_line
+from .answers import Answer, forced_answers, free_answers, until
+from .streaming import Cancelled
 
 Decoding = Literal["constrained", "free"]
 

@@ -15,16 +15,17 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 
-from .prefetch import chunks, prefetch
-from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
-from .engine import Batch, Decoding, Engine, Request
 from ..errors import EmoR3Error, ImageError
 from ..images.loading import is_file
 from ..labels import LabelSet, resolve_labels
-from .options import check_on_error, check_temperature, positive, whole_number
+from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
+from ..models.prefix_cache import prompt_tokens, render_prompt
 from ..prompts import Method, Prompts, load_prompts
 from ..results import EmotionResult
-from ..models.prefix_cache import prompt_tokens, render_prompt
+from ..utils import chunks
+from .engine import Batch, Decoding, Engine, Request
+from .options import check_on_error, check_temperature, positive, whole_number
+from .prefetch import prefetch
 from .streaming import Cancelled, StreamEvent, stream_events
 
 if TYPE_CHECKING:

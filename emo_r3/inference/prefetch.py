@@ -5,59 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import TypeVar
 
-from PIL import Image
+from ..utils import Item
 
-from ..images.loading import LoadedImage
-
-# Beyond these, processors fail (Qwen-VL refuses a ratio above 200) or a side vanishes in resizing.
-MAX_ASPECT = 50
-MIN_SIDE = 28
-# A square of the longer side of a huge strip would fill the memory; the models that want squares are small.
-MAX_SQUARE = 2048
-# About 0 after normalisation, so that what is added says nothing.
-GREY = (127, 127, 127)
-
-Item = TypeVar("Item")
 Made = TypeVar("Made")
-
-
-def fit_picture(picture: LoadedImage, square: bool = False) -> LoadedImage:
-    """Brings a picture into a shape that any processor takes, and notes it: not too narrow, not tiny.
-
-    Args:
-        picture (`LoadedImage`): the picture.
-        square (`bool`, *optional*, defaults to `False`): pad to a square.
-    """
-    image, notes = picture.image, list(picture.notes)
-    if square and max(image.size) > MAX_SQUARE:
-        large = image.size
-        factor = MAX_SQUARE / max(large)
-        image = image.resize((max(1, round(large[0] * factor)), max(1, round(large[1] * factor))), reducing_gap=2.0)
-        notes.append(f"reduced from {large[0]}x{large[1]} to {image.width}x{image.height}")
-    width, height = image.size
-    least = max(width, height) if square else -(-max(width, height) // MAX_ASPECT)
-    padded = (max(width, least), max(height, least))
-    if padded != (width, height):
-        canvas = Image.new("RGB", padded, GREY)
-        canvas.paste(image, ((padded[0] - width) // 2, (padded[1] - height) // 2))
-        image = canvas
-        notes.append(f"padded from {width}x{height} to {padded[0]}x{padded[1]}")
-    if min(image.size) < MIN_SIDE:
-        factor = -(-MIN_SIDE // min(image.size))
-        small = image.size
-        image = image.resize((small[0] * factor, small[1] * factor), Image.Resampling.NEAREST)
-        notes.append(f"enlarged from {small[0]}x{small[1]} to {image.width}x{image.height}")
-    return LoadedImage(image, picture.name, tuple(notes))
-
-
-def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def prefetch(make: Callable[[Item], Made], items: Iterable[Item], ahead: int = 1) -> Iterator[Made]:

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import calibration, distribution_distances
 from ..errors import DataError
 from ..labels import label_key
+from .calibration import calibration, distribution_distances
 
 RESAMPLES = 2000
 """Draws of a bootstrap."""

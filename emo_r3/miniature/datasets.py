@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.archive import Record
+from ..data.build import build
+from ..data.report import Column, Report, Spec
+from ..data.shelf import Shelf
 from ..errors import DataError
 from . import world
 from .drawing import SIZE, render
-from ..data.build import build
-from ..data.archive import Record
-from ..data.report import Column, Report, Spec
-from ..data.shelf import Shelf
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -163,21 +162,3 @@ def make_miniature(
     ```
     """
     return build(miniature_records(name, sizes, seed), miniature_spec(name), output, seed=seed, strict=True)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `run`."""
-    parser.add_argument("name", choices=SIZES, help="stand-in for EmoSet (8), Emotion6 (6) or WebEmo (7)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the data set")
-    parser.add_argument("--train", type=int, metavar="N", help="rows of the train split")
-    parser.add_argument("--test", type=int, metavar="N", help="rows of the test split")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Makes a data set and prints the report."""
-    given = {split: size for split, size in (("train", args.train), ("test", args.test)) if size is not None}
-    report = make_miniature(args.name, args.output, sizes=SIZES[args.name] | given, seed=args.seed)
-    for line in report.lines():
-        print(line)
-    return 0

@@ -8,13 +8,11 @@ throw-away read-out of a middle layer must tell whether the thing is in the pict
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -33,13 +31,12 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
-from ..models.checkpoint import CheckpointInfo, save_checkpoint
-from ..errors import EmoR3Error
 from ..labels import LABEL_SETS
+from ..models.checkpoint import CheckpointInfo, save_checkpoint
 from ..prompts import load_prompts
 from . import world
-from .tasks import CONCEPT_NAMES, CONCEPTS, Pictures, Questions, to_patches, word_id
 from .model import GRID, MERGE, PATCH, make_config, make_processor, make_tokenizer
+from .tasks import CONCEPT_NAMES, CONCEPTS, Pictures, Questions, to_patches, word_id
 
 PROCESSES = 2
 """Two single-threaded processes that average their gradients: faster on two cores than two threads of one process."""
@@ -266,21 +263,3 @@ def work(rank: int, folder: str, seed: int, pool: int, see_steps: int, mix_steps
         (Path(folder) / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist or be empty")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pool", type=int, default=POOL, help="pictures that each process keeps at a time")
-    parser.add_argument("--see-steps", type=int, default=SEE_STEPS, help="updates of the first stage")
-    parser.add_argument("--mix-steps", type=int, default=MIX_STEPS, help="updates of the second stage")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Make the miniature again from a seed, on two CPU cores."""
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise EmoR3Error(f"{args.output} exists and is not an empty folder: name another one")
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = (str(args.output), args.seed, args.pool, args.see_steps, args.mix_steps, f"{scratch}/rendezvous")
-        torch.multiprocessing.spawn(work, arguments, nprocs=PROCESSES)
-    return 0

@@ -26,15 +26,17 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .chat_template import rendered_chat
-from ..errors import CheckpointError, EmoR3Error, one_line
+from ..errors import CheckpointError, EmoR3Error
 from ..hub_errors import explain_hub_error
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
-from ..miniature import CHECKPOINT
 from ..prompts import Method, Prompts, load_prompts
+from ..utils import first_line
+from .chat_template import rendered_chat
 
 INFO_FILE = "emo_r3.json"
 MINIATURE = "miniature"
+CHECKPOINT = Path(__file__).parents[1] / "miniature" / "checkpoint"
+"""Folder of the trained miniature, shipped with the package: the default model of `EmoR3Pipeline`."""
 """Name of the package's own model, where a folder or a repository is named."""
 FORMAT_VERSION = 1
 
@@ -453,12 +455,6 @@ def weights_digest(folder: Path) -> str:
         with path.open("rb") as stream:
             digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, without the pages that may follow."""
-    line = one_line(str(error)) or type(error).__name__
-    return f"there is no {line}" if isinstance(error, KeyError) else line
 
 
 def _check_code(folder: Path) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .decoding import encode_after
 from ..errors import CheckpointError
 from ..results import Coherence
+from .decoding import encode_after
 from .prefix_cache import CachedPrompts, LabelTrie, Tokens, read_prompts, score_labels
 
 YES = ("Yes", "yes", " Yes", " yes", "YES")

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .. import __version__
-from ..models.checkpoint import CheckpointInfo, weights_digest
-from ..evaluation.comparison import Run, load_run, make_table, markdown
 from ..data.load import NAMESPACE
-from ..miniature.datasets import SIZES
 from ..environment import source_url
 from ..errors import EmoR3Error
-from ..miniature import CHECKPOINT
+from ..evaluation.comparison import Run, load_run, make_table, markdown
+from ..miniature.datasets import SIZES
+from ..models.checkpoint import CHECKPOINT, CheckpointInfo, weights_digest
 from .sync import persist
 
 if TYPE_CHECKING:

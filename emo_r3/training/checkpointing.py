@@ -30,8 +30,8 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..models.checkpoint import CheckpointInfo, complete_checkpoint, load_weights
 from ..errors import RecipeError, TrainingError
+from ..models.checkpoint import CheckpointInfo, complete_checkpoint, load_weights
 
 STAGING = ".saving"
 """Folder of the output folder for what is being written or deleted. Nothing in it is of use to anybody else."""

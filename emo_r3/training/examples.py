@@ -11,14 +11,13 @@ from accelerate.utils import gather_object
 from PIL import Image
 from transformers import ProcessorMixin
 
-from ..inference.prefetch import fit_picture
 from ..data.build import import_datasets
-from ..data.load import to_prompts
 from ..data.examples import row_name
+from ..data.load import to_prompts
 from ..errors import DataError, ImageError, RecipeError
-from ..images.loading import load_image
-from ..prompts import Method, Prompts
+from ..images.loading import fit_picture, load_image
 from ..models.prefix_cache import adds_special_tokens, render_prompt
+from ..prompts import Method, Prompts
 from .config import RunArguments
 
 if TYPE_CHECKING:

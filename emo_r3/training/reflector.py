@@ -14,12 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..inference.prefetch import chunks
-from ..models.decoding import end_tokens, special_texts
 from ..labels import LABEL_SETS, match_label
-from ..parsing import ParsedCompletion
-from ..prompts import Prompts
-from ..models.reflection import answer_tokens, quotable, reflected_texts
+from ..models.decoding import end_tokens, special_texts
 from ..models.prefix_cache import (
     CachedPrompts,
     LabelTrie,
@@ -34,6 +30,10 @@ from ..models.prefix_cache import (
     score_labels,
     splice_image,
 )
+from ..models.reflection import answer_tokens, quotable, reflected_texts
+from ..parsing import ParsedCompletion
+from ..prompts import Prompts
+from ..utils import chunks
 
 Item = TypeVar("Item")
 

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
-import logging
 import os
 import platform
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-import transformers
 import yaml
-from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from ..models.checkpoint import CheckpointInfo
-from ..miniature.datasets import read_scenes
 from ..data.examples import fingerprint, load_rows, provenance, row_ids
-from ..errors import EmoR3Error, RecipeError, TrainingError
-from ..formats import locked, writing
+from ..errors import TrainingError
+from ..miniature.datasets import read_scenes
+from ..models.checkpoint import CheckpointInfo
 from .config import SupervisedConfig
-from .recipe import Recipe, differences, load_recipe
 from .examples import select_cold_start
+from .recipe import Recipe, differences
 from .stage import Stage, rank, say
 
 PACKAGES = ("emo-r3", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm")
@@ -56,61 +48,6 @@ COLD_START_FIELDS = (
     "fsdp",
     "fsdp_config",
 )
-
-USAGE = "emo-r3 train --config RECIPE [--field value ...]"
-HELP = f"""usage: {USAGE}
-
-Trains as a recipe says (see recipes/), and goes on by itself where a run of it was stopped. A field is one of TRL's
-GRPOConfig or SFTConfig, of its ModelConfig, or one of ours: see emo_r3.training.config. For several processes:
-torchrun --nproc_per_node N -m {USAGE.replace("emo-r3", "emo_r3")}
-accelerate launch --config_file recipes/accelerate/FILE.yaml -m {USAGE.replace("emo-r3", "emo_r3")}"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Takes all words as they are: which fields there are depends on the recipe."""
-    parser.prefix_chars = "\0"
-    parser.usage = USAGE
-    parser.add_argument("words", nargs=argparse.REMAINDER)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Trains as a recipe says."""
-    words = list(args.words)
-    if not words or {"-h", "--help"} & set(words):
-        print(HELP)
-        return 0
-    config, overrides = split_words(words)
-    quiet_libraries()
-    try:
-        recipe = load_recipe(config, overrides)
-        with nullcontext() if rank() else one_process(Path(recipe.config.output_dir or ".")):
-            train(recipe)
-    except EmoR3Error:
-        # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
-        if rank():
-            time.sleep(10)
-        raise
-    PartialState().destroy_process_group()
-    return 0
-
-
-@contextmanager
-def one_process(output: Path) -> Iterator[None]:
-    """Keeps a folder for this run; raises `EmoR3Error` if another run is in it, or it can't be made."""
-    with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-    with locked(output / "run.json"):
-        yield
-
-
-def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The file after `--config`, and all other words; raises `RecipeError` if there is none."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", nargs="?")
-    known, overrides = parser.parse_known_args(list(words))
-    if not known.config:
-        raise RecipeError(f"no recipe is named: {USAGE}")
-    return known.config, overrides
 
 
 def train(recipe: Recipe) -> Path:
@@ -268,17 +205,3 @@ def write(path: Path, text: str) -> None:
 
 def as_json(facts: Any) -> str:
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-
-
-def quiet_libraries() -> None:
-    """Keeps the libraries' remarks off the screen; `EMO_R3_DEBUG` lets them speak."""
-    if os.environ.get("EMO_R3_DEBUG"):
-        return
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    for name in ("trl", "peft", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for module in ("transformers", "trl", "peft", "accelerate", "torch"):
-        warnings.filterwarnings("ignore", module=rf"{module}\b")

@@ -20,6 +20,9 @@ from trl import SFTTrainer, get_peft_config
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ..environment import without_folders
+from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
+from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..models.checkpoint import (
     CheckpointInfo,
     hub_commit,
@@ -28,16 +31,13 @@ from ..models.checkpoint import (
     set_pixel_budget,
 )
 from ..models.decoding import end_tokens
-from ..environment import without_folders
-from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
-from ..labels import LABEL_SETS, LabelSet, resolve_labels
-from ..prompts import load_prompts
 from ..models.prefix_cache import adds_special_tokens, render_prompt
+from ..prompts import load_prompts
+from .checkpointing import WholeCheckpoints, last_checkpoint
 from .config import EmoR3Config, SupervisedConfig
+from .examples import check_pictures, label_rows, question_rows
 from .progress import follow
 from .recipe import Recipe
-from .examples import check_pictures, label_rows, question_rows
-from .checkpointing import WholeCheckpoints, last_checkpoint
 from .trainer import EmoR3Trainer
 
 if TYPE_CHECKING:

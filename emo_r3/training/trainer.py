@@ -21,17 +21,17 @@ from trl.models import unwrap_model_for_generation
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import use_adapter
 
-from ..models.checkpoint import load_for_training
 from ..errors import RecipeError
 from ..labels import same_label
+from ..models.checkpoint import load_for_training
 from ..parsing import PROBLEMS, ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
-from .config import EmoR3Config
-from .reflector import Judge, Reflection, Reflector
-from .dynamic_sampling import KeptRows, join_rows
-from .rewards import ACCURACY, completion_text, parsed, reward_functions
 from .checkpointing import WholeCheckpoints
+from .config import EmoR3Config
+from .dynamic_sampling import KeptRows, join_rows
 from .group_statistics import group_statistics, is_tied, weighted
+from .reflector import Judge, Reflection, Reflector
+from .rewards import ACCURACY, completion_text, parsed, reward_functions
 
 if TYPE_CHECKING:
     from datasets import Dataset

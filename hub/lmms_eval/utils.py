@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from emo_r3 import LABEL_SETS, LabelSet, load_prompts, normalize_label, parse_completion
-from emo_r3.inference.prefetch import fit_picture
-from emo_r3.models.checkpoint import CheckpointInfo, checkpoint_folder
-from emo_r3.images.loading import load_image
+from emo_r3.images.loading import fit_picture, load_image
 from emo_r3.inference.endpoint_reply import up_to_box
+from emo_r3.models.checkpoint import CheckpointInfo, checkpoint_folder
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:

@@ -26,9 +26,9 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from emo_r3 import EmoR3Pipeline
-from emo_r3.miniature import CHECKPOINT
 from emo_r3.miniature.drawing import render
 from emo_r3.miniature.world import sample_scene
+from emo_r3.models.checkpoint import CHECKPOINT
 from emo_r3.models.prefix_cache import render_prompt
 
 

@@ -51,11 +51,11 @@ def make_folder(folder: Path, count: int, labels: tuple[str, ...]) -> int:
 
 
 def ours(raw: Path, output: Path) -> Callable[[], dict[str, float]]:
-    from emo_r3.data.build import select, write
-    from emo_r3.miniature.datasets import miniature_spec
     from emo_r3.data.archive import Record, open_raw
+    from emo_r3.data.build import select, write
     from emo_r3.data.report import Spec
     from emo_r3.data.shelf import Shelf
+    from emo_r3.miniature.datasets import miniature_spec
 
     given = miniature_spec("miniature-8")
     facts = {name: getattr(given, name) for name in ("labels", "license", "terms", "obtain", "citation")}

@@ -28,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from miniature_rows import training_rows
 from trl import GRPOTrainer
 
-from emo_r3.models.checkpoint import load_for_training
-from emo_r3.miniature import CHECKPOINT
+from emo_r3.models.checkpoint import CHECKPOINT, load_for_training
 from emo_r3.parsing import parse_completion
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.reflector import Reflector

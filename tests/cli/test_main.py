@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from emo_r3 import __version__, load_prompts, resolve_labels
-from emo_r3.cli.main import describe, main, without_tokens
+from emo_r3.cli.main import describe, main
 from emo_r3.errors import CheckpointError
 from emo_r3.formats import locked
 from emo_r3.results import Coherence, EmotionResult
+from emo_r3.utils import without_tokens
 
 ROOT = Path(__file__).parents[2]
 STEPS = {"step1": "a wolf", "step2": "it frightens", "step3": "negative, excited"}

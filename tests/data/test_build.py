@@ -14,8 +14,8 @@ from PIL import Image
 from raw_folders import jpeg, put
 
 from emo_r3.data import build as build_module
-from emo_r3.data.build import build, select, write
 from emo_r3.data.archive import Finding, Record
+from emo_r3.data.build import build, select, write
 from emo_r3.data.report import Column, Report, Spec
 from emo_r3.data.shelf import Shelf  # noqa: F401 - for the process of its own
 from emo_r3.errors import DataError

@@ -8,8 +8,8 @@ from raw_folders import make_emoset, make_emotion6
 from emo_r3.cli import main as cli
 from emo_r3.data import emoset
 from emo_r3.data.card import _size_category
-from emo_r3.miniature.datasets import make_miniature
 from emo_r3.data.prepare import DATASETS, prepare
+from emo_r3.miniature.datasets import make_miniature
 from emo_r3.publishing.targets import dataset_target
 from emo_r3.publishing.wheel import read_text
 

@@ -6,8 +6,8 @@ import pytest
 from raw_folders import EMOSET, jpeg, make_emoset, make_zip, put
 
 from emo_r3.data import emoset
-from emo_r3.data.prepare import prepare
 from emo_r3.data.archive import Finding, Record, open_raw
+from emo_r3.data.prepare import prepare
 from emo_r3.errors import DataError
 
 

@@ -5,8 +5,8 @@ import pytest
 from raw_folders import jpeg, make_emotion6, make_zip, put
 
 from emo_r3.data import emotion6
-from emo_r3.data.sampling import draw
 from emo_r3.data.archive import Finding, Record, open_raw
+from emo_r3.data.sampling import draw
 from emo_r3.errors import DataError
 
 DISGUST = "disgust/1.jpg\t2.5\t3.8\t0\t0.3\t0\t0\t0\t0\t0.7"

@@ -15,8 +15,8 @@ def push_client(folders: dict[str, str], index: str, raw: str) -> None:
 
     from huggingface_hub import HfApi
 
-    from emo_r3.publishing import targets as publish
     from emo_r3.cli.main import main
+    from emo_r3.publishing import targets as publish
 
     words = ["prepare", "emotion6", raw, "--push-to-hub", "emo-r3/emotion6"]
     assert main(words) == 0
@@ -89,11 +89,11 @@ def provenance_client(data: str, model: str, output: str) -> None:
 
     from huggingface_hub import HfApi
 
-    from emo_r3.publishing import targets as publish
-    from emo_r3.models.checkpoint import weights_digest
     from emo_r3.cli.main import main
-    from emo_r3.miniature.datasets import read_scenes
     from emo_r3.data.examples import load_rows
+    from emo_r3.miniature.datasets import read_scenes
+    from emo_r3.models.checkpoint import weights_digest
+    from emo_r3.publishing import targets as publish
 
     rows_at = publish.push(publish.dataset_target(Path(data), "emo-r3/some-rows"))
     assert read_scenes(load_rows("emo-r3/some-rows", "test")) is not None

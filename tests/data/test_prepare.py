@@ -10,12 +10,13 @@ import pytest
 from hub_server import HubServer, run_client
 from raw_folders import EMOSET, jpeg, make_emoset, make_emotion6, make_webemo, make_zip, put
 
+from emo_r3.cli.prepare import add_arguments, run
+from emo_r3.cli.push import confirmed
 from emo_r3.data import emoset
 from emo_r3.data import prepare as prepare_module
-from emo_r3.data.prepare import add_arguments, prepare, run
+from emo_r3.data.prepare import prepare
 from emo_r3.data.report import Report
 from emo_r3.errors import DataError, EmoR3Error
-from emo_r3.publishing.targets import confirmed
 
 
 def call(*words: object) -> int:

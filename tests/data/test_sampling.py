@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emo_r3.data import emoset
-from emo_r3.data.sampling import allocate, draw, lot
 from emo_r3.data.archive import Record
+from emo_r3.data.sampling import allocate, draw, lot
 from emo_r3.errors import DataError
 
 LABELS = ("joy", "fear", "awe")

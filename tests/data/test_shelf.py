@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from raw_folders import put
 
-from emo_r3.miniature.datasets import Drawing
 from emo_r3.data.archive import Record, open_raw
 from emo_r3.data.shelf import Digests, Picked, Shelf
 from emo_r3.errors import DataError
+from emo_r3.miniature.datasets import Drawing
 
 
 def records(count: int) -> list[Record]:

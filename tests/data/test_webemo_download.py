@@ -20,6 +20,7 @@ from PIL import Image
 from test_fetch import Handler, Server, answer, running
 
 from emo_r3.data import webemo
+from emo_r3.data.archive import open_raw
 from emo_r3.data.webemo_download import (
     DownloadReport,
     Link,
@@ -29,7 +30,6 @@ from emo_r3.data.webemo_download import (
     download_webemo,
     read_lists,
 )
-from emo_r3.data.archive import open_raw
 from emo_r3.errors import DataError
 from emo_r3.labels import LABEL_SETS
 

@@ -29,14 +29,14 @@ import yaml
 from PIL import Image
 
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, LabelSet
-from emo_r3.demo import html as charts, uploads as serving
-from emo_r3.models import reflection
-from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.cli.main import main
-from emo_r3.miniature import CHECKPOINT
-from emo_r3.results import Coherence
+from emo_r3.demo import html as charts
+from emo_r3.demo import uploads as serving
 from emo_r3.demo.uploads import Answers, BodyLimit, Uploads
 from emo_r3.inference.streaming import StreamEvent, stream_events
+from emo_r3.models import reflection
+from emo_r3.models.checkpoint import CHECKPOINT, CheckpointInfo
+from emo_r3.results import Coherence
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "spaces/emo-r3-demo"

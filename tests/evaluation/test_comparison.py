@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from emo_r3.cli.main import main
-from emo_r3.evaluation.comparison import latex, load_run, make_table, markdown
-from emo_r3.miniature.datasets import make_miniature
 from emo_r3.errors import EmoR3Error
-from emo_r3.metrics.accuracy import mcnemar
+from emo_r3.evaluation.comparison import latex, load_run, make_table, markdown
 from emo_r3.evaluation.plot import LEFT, RIGHT, WIDTH, plot
+from emo_r3.metrics.accuracy import mcnemar
+from emo_r3.miniature.datasets import make_miniature
 from emo_r3.plotting import COLOURS
 
 SIZES = {"emoset-2k": 2000, "emotion6": 594, "webemo-2k": 2000}

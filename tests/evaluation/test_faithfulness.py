@@ -15,10 +15,9 @@ from tiny_models import tiny_checkpoint
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from emo_r3 import EmoR3Error, EmoR3Pipeline
-from emo_r3.inference.prefetch import GREY
 from emo_r3.cli.main import main
-from emo_r3.miniature.datasets import make_miniature
 from emo_r3.errors import CheckpointError
+from emo_r3.evaluation.examples import Items, Row, load_items, predict_items
 from emo_r3.evaluation.faithfulness import (
     Judge,
     Probe,
@@ -30,13 +29,14 @@ from emo_r3.evaluation.faithfulness import (
     mask_scene,
     summarize,
 )
-from emo_r3.evaluation.examples import Items, Row, load_items, predict_items
+from emo_r3.images.loading import GREY
 from emo_r3.labels import LABEL_SETS, LabelSet
 from emo_r3.metrics.accuracy import mcnemar, wilson
+from emo_r3.miniature.datasets import make_miniature
 from emo_r3.miniature.drawing import WHOLE, render, render_with_boxes
 from emo_r3.miniature.world import Scene, read_scene, sample_scene
-from emo_r3.parsing import parse_completion
 from emo_r3.models.prefix_cache import render_prompt
+from emo_r3.parsing import parse_completion
 
 OPTIONS: dict[str, Any] = {"method": "set", "decoding": "free", "max_new_tokens": 128}
 LABELS = LABEL_SETS["emotion6"]

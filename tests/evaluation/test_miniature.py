@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from emo_r3.cli.main import main
-from emo_r3.miniature import CHECKPOINT
 from emo_r3.evaluation import miniature as evaluate
 from emo_r3.inference.pipeline import EmoR3Pipeline
+from emo_r3.models.checkpoint import CHECKPOINT
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 import torch
 
-from emo_r3.evaluation import run as evaluation
 from emo_r3.cli.main import main
 from emo_r3.data.load import load_emotion_dataset
-from emo_r3.miniature.datasets import make_miniature
+from emo_r3.evaluation import run as evaluation
 from emo_r3.evaluation.examples import load_items, predict_items
 from emo_r3.metrics.accuracy import domain_accuracy
 from emo_r3.miniature import world
+from emo_r3.miniature.datasets import make_miniature
 from emo_r3.parsing import parse_completion
 from emo_r3.results import EmotionResult
 

@@ -18,16 +18,10 @@ from PIL import Image
 from tiny_models import tiny_checkpoint
 
 from emo_r3 import EmoR3Error, EmoR3Pipeline
-from emo_r3.inference.prefetch import fit_picture
 from emo_r3.cli.main import main
 from emo_r3.data.load import load_emotion_dataset
-from emo_r3.miniature.datasets import make_miniature
-from emo_r3.models.decoding import BOX, box_sequences
 from emo_r3.errors import CheckpointError, ImageError
 from emo_r3.evaluation.run import load_engine
-from emo_r3.images.loading import load_image
-from emo_r3.labels import LABEL_SETS, LabelSet
-from emo_r3.models.prefix_cache import LabelTrie, render_prompt
 from emo_r3.evaluation.sepm import (
     AMBIGUOUS,
     FOCUS,
@@ -39,6 +33,11 @@ from emo_r3.evaluation.sepm import (
     option_tokens,
     options_of,
 )
+from emo_r3.images.loading import fit_picture, load_image
+from emo_r3.labels import LABEL_SETS, LabelSet
+from emo_r3.miniature.datasets import make_miniature
+from emo_r3.models.decoding import BOX, box_sequences
+from emo_r3.models.prefix_cache import LabelTrie, render_prompt
 
 LABELS = LABEL_SETS["emoset"]
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (112, 84, 3), dtype=np.uint8))

@@ -16,9 +16,9 @@ from datasets import Dataset
 from tiny_models import tiny_checkpoint
 
 from emo_r3 import LABEL_SETS, load_prompts
-from emo_r3.models.checkpoint import CheckpointInfo, load_for_training
 from emo_r3.data.load import load_emotion_dataset
 from emo_r3.miniature.datasets import make_miniature
+from emo_r3.models.checkpoint import CheckpointInfo, load_for_training
 
 FOLDER = Path(__file__).parents[2] / "hub/lmms_eval"
 TASKS = {"emoset_2k": "emoset", "emotion6": "emotion6", "webemo_2k": "webemo"}

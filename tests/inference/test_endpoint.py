@@ -27,16 +27,16 @@ from chat_server import (
 )
 from PIL import Image
 
-import emo_r3.inference.endpoint
 import emo_r3.evaluation.run
+import emo_r3.inference.endpoint
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, ImageError
-from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.cli.main import main
-from emo_r3.miniature.datasets import make_miniature
 from emo_r3.inference.endpoint import EndpointError, EndpointPipeline
-from emo_r3.miniature import CHECKPOINT, world
-from emo_r3.miniature.drawing import render
 from emo_r3.inference.endpoint_reply import Reply, label_shares
+from emo_r3.miniature import world
+from emo_r3.miniature.datasets import make_miniature
+from emo_r3.miniature.drawing import render
+from emo_r3.models.checkpoint import CHECKPOINT, CheckpointInfo
 
 GOOD = "<step1>A dog.</step1> <step2>Joy.</step2> <step3>Calm.</step3> \\boxed{awe}"
 TOKEN = "sk-very-secret-0123456789"

@@ -22,8 +22,8 @@ import emo_r3.inference.engine
 import emo_r3.models.reflection
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, ImageError
 from emo_r3.models.decoding import BOX, encode_after, find_box, read
-from emo_r3.parsing import parse_completion
 from emo_r3.models.prefix_cache import render_prompt
+from emo_r3.parsing import parse_completion
 
 TOKENS = 70
 # They part at many places, so that there are many branches to score.
@@ -588,8 +588,8 @@ def test_a_revision_of_a_folder_is_refused() -> None:
 def test_checkpoint_facts_are_saved_and_followed(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from emo_r3.models.checkpoint import CheckpointInfo
     from emo_r3.labels import resolve_labels
+    from emo_r3.models.checkpoint import CheckpointInfo
 
     prompts = replace(qwen.info.prompts, version="mine", think="Of {labels}, which?")
     info = CheckpointInfo("think", resolve_labels("joy, gloom"), prompts, square=True, max_pixels=28 * 28 * 4)

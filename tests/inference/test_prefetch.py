@@ -8,8 +8,9 @@ import time
 import pytest
 from PIL import Image
 
-from emo_r3.inference.prefetch import GREY, chunks, fit_picture, prefetch
-from emo_r3.images.loading import LoadedImage
+from emo_r3.images.loading import GREY, LoadedImage, fit_picture
+from emo_r3.inference.prefetch import prefetch
+from emo_r3.utils import chunks
 
 
 @pytest.mark.parametrize(

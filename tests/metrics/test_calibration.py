@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emo_r3.metrics.calibration import SMALLEST, calibration, distribution_distances
 from emo_r3.errors import DataError
+from emo_r3.metrics.calibration import SMALLEST, calibration, distribution_distances
 
 
 def sample(count: int, digits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from emo_r3.cli.main import main
-from emo_r3.data.load import load_emotion_dataset, to_prompts
-from emo_r3.miniature.datasets import ANNOTATORS, SIZES, make_miniature, miniature_records, miniature_spec
 from emo_r3.data.archive import Record
+from emo_r3.data.load import load_emotion_dataset, to_prompts
 from emo_r3.errors import DataError
 from emo_r3.labels import LABEL_SETS
 from emo_r3.miniature import world
+from emo_r3.miniature.datasets import ANNOTATORS, SIZES, make_miniature, miniature_records, miniature_spec
 from emo_r3.miniature.drawing import render
 
 

@@ -5,7 +5,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from emo_r3 import EmoR3Pipeline, load_prompts
-from emo_r3.miniature import CHECKPOINT
+from emo_r3.models.checkpoint import CHECKPOINT
 
 SAMPLE = Path(__file__).parents[2] / "docs" / "samples" / "00-snake-wolf.png"
 

@@ -5,6 +5,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 
 from emo_r3.miniature import world
 from emo_r3.miniature.drawing import render
+from emo_r3.miniature.model import make_config, make_processor, make_tokenizer
 from emo_r3.miniature.tasks import (
     CONCEPT_NAMES,
     CONCEPTS,
@@ -15,10 +16,9 @@ from emo_r3.miniature.tasks import (
     to_patches,
     word_id,
 )
-from emo_r3.miniature.model import make_config, make_processor, make_tokenizer
+from emo_r3.models.prefix_cache import render_prompt
 from emo_r3.parsing import parse_completion
 from emo_r3.prompts import load_prompts
-from emo_r3.models.prefix_cache import render_prompt
 
 TASKS = ("set", "think", "direct", "consistency", "coherence")
 

@@ -8,10 +8,10 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from emo_r3.errors import EmoR3Error
-from emo_r3.miniature import train
-from emo_r3.miniature.tasks import Pictures, Questions
-from emo_r3.miniature.model import make_config, make_tokenizer
 from emo_r3.inference.pipeline import EmoR3Pipeline
+from emo_r3.miniature import train
+from emo_r3.miniature.model import make_config, make_tokenizer
+from emo_r3.miniature.tasks import Pictures, Questions
 from emo_r3.prompts import load_prompts
 
 

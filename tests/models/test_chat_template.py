@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny_models import ARCHITECTURES, tiny_checkpoint
 
+from emo_r3.errors import CheckpointError
 from emo_r3.models.chat_template import rendered_chat
 from emo_r3.models.checkpoint import load_model_and_processor
-from emo_r3.errors import CheckpointError
 
 
 @pytest.mark.parametrize("name", [None, *ARCHITECTURES])

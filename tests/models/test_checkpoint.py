@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, tiny_checkpoint
 from transformers import Qwen2_5_VLProcessor
 
-from emo_r3.models import checkpoint
-from emo_r3.models.checkpoint import CheckpointInfo, image_only, load_for_training, load_model_and_processor
 from emo_r3.errors import CheckpointError, EmoR3Error
 from emo_r3.labels import LABEL_SETS, resolve_labels
+from emo_r3.models import checkpoint
+from emo_r3.models.checkpoint import CheckpointInfo, image_only, load_for_training, load_model_and_processor
 
 
 @pytest.fixture
@@ -253,8 +253,8 @@ def test_a_template_that_loops_is_refused_when_the_model_is_loaded(folder: Path)
 
 
 def load_what_is_not_there(cases: list[list[str | None]]) -> None:
-    from emo_r3.models.checkpoint import load_model_and_processor
     from emo_r3.errors import CheckpointError
+    from emo_r3.models.checkpoint import load_model_and_processor
 
     for name, revision in cases:
         try:

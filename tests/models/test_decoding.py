@@ -9,6 +9,8 @@ import torch
 from tiny_models import tiny_checkpoint
 from transformers import AutoTokenizer
 
+from emo_r3.errors import EmoR3Error
+from emo_r3.labels import LABEL_SETS
 from emo_r3.models.decoding import (
     BOX,
     AnswerForm,
@@ -22,8 +24,6 @@ from emo_r3.models.decoding import (
     find_box,
     read,
 )
-from emo_r3.errors import EmoR3Error
-from emo_r3.labels import LABEL_SETS
 from emo_r3.parsing import parse_completion
 
 # Byte-level with Qwen's words, and Llama's sentencepiece kind.

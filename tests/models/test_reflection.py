@@ -11,8 +11,8 @@ from tiny_models import ARCHITECTURES, tiny_checkpoint
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from emo_r3.errors import CheckpointError
-from emo_r3.models.reflection import answer_tokens, consistency, quotable, reflected_texts
 from emo_r3.models.prefix_cache import CachedPrompts
+from emo_r3.models.reflection import answer_tokens, consistency, quotable, reflected_texts
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<image>", "</s>", "[IMG]")
 

@@ -13,7 +13,7 @@ from made_run import make_run
 from pusher import Pusher, files_on, make_space, titles
 
 from emo_r3.errors import EmoR3Error
-from emo_r3.miniature import CHECKPOINT
+from emo_r3.models.checkpoint import CHECKPOINT
 from emo_r3.publishing.targets import load_collection
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,9 @@ import pytest
 from hub_server import HubServer, run_client
 from pusher import TOKEN, Pusher, files_in, files_on, titles
 
-from emo_r3.publishing import targets as publish, sync as repositories
 from emo_r3.errors import EmoR3Error
+from emo_r3.publishing import sync as repositories
+from emo_r3.publishing import targets as publish
 
 
 @pytest.fixture(scope="module")
@@ -307,8 +308,9 @@ def lfs_client(folder: str, repo_id: str) -> None:
     """A push whose commit fails for good, and one that goes on, without Xet."""
     from pathlib import Path
 
-    from emo_r3.publishing import targets as publish, sync as repositories
     from emo_r3.errors import EmoR3Error
+    from emo_r3.publishing import sync as repositories
+    from emo_r3.publishing import targets as publish
 
     repositories.PAUSE = 0.01
     target = publish.dataset_target(Path(folder), repo_id)

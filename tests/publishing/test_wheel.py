@@ -11,10 +11,10 @@ import pytest
 from hub_server import HubServer, run_client
 from pusher import files_on
 
-from emo_r3.publishing import wheel
 from emo_r3.errors import EmoR3Error
-from emo_r3.publishing.targets import metric_target, rename_home, space_target
+from emo_r3.publishing import wheel
 from emo_r3.publishing.sync import local_file
+from emo_r3.publishing.targets import metric_target, rename_home, space_target
 
 ROOT = Path(__file__).parents[2]
 METRIC, SPACE = ROOT / "hub/metrics/domain_accuracy", ROOT / "spaces/emo-r3-demo"

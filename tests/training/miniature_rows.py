@@ -10,9 +10,9 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from emo_r3.models.checkpoint import load_for_training
 from emo_r3.data.load import to_prompts
 from emo_r3.miniature.datasets import miniature_records
+from emo_r3.models.checkpoint import load_for_training
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.trainer import EmoR3Trainer
 

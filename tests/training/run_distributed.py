@@ -22,8 +22,8 @@ from PIL import Image as Pictures
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from emo_r3.models.checkpoint import load_for_training
 from emo_r3.labels import LABEL_SETS
+from emo_r3.models.checkpoint import load_for_training
 from emo_r3.prompts import load_prompts
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.trainer import EmoR3Trainer

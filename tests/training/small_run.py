@@ -13,11 +13,11 @@ from PIL import Image as Pillow
 from tiny_models import tiny_checkpoint
 from trl import SFTTrainer
 
-from emo_r3.models.checkpoint import CheckpointInfo, load_for_training
 from emo_r3.data.load import to_prompts
 from emo_r3.labels import LABEL_SETS
-from emo_r3.training.config import EmoR3Config, SupervisedConfig
+from emo_r3.models.checkpoint import CheckpointInfo, load_for_training
 from emo_r3.training.checkpointing import WholeCheckpoints
+from emo_r3.training.config import EmoR3Config, SupervisedConfig
 from emo_r3.training.trainer import EmoR3Trainer
 
 LABELS = LABEL_SETS["emotion6"]

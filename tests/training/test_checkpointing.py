@@ -7,13 +7,13 @@ from peft import LoraConfig
 from small_run import make_trainer, weights
 from transformers import AutoModelForImageTextToText
 
-from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.errors import RecipeError
-from emo_r3.labels import LABEL_SETS
 from emo_r3.inference.pipeline import EmoR3Pipeline
+from emo_r3.labels import LABEL_SETS
+from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.training import checkpointing as saving
-from emo_r3.training.config import EmoR3Config, SupervisedConfig
 from emo_r3.training.checkpointing import STAGING, check_save_steps, generation_window, last_checkpoint
+from emo_r3.training.config import EmoR3Config, SupervisedConfig
 
 
 def same(one, other):

@@ -14,13 +14,13 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from emo_r3 import __version__
-from emo_r3.models.checkpoint import load_for_training
-from emo_r3.miniature.datasets import SIZES
 from emo_r3.data.examples import fingerprint, load_rows, row_ids
 from emo_r3.errors import DataError, RecipeError
 from emo_r3.labels import LABEL_SETS
-from emo_r3.prompts import load_prompts
+from emo_r3.miniature.datasets import SIZES
+from emo_r3.models.checkpoint import load_for_training
 from emo_r3.models.prefix_cache import prompt_tokens, render_prompt
+from emo_r3.prompts import load_prompts
 from emo_r3.training import examples as module
 from emo_r3.training.config import RunArguments
 from emo_r3.training.examples import (

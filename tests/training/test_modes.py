@@ -13,14 +13,14 @@ from peft import LoraConfig
 from PIL import Image as Pictures
 from tiny_models import ARCHITECTURES, tiny_checkpoint
 
-from emo_r3.models.checkpoint import load_for_training
 from emo_r3.labels import LABEL_SETS
+from emo_r3.models.checkpoint import load_for_training
+from emo_r3.models.reflection import answer_tokens
 from emo_r3.parsing import parse_completion
 from emo_r3.prompts import load_prompts
-from emo_r3.models.reflection import answer_tokens
 from emo_r3.training.config import EmoR3Config
-from emo_r3.training.reflector import Judge, Reflection, Reflector
 from emo_r3.training.group_statistics import group_statistics
+from emo_r3.training.reflector import Judge, Reflection, Reflector
 from emo_r3.training.trainer import EmoR3Trainer
 
 LABELS = LABEL_SETS["emoset"].labels

@@ -11,8 +11,8 @@ import torch
 from miniature_rows import pictures
 from PIL import Image
 
-from emo_r3.models.checkpoint import load_for_training
 from emo_r3.labels import LABEL_SETS
+from emo_r3.models.checkpoint import load_for_training
 from emo_r3.parsing import parse_completion
 from emo_r3.training.reflector import Judge, Reflector, authors_texts, distinct_images, step_texts
 from emo_r3.training.trainer import EmoR3Trainer

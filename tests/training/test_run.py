@@ -20,20 +20,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from emo_r3.models.checkpoint import load_for_training
 from emo_r3.cli.main import main
-from emo_r3.data.load import load_emotion_dataset
-from emo_r3.miniature.datasets import make_miniature
+from emo_r3.cli.train import split_words
 from emo_r3.data.examples import load_rows
+from emo_r3.data.load import load_emotion_dataset
 from emo_r3.errors import CheckpointError, RecipeError, TrainingError
-from emo_r3.labels import LABEL_SETS
 from emo_r3.inference.pipeline import EmoR3Pipeline
-from emo_r3.prompts import load_prompts
+from emo_r3.labels import LABEL_SETS
+from emo_r3.miniature.datasets import make_miniature
+from emo_r3.models.checkpoint import load_for_training
 from emo_r3.models.prefix_cache import prompt_tokens, render_prompt
-from emo_r3.training.recipe import load_recipe
+from emo_r3.prompts import load_prompts
 from emo_r3.training.examples import label_rows
+from emo_r3.training.recipe import load_recipe
+from emo_r3.training.run import train, write
 from emo_r3.training.stage import SupervisedTrainer, freeze_vision_tower, label_collator, named_labels
-from emo_r3.training.run import split_words, train, write
 
 Write = Callable[..., Path]
 

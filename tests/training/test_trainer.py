@@ -16,7 +16,7 @@ from peft import LoraConfig
 from trl import GRPOTrainer
 
 from emo_r3.errors import RecipeError
-from emo_r3.miniature import CHECKPOINT
+from emo_r3.models.checkpoint import CHECKPOINT
 from emo_r3.parsing import PROBLEMS, parse_completion
 from emo_r3.training import trainer as trainer_module
 from emo_r3.training.dynamic_sampling import join_rows

@@ -1,0 +1,92 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import EmoR3Error
+
+EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_TERMINATED = 1, 2, 130, 141, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: as good a reason to stop as Ctrl-C, and what is done is kept as then."""
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` here, so that the work ends as by Ctrl-C."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # where a signal can't be had
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_output(output: Path, sources: Sequence[str] = ()) -> None:
+    """Refuse, before the model is loaded, an output that can't be written or is one of the pictures."""
+    from ..formats import check_regular, link_target, writing
+
+    check_regular(output)
+    if any(os.path.realpath(output) == os.path.realpath(source) for source in sources):
+        raise EmoR3Error(f"--output {output} is one of the pictures: name another file")
+    folder = link_target(output).parent
+    with writing(f"--output {output}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise EmoR3Error(f"--output {output} can't be written: {folder} is read-only: write elsewhere")
+
+
+def check_device(device: str | None) -> None:
+    """Refuse, before the model is loaded, a device that this machine or this PyTorch hasn't."""
+    if device in (None, "cpu", "auto"):
+        return
+    import torch
+
+    try:
+        found = torch.device(device)
+    except RuntimeError:  # auto, or a name that loading tells what to think of
+        return
+    if found.type in ("cuda", "mps", "xpu") and not getattr(torch, found.type).is_available():
+        raise EmoR3Error(f"--device {device} is not there (or this PyTorch is made without): use cpu, or leave it out")
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' remarks out of the answer; who sets the variables or `EMO_R3_DEBUG` hears them."""
+    if not os.environ.get("EMO_R3_DEBUG"):
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        if not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def with_progress(rows: Iterable[Any], total: int, show: bool) -> Iterable[Any]:
+    """A progress bar on stderr, if a person is there to see it and the rows don't go to the same screen."""
+    if total < 2 or not sys.stderr.isatty() or (sys.stdout.isatty() and not show):
+        return rows
+    from tqdm import tqdm
+
+    return tqdm(rows, total=total, unit="image", file=sys.stderr, dynamic_ncols=True)

@@ -1,0 +1,18 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..utils import without_tokens
+from .common import quiet_libraries
+
+
+def run_env(args: argparse.Namespace) -> int:
+    """Print versions, device, folders and the default model, one per line: paste it into a bug report."""
+    from ..environment import environment
+
+    quiet_libraries()
+    for name, fact in environment().items():
+        print(f"{name + ':':<18} {without_tokens(fact)}")
+    return 0

@@ -1,0 +1,90 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import PartialState
+
+from ..data.build import import_datasets
+from ..errors import EmoR3Error
+from ..evaluation.comparison import PREDICTIONS, RESULTS
+from ..evaluation.run import evaluate
+from ..evaluation.sepm import PRESETS
+from ..formats import locked
+from .common import EXIT_SOME_FAILED, check_output, positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `emo-r3 evaluate`."""
+    parser.add_argument("--model", metavar="PATH|REPO", help="folder or repository (default: the miniature)")
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="ask an OpenAI-compatible server; --model is what it calls the model, $EMO_R3_ENDPOINT_TOKEN its token",
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model's repository")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="folders, repositories (NAME@REVISION too), or the miniature's: miniature-8, miniature-6, miniature-7",
+    )
+    parser.add_argument(
+        "--in-domain", nargs="+", default=[], metavar="NAME", help="those that the model was trained on"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="an interrupted run goes on here")
+    parser.add_argument("--split", default="test", help="(default: %(default)s)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N items of each data set")
+    parser.add_argument(
+        "--method",
+        choices=("set", "think", "direct", "sepm"),
+        help="sepm: a baseline without training, on Qwen2.5-VL (default: what the model was made for)",
+    )
+    parser.add_argument("--sepm-preset", choices=tuple(PRESETS), help="thresholds of sepm (default: paper)")
+    parser.add_argument(
+        "--decoding", choices=("free", "constrained"), default="free", help="(default: free, as the paper measures)"
+    )
+    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--faithfulness", action="store_true", help="ask again with changed texts and pictures, about 8 times the work"
+    )
+    parser.add_argument(
+        "--judge", metavar="PATH|REPO", help="text model that reads the label out of the reasoning, for --faithfulness"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, or goes on where that was stopped, and prints the table."""
+    _quiet_libraries()
+    check_output(args.output / RESULTS, ())
+    # Processes wait at the end for the slowest.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    try:
+        with nullcontext() if state.process_index else locked(args.output / PREDICTIONS):
+            failed = evaluate(args, state)
+    except EmoR3Error:
+        # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
+        if state.process_index:
+            time.sleep(10)
+        raise
+    state.destroy_process_group()
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def _quiet_libraries() -> None:
+    """Keeps the libraries' remarks off the screen; `EMO_R3_DEBUG` lets them speak."""
+    if not os.environ.get("EMO_R3_DEBUG"):
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        import_datasets().disable_progress_bars()

@@ -1,0 +1,154 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .common import EXIT_SOME_FAILED, check_device, check_output, positive, quiet_libraries, terminable, with_progress
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `emo-r3 predict`."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|URL", help="a folder means all pictures below it")
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", metavar="PATH|REPO", help="folder or Hub repository (default: the miniature, offline)"
+    )
+    model.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository")
+    model.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    model.add_argument("--prompts", type=Path, metavar="FILE", help="TOML file with your own prompts")
+
+    answer = parser.add_argument_group("answer")
+    answer.add_argument("--labels", metavar="NAME|A,B,..", help="emoset, emotion6, webemo, ... or your own list")
+    answer.add_argument("--method", choices=("set", "think", "direct"), help="three steps, one thought, or label only")
+    answer.add_argument(
+        "--decoding", choices=("constrained", "free"), help="force the structure and a label, or don't"
+    )
+    answer.add_argument("--reflect", action="store_true", help="let the model check its own answer")
+    answer.add_argument(
+        "--candidates", type=positive, default=1, metavar="N", help="return the best of N by reflection"
+    )
+    answer.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer, in tokens")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--format", choices=("text", "json", "jsonl", "csv"), default="text")
+    output.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout; an interrupted run goes on")
+    output.add_argument("--batch-size", type=positive, metavar="N", help="pictures in one pass")
+    output.add_argument("--allow-private-hosts", action="store_true", help="let URLs name hosts of your own network")
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Read the emotion of each picture: the reasoning in three steps, a label, how likely each label is."""
+    from ..formats import check_ours, locked
+    from ..images.loading import find_images
+
+    sources = find_images(args.images)
+    if args.output:
+        check_output(args.output, sources)
+        check_ours(args.output, args.format)
+    else:
+        prepare_stdout(args.format)
+    quiet_libraries()
+    with locked(args.output) if args.output else nullcontext(), terminable():
+        return predict(args, sources)
+
+
+def predict(args: argparse.Namespace, sources: Sequence[str]) -> int:
+    """Does what `run_predict` says; the output is ours."""
+    from ..formats import ResultFile, write_rows
+
+    pipe, labels, settings = load_pipeline(args)
+    stored = ResultFile(args.output, args.format, settings) if args.output else None
+    todo = [source for source in sources if not stored or source not in stored.rows]
+    if stored and len(todo) < len(sources):
+        print(f"emo-r3: {len(sources) - len(todo)} of {len(sources)} done before, going on", file=sys.stderr)
+
+    failed: list[str] = []
+    rows = with_progress(predict_rows(pipe, todo, args, failed), len(todo), show=bool(stored))
+    try:
+        if stored:
+            stored.append(rows)
+            stored.finish(sources, labels)
+        else:
+            write_rows(rows, sys.stdout, args.format, labels, shutil.get_terminal_size((100, 24)).columns)
+    except KeyboardInterrupt as interrupt:
+        hint = (
+            f": {len(stored.rows)} of {len(sources)} are kept, the same command goes on from there" if stored else ""
+        )
+        raise type(interrupt)(hint) from None
+    if failed:
+        print(f"emo-r3: {len(failed)} of {len(todo)} failed, see their rows", file=sys.stderr)
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[str, Any]]:
+    """The pipeline, its label list, and the settings that decide what a row says: what rows of one file share."""
+    from ..formats import json_text
+    from ..labels import resolve_labels
+    from ..prompts import load_prompts
+
+    # A mistake in these is told before the seconds that a model takes.
+    labels = resolve_labels(args.labels) if args.labels else None
+    prompts = load_prompts(args.prompts) if args.prompts else None
+
+    from ..inference.pipeline import EmoR3Pipeline
+
+    check_device(args.device_map)
+    pipe = EmoR3Pipeline.from_pretrained(
+        args.model, revision=args.revision, dtype=args.dtype, device_map=args.device_map, prompts=prompts
+    )
+    labels, prompts = labels or pipe.info.label_set, prompts or pipe.info.prompts
+    settings = {
+        "model": args.model or "miniature",
+        "revision": args.revision,
+        "recipe": pipe.info.recipe_hash,
+        "dtype": args.dtype,
+        "labels": list(labels.labels),
+        "method": args.method or pipe.info.method,
+        "decoding": args.decoding,
+        "reflect": args.reflect,
+        "candidates": args.candidates,
+        "max_new_tokens": args.max_new_tokens,
+        "prompts": f"{prompts.version}-{hashlib.sha256(json_text(prompts.to_dict()).encode()).hexdigest()[:8]}",
+        "emo_r3": __version__,
+    }
+    return pipe, labels.labels, settings
+
+
+def predict_rows(
+    pipe: Any, sources: Sequence[str], args: argparse.Namespace, failed: list[str]
+) -> Iterator[dict[str, Any]]:
+    """A row for each picture, in order, as the batches come; the pictures that failed are noted in `failed`."""
+    options = {
+        "labels": args.labels,
+        "method": args.method,
+        "decoding": args.decoding,
+        "max_new_tokens": args.max_new_tokens,
+        "batch_size": args.batch_size,
+        "allow_private_hosts": args.allow_private_hosts,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    results = pipe(iter(sources), reflect=args.reflect, num_candidates=args.candidates, on_error="return", **given)
+    for source, result in zip(sources, results, strict=True):
+        if result.error:
+            failed.append(source)
+        yield {**result.to_dict(), "image": source}
+
+
+def prepare_stdout(style: str) -> None:
+    """JSON and CSV are UTF-8 whatever the terminal is; text never fails on a character that the terminal lacks."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure and style == "text":
+        reconfigure(errors="replace")
+    elif reconfigure:
+        reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")

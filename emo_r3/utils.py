@@ -1,0 +1,34 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+from .errors import one_line
+
+Item = TypeVar("Item")
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the pages that may follow."""
+    line = one_line(str(error)) or type(error).__name__
+    return f"there is no {line}" if isinstance(error, KeyError) else line
+
+
+def without_tokens(text: str) -> str:
+    """The text with whatever looks like a Hub token, or is this session's, blotted out."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if token := os.environ.get(name):
+            text = text.replace(token, "***")
+    return re.sub(r"\bhf_[A-Za-z0-9]{10,}", "***", text)
