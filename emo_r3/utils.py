@@ -1,12 +1,13 @@
-"""TODO."""
+"""Small things that many modules need."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .errors import one_line
 
@@ -32,3 +33,12 @@ def without_tokens(text: str) -> str:
         if token := os.environ.get(name):
             text = text.replace(token, "***")
     return re.sub(r"\bhf_[A-Za-z0-9]{10,}", "***", text)
+
+
+def with_progress(rows: Iterable[Any], total: int, show: bool) -> Iterable[Any]:
+    """A progress bar on stderr, if a person is there to see it and the rows don't go to the same screen."""
+    if total < 2 or not sys.stderr.isatty() or (sys.stdout.isatty() and not show):
+        return rows
+    from tqdm import tqdm
+
+    return tqdm(rows, total=total, unit="image", file=sys.stderr, dynamic_ncols=True)

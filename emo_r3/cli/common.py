@@ -1,13 +1,15 @@
-"""TODO."""
+"""What several commands share: checks of options, progress, exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,18 +77,22 @@ def check_device(device: str | None) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' remarks out of the answer; who sets the variables or `EMO_R3_DEBUG` hears them."""
-    if not os.environ.get("EMO_R3_DEBUG"):
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        if not sys.stderr.isatty():
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def with_progress(rows: Iterable[Any], total: int, show: bool) -> Iterable[Any]:
-    """A progress bar on stderr, if a person is there to see it and the rows don't go to the same screen."""
-    if total < 2 or not sys.stderr.isatty() or (sys.stdout.isatty() and not show):
-        return rows
-    from tqdm import tqdm
-
-    return tqdm(rows, total=total, unit="image", file=sys.stderr, dynamic_ncols=True)
+    """Keeps other libraries' remarks off the screen; who sets the variables or `EMO_R3_DEBUG` hears them."""
+    if os.environ.get("EMO_R3_DEBUG"):
+        return
+    # For those that are imported later, and for child processes.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if transformers := sys.modules.get("transformers"):
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+    if datasets := sys.modules.get("datasets"):
+        datasets.utils.logging.set_verbosity_error()
+        datasets.disable_progress_bars()
+    if "trl" in sys.modules:  # training
+        for name in ("trl", "peft", "accelerate"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        for module in ("transformers", "trl", "peft", "accelerate", "torch"):
+            warnings.filterwarnings("ignore", module=rf"{module}\b")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 compare`: measured models side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 demo`: the demo in the browser."""
 
 from __future__ import annotations
 

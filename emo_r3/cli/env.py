@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 env`: what a bug report needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from ..utils import without_tokens
 from .common import quiet_libraries
 
 
-def run_env(args: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(args: argparse.Namespace) -> int:
     """Print versions, device, folders and the default model, one per line: paste it into a bug report."""
     from ..environment import environment
 

@@ -1,25 +1,23 @@
-"""TODO."""
+"""`emo-r3 evaluate`: a model measured on data sets."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 import time
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
-import transformers
 from accelerate import PartialState
 
-from ..data.build import import_datasets
 from ..errors import EmoR3Error
-from ..evaluation.comparison import PREDICTIONS, RESULTS
-from ..evaluation.run import evaluate
+from ..evaluation.comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
+from ..evaluation.run import Evaluation, evaluate
 from ..evaluation.sepm import PRESETS
 from ..formats import locked
-from .common import EXIT_SOME_FAILED, check_output, positive
+from .common import EXIT_SOME_FAILED, check_output, positive, quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,26 +63,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates, or goes on where that was stopped, and prints the table."""
-    _quiet_libraries()
+    """Evaluate a model, or go on where that was stopped, and print the table."""
+    quiet_libraries()
     check_output(args.output / RESULTS, ())
+    options = {name: value for name, value in vars(args).items() if name in Evaluation.__dataclass_fields__}
     # Processes wait at the end for the slowest.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
     try:
         with nullcontext() if state.process_index else locked(args.output / PREDICTIONS):
-            failed = evaluate(args, state)
+            evaluate(**options, state=state)
     except EmoR3Error:
         # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
         if state.process_index:
             time.sleep(10)
         raise
+    failed = 0 if state.process_index else print_results(args.output)
     state.destroy_process_group()
     return EXIT_SOME_FAILED if failed else 0
 
 
-def _quiet_libraries() -> None:
-    """Keeps the libraries' remarks off the screen; `EMO_R3_DEBUG` lets them speak."""
-    if not os.environ.get("EMO_R3_DEBUG"):
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        import_datasets().disable_progress_bars()
+def print_results(output: Path) -> int:
+    """Prints the table; returns how many images could not be read."""
+    print(markdown(make_table([load_run(str(output))])))
+    rows = read_rows(output)
+    failed = sum("error" in row for row in rows)
+    if failed:
+        print(f"emo-r3: {failed} of {len(rows)} pictures could not be read, see their rows", file=sys.stderr)
+    return failed

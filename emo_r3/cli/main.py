@@ -7,31 +7,31 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from .. import __version__
 from ..errors import REMEDIES, EmoR3Error, reason
 from ..utils import without_tokens
 from .common import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_TERMINATED, Terminated
-from .env import run_env
-from .predict import add_predict_arguments, run_predict
 
-# Commands whose options are in a module of their own, with `add_arguments` and `run`.
-MODULES = {
-    "prepare": ("data.prepare", "make a data set of the original downloads"),
-    "push": ("publishing.targets", "publish data sets, models, the metric and Spaces on the Hub"),
-    "train": ("training.run", "train a model as a recipe says"),
-    "demo": ("demo.app", "serve the demo in the browser"),
-    "evaluate": ("evaluation.run", "measure a model on data sets"),
-    "compare": ("evaluation.comparison", "put measured models side by side"),
+# Each is a module of this package with `add_arguments` and `run`.
+COMMANDS = {
+    "predict": "read the emotion of images",
+    "demo": "serve the demo in the browser",
+    "prepare": "make a data set of the original downloads",
+    "train": "train a model as a recipe says",
+    "evaluate": "measure a model on data sets",
+    "compare": "put measured models side by side",
+    "push": "publish data sets, models, the metric and Spaces on the Hub",
+    "env": "print what a bug report needs",
 }
 MINIATURE = {
-    "train": ("miniature.train", "make the miniature again from a seed"),
-    "evaluate": ("evaluation.miniature", "measure it on held-out scenes"),
-    "render": ("miniature.render", "draw scenes of its world"),
-    "dataset": ("miniature.datasets", "make one of its three data sets"),
+    "train": "make the miniature again from a seed",
+    "evaluate": "measure it on held-out scenes",
+    "render": "draw scenes of its world",
+    "dataset": "make one of its three data sets",
 }
 
 
@@ -43,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     143: ended by SIGTERM.
     """
     replace_closed_streams()
+    with said_by_the_library():
+        return run(argv)
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Does what `main` says."""
     argv = sys.argv[1:] if argv is None else list(argv)
     # DeepSpeed, where it is installed, greets on stdout, whatever its level.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
@@ -121,32 +127,45 @@ def say(text: str, before: str = "") -> None:
         print(f"{before}emo-r3: {line}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def said_by_the_library() -> Iterator[None]:
+    """Prints what the library logs, a line each."""
+    logger, handler = logging.getLogger(__name__.partition(".")[0]), _Lines(logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
 def make_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser. `argv` tells which module to ask for its options: each costs an import."""
     parser = argparse.ArgumentParser(prog="emo-r3", description="Explainable emotion recognition in pictures.")
     parser.add_argument("--version", action="version", version=f"emo-r3 {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    predict = commands.add_parser("predict", help="read the emotion of pictures", description=run_predict.__doc__)
-    add_predict_arguments(predict)
-    predict.set_defaults(run=run_predict)
-
-    env = commands.add_parser("env", help="print what a bug report needs", description=run_env.__doc__)
-    env.set_defaults(run=run_env)
-
-    add_modules(commands, MODULES, argv[:1])
+    add_commands(commands, COMMANDS, argv[:1])
     text = "the small model of a world of drawings"
     miniature = commands.add_parser("miniature", help=text, description=f"Make or measure {text}.")
     actions = miniature.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    add_modules(actions, MINIATURE, argv[1:2] if argv[:1] == ["miniature"] else [])
+    add_commands(actions, MINIATURE, argv[1:2] if argv[:1] == ["miniature"] else [], "miniature_")
     return parser
 
 
-def add_modules(commands: Any, modules: Mapping[str, tuple[str, str]], chosen: Sequence[str]) -> None:
-    """Adds commands by name, and asks the one that is chosen for its options."""
-    for name, (module_name, text) in modules.items():
-        command = commands.add_parser(name, help=text, description=text)
+def add_commands(parsers: Any, commands: Mapping[str, str], chosen: Sequence[str], prefix: str = "") -> None:
+    """Adds commands by name, and asks the module of the one that is chosen for its options."""
+    for name, text in commands.items():
+        command = parsers.add_parser(name, help=text, description=text)
         if [name] == list(chosen):
-            module = importlib.import_module(f"emo_r3.{module_name}")
+            module = importlib.import_module(f".{prefix}{name}", __package__)
+            command.description = module.run.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)

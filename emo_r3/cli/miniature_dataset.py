@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 miniature dataset`: one of the miniature's data sets, drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 miniature evaluate`: the miniature measured on held-out scenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 miniature render`: scenes of the miniature's world, drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 miniature train`: the miniature made again from a seed."""
 
 from __future__ import annotations
 

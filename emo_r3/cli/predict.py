@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 predict`: the emotion of images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .common import EXIT_SOME_FAILED, check_device, check_output, positive, quiet_libraries, terminable, with_progress
+from ..utils import with_progress
+from .common import EXIT_SOME_FAILED, check_device, check_output, positive, quiet_libraries, terminable
 
 
-def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `emo-r3 predict`."""
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|URL", help="a folder means all pictures below it")
 
@@ -47,7 +48,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--allow-private-hosts", action="store_true", help="let URLs name hosts of your own network")
 
 
-def run_predict(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Read the emotion of each picture: the reasoning in three steps, a label, how likely each label is."""
     from ..formats import check_ours, locked
     from ..images.loading import find_images
@@ -64,7 +65,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace, sources: Sequence[str]) -> int:
-    """Does what `run_predict` says; the output is ours."""
+    """Does what `run` says; the output is ours."""
     from ..formats import ResultFile, write_rows
 
     pipe, labels, settings = load_pipeline(args)

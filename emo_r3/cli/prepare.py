@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 prepare`: an original distribution in, a Hub data set out."""
 
 from __future__ import annotations
 

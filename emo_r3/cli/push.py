@@ -1,4 +1,4 @@
-"""TODO."""
+"""`emo-r3 push`: data sets, models, the metric and Spaces to the Hub."""
 
 from __future__ import annotations
 

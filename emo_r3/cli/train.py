@@ -1,18 +1,13 @@
-"""TODO."""
+"""`emo-r3 train`: from a recipe to a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import datasets
-import transformers
 from accelerate import PartialState
 
 from ..errors import EmoR3Error, RecipeError
@@ -20,6 +15,7 @@ from ..formats import locked, writing
 from ..training.recipe import load_recipe
 from ..training.run import train
 from ..training.stage import rank
+from .common import quiet_libraries
 
 USAGE = "emo-r3 train --config RECIPE [--field value ...]"
 
@@ -77,17 +73,3 @@ def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
     if not known.config:
         raise RecipeError(f"no recipe is named: {USAGE}")
     return known.config, overrides
-
-
-def quiet_libraries() -> None:
-    """Keeps the libraries' remarks off the screen; `EMO_R3_DEBUG` lets them speak."""
-    if os.environ.get("EMO_R3_DEBUG"):
-        return
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    for name in ("trl", "peft", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for module in ("transformers", "trl", "peft", "accelerate", "torch"):
-        warnings.filterwarnings("ignore", module=rf"{module}\b")

@@ -88,21 +88,20 @@ def home(name: str, with_pixels: bool) -> str:
 
 def _obtain(spec: Spec, report: Report, with_pixels: bool) -> str:
     """How to get the originals; the command that makes the data set of them has the options that made this one."""
-    words = [*_options(report), "--output DIR"] if with_pixels else [*_options(report), "--index DIR"]
+    words = [*_options(spec, report), "--output DIR" if with_pixels else "--index DIR"]
     return spec.obtain.strip().replace("--output DIR", " ".join(words))
 
 
-def _options(report: Report) -> list[str]:
+def _options(spec: Spec, report: Report) -> list[str]:
     """Those of `emo-r3 prepare`, or of `emo-r3 miniature dataset`, that draw the same rows again."""
-    from ..miniature import datasets as miniature_sets
     from . import build, emoset, emotion6, webemo
 
     sizes: Mapping[str, Any] = report.sizes
     usual: Mapping[str, Any] = {}
     suffix = "-size"
-    if report.dataset in miniature_sets.SIZES:  # all of its rows are taken, of as many as are drawn
+    if spec.drawn is not None:  # all of its rows are taken, of as many as are drawn
         sizes = {split: sum(counts.values()) for split, counts in report.rows.items()}
-        usual, suffix = miniature_sets.SIZES[report.dataset], ""
+        usual, suffix = spec.drawn, ""
     elif report.dataset == emotion6.SPEC.name:
         usual = emotion6.sizes(sum(sum(counts.values()) for counts in report.found.values()))
     else:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..errors import DataError
-from ..miniature.datasets import SIZES, make_miniature
 from .build import import_datasets
 from .load import commit_of, load_emotion_dataset, repo_id_of
 
@@ -18,31 +14,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def cache_folder() -> Path:
-    """Where the miniature's data sets are kept: `$EMO_R3_CACHE`, or `~/.cache/emo_r3`."""
-    return Path(os.environ.get("EMO_R3_CACHE") or "~/.cache/emo_r3").expanduser()
-
-
 def load_rows(name: str, split: str, revision: str | None = None) -> Dataset:
     """
     Loads all rows of a split, pictures not decoded, labels checked.
 
     Args:
-        name (`str`): folder, Hub repository, or one of the miniature's sets, which is drawn into [`cache_folder`]
-            first unless there is a folder of this name.
+        name (`str`): folder or Hub repository.
         split (`str`): the split, or a slice of it.
         revision (`str`, *optional*): branch, tag or commit of a repository.
 
     Raises:
         [`DataError`]: there is no such data set, or a row has no label, or one outside the list; the row is named.
     """
-    source = name
-    if _is_miniature(name):
-        folder = cache_folder() / __version__ / name
-        if not folder.is_dir():
-            make_miniature(name, folder)
-        source = str(folder)
-    rows: Any = load_emotion_dataset(source, split, revision=revision)
+    rows: Any = load_emotion_dataset(name, split, revision=revision)
     rows = rows.cast_column("image", import_datasets().Image(decode=False))
     labels = rows.features["label"].names
     for place, label in enumerate(rows["label"]):
@@ -56,10 +40,6 @@ def load_rows(name: str, split: str, revision: str | None = None) -> Dataset:
     return rows
 
 
-def _is_miniature(name: str) -> bool:
-    return name in SIZES and not Path(name).is_dir()
-
-
 def provenance(name: str, rows: Dataset) -> dict[str, str | None]:
     """
     Where rows came from: `repo_id` and `commit` of their repository, each `None` where there is none.
@@ -68,7 +48,7 @@ def provenance(name: str, rows: Dataset) -> dict[str, str | None]:
         name (`str`): what [`load_rows`] was given.
         rows (`Dataset`): what it returned.
     """
-    return {"repo_id": None if _is_miniature(name) else repo_id_of(name), "commit": commit_of(rows)}
+    return {"repo_id": repo_id_of(name), "commit": commit_of(rows)}
 
 
 def row_name(rows: Dataset, place: int) -> str:

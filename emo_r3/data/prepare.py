@@ -1,4 +1,4 @@
-"""`emo-r3 prepare`: original distribution in, Hub data set out."""
+"""Original distribution in, Hub data set out."""
 
 from __future__ import annotations
 

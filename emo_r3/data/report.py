@@ -45,6 +45,8 @@ class Spec:
         tags (`tuple[str, ...]`, *optional*): further tags of the card.
         license_other (`dict[str, str]`, *optional*): `license_name` and `license_link`, where the licence is `other`.
         has_examples (`bool`, *optional*, defaults to `False`): whether the card may show some of the images.
+        drawn (`dict[str, int]`, *optional*): of a set that a program draws, the rows by split unless others are asked
+            for; `None` for photographs.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Spec:
     tags: tuple[str, ...] = ()
     license_other: Mapping[str, str] = field(default_factory=dict)
     has_examples: bool = False
+    drawn: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The demo in the browser: `create_demo(pipeline)` makes the page and its API, `emo-r3 demo` serves it."""
+"""The demo in the browser: `create_demo(pipeline)` makes the page and its API, `launch` serves it."""
 
 from __future__ import annotations
 

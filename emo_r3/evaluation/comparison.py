@@ -1,4 +1,4 @@
-"""`emo-r3 compare`: result folders of `emo-r3 evaluate` side by side, as the paper's table 1 has them.
+"""Result folders of evaluations side by side, as the paper's table 1 has them.
 
 A picture without an answer counts as wrong, and a note below the table says how many a system has. A run that has not
 one answer to a data set is refused; so is one that a server left unfinished, as it has no `results.json`.

@@ -17,7 +17,7 @@ from ..formats import writing
 from ..inference.endpoint import Refused, Unanswered
 from ..labels import LabelSet, resolve_labels
 from ..metrics.accuracy import domain_accuracy, wilson
-from ..miniature.datasets import read_scenes
+from ..miniature.datasets import drawn_if_ours, read_scenes
 from ..parsing import parse_completion
 from ..results import EmotionResult
 
@@ -117,6 +117,7 @@ def load_items(name: str, split: str = "test", limit: int | None = None) -> Item
         [`DataError`]: there is no such data set, or a row of it can't be used.
     """
     source, revision = split_name(name)
+    source = drawn_if_ours(source)
     rows = load_rows(source, split, revision)
     rows = rows.select(range(len(rows))[:limit])
     if not len(rows):

@@ -1,4 +1,4 @@
-"""Measures the miniature on scenes that it has never seen, and writes its model card: `emo-r3 miniature evaluate`."""
+"""Measures the miniature on scenes that it has never seen, and writes its model card."""
 
 from __future__ import annotations
 

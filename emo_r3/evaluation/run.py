@@ -1,4 +1,4 @@
-"""`emo-r3 evaluate`: a model's answers to data sets, and what they are worth.
+"""A model's answers to data sets, and what they are worth.
 
 Answers are made in batches that never change: a batch is written as one line when it is done, processes share batches,
 not items, and what a kill cut short is made again whole. So a resumed run, or one of many processes, computes the same
@@ -11,23 +11,23 @@ again, and for no others.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
+import logging
 import os
 import platform
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from accelerate import PartialState
 
 from .. import __version__
-from ..cli.common import with_progress
 from ..environment import environment, without_folders
 from ..errors import DataError, EmoR3Error
 from ..formats import json_text, link_target
@@ -36,10 +36,13 @@ from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
 from ..models.checkpoint import CheckpointInfo, hub_commit, weights_digest
 from ..results import EmotionResult
-from .comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
+from ..utils import with_progress
+from .comparison import PREDICTIONS, RESULTS, read_rows
 from .examples import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
 from .faithfulness import Judge, Probe, check_probed, summarize
 from .sepm import SepmPipeline
+
+_logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 FAITHFULNESS = "faithfulness.jsonl"
@@ -55,68 +58,128 @@ Kept = Mapping[tuple[str, int], Sequence[Row | None]]
 """What was done before, of [`Journal.kept`]."""
 
 
-def evaluate(args: argparse.Namespace, state: PartialState) -> int:
-    """Does what `run` says, in each process; returns how many items could not be read."""
-    with state.main_process_first():  # it may have to draw the miniature's pictures
-        sets = [load_items(name, args.split, args.limit) for name in args.datasets]
-    in_domain = _check_names(sets, args.in_domain)
-    engine, facts = load_engine(args, state)
-    if args.faithfulness:
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured, and how.
+
+    Args:
+        datasets (`list[str]`): folders, repositories (`NAME@REVISION` too), or the miniature's: `miniature-8`,
+            `miniature-6`, `miniature-7`.
+        output (`Path`): folder of the answers and results; an interrupted evaluation goes on there.
+        model (`str`, *optional*): folder or repository; the miniature unless given. With an endpoint, what that calls
+            the model.
+        endpoint (`str`, *optional*): URL of an OpenAI-compatible server to ask instead.
+        revision (`str`, *optional*): branch, tag or commit of the model's repository.
+        dtype (`str`, *optional*): of the weights.
+        in_domain (`list[str]`, *optional*): those of the data sets that the model was trained on.
+        split (`str`, *optional*, defaults to `"test"`): of the data sets.
+        limit (`int`, *optional*): take the first so many items of each only.
+        method (`str`, *optional*): `"set"`, `"think"`, `"direct"` or `"sepm"`; what the model was made for
+            unless given.
+        sepm_preset (`str`, *optional*): thresholds of `"sepm"`; the paper's unless given.
+        decoding (`str`, *optional*, defaults to `"free"`): as the paper measures, or `"constrained"`.
+        max_new_tokens (`int`, *optional*, defaults to 512): budget of an answer.
+        batch_size (`int`, *optional*, defaults to 8): images in one forward, or in flight to a server.
+        faithfulness (`bool`, *optional*, defaults to `False`): ask again with changed texts and images.
+        judge (`str`, *optional*): text model that reads the label out of the reasoning, for `faithfulness`.
+    """
+
+    datasets: Sequence[str]
+    output: Path
+    model: str | None = None
+    endpoint: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    in_domain: Sequence[str] = ()
+    split: str = "test"
+    limit: int | None = None
+    method: str | None = None
+    sepm_preset: str | None = None
+    decoding: Literal["free", "constrained"] = "free"
+    max_new_tokens: int = 512
+    batch_size: int = 8
+    faithfulness: bool = False
+    judge: str | None = None
+
+
+def evaluate(
+    datasets: Sequence[str], output: str | os.PathLike[str], *, state: PartialState | None = None, **options: Any
+) -> dict[str, Any]:
+    """Measures a model on data sets, or goes on where that was stopped.
+
+    Args:
+        datasets (`list[str]`), output (`str` or `Path`), options: see [`Evaluation`].
+        state (`PartialState`, *optional*): of `accelerate`, where several processes share the work.
+
+    Returns:
+        `dict`: what is in `results.json` of the folder, beside `predictions.jsonl`.
+
+    Raises:
+        EmoR3Error: a data set, the model, an option or the folder can't be used.
+        EndpointError: a server failed to answer; the same call asks again.
+
+    Example:
+
+    ```python
+    >>> evaluate(["miniature-8"], "results/base", limit=64)["metrics"]["accuracy"]
+    ```
+    """
+    asked = Evaluation(datasets, Path(output), **options)
+    state = state or PartialState(cpu=not torch.accelerator.is_available())
+    with state.main_process_first():  # it may have to draw the miniature's images
+        sets = [load_items(name, asked.split, asked.limit) for name in asked.datasets]
+    in_domain = _check_names(sets, asked.in_domain)
+    engine, facts = load_engine(asked, state)
+    if asked.faithfulness:
         check_probed(engine, facts["method"])
-    elif args.judge:
-        raise EmoR3Error(f"--judge {args.judge} is for --faithfulness: add that, or leave the judge out")
+    elif asked.judge:
+        raise EmoR3Error(f"--judge {asked.judge} is for --faithfulness: add that, or leave the judge out")
     machine = environment()
     settings = {
         "datasets": [items.facts() for items in sets],
-        "decoding": args.decoding,
-        "max_new_tokens": args.max_new_tokens,
-        "batch_size": args.batch_size,
+        "decoding": asked.decoding,
+        "max_new_tokens": asked.max_new_tokens,
+        "batch_size": asked.batch_size,
         "seed": SEED,
         "versions": {"emo_r3": __version__} | {name: machine[name] for name in VERSIONS},
     } | facts
-    settings |= {"judge": args.judge} if args.judge else {}
-    _check_settings(args.output, settings)
-    total = sum(len(items.ids) for items in sets)
-    finished, start = (args.output / PREDICTIONS).exists(), time.monotonic()
-    options = {name: settings[name] for name in ("method", "decoding", "max_new_tokens")}
+    settings |= {"judge": asked.judge} if asked.judge else {}
+    _check_settings(asked.output, settings)
+    finished, start = (asked.output / PREDICTIONS).exists(), time.monotonic()
+    how = {name: settings[name] for name in ("method", "decoding", "max_new_tokens")}
 
     def answer(items: Items, batches: Sequence[int], kept: Kept) -> Batches:
-        return predict_items(engine, items, batches, args.batch_size, kept, **options)
+        return predict_items(engine, items, batches, asked.batch_size, kept, **how)
 
-    answered = _do(args, state, sets, args.output / PREDICTIONS, answer)
+    answered = _do(asked, state, sets, asked.output / PREDICTIONS, answer)
     seconds = time.monotonic() - start
-    rows = read_rows(args.output)
-    asked_again = args.faithfulness or (args.output / FAITHFULNESS).exists()
-    faithfulness = _faithfulness(args, state, engine, sets, rows, options) if asked_again else {}
-    if state.process_index:
-        return 0
+    rows = read_rows(asked.output)
+    asked_again = asked.faithfulness or (asked.output / FAITHFULNESS).exists()
+    faithfulness = _faithfulness(asked, state, engine, sets, rows, how) if asked_again else {}
     timing = {"seconds": round(seconds, 2), "answered": answered, "processes": state.num_processes}
     timing |= {"platform": machine["platform"], "python": platform.python_version(), "device": machine["device"]}
-    if finished and (args.output / RESULTS).exists():
-        timing = json.loads((args.output / RESULTS).read_text(encoding="utf-8"))["run"]
+    if finished and (asked.output / RESULTS).exists():
+        timing = json.loads((asked.output / RESULTS).read_text(encoding="utf-8"))["run"]
     stated = _stated(settings) | {"in_domain": in_domain}  # the settings themselves stay here, and tell the folders
     results = stated | score(sets, rows, in_domain) | faithfulness | {"run": timing}
-    _write(args.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    print(markdown(make_table([load_run(str(args.output))])))
-    failed = sum("error" in row for row in rows)
-    if failed:
-        print(f"emo-r3: {failed} of {total} pictures could not be read, see their rows", file=sys.stderr)
-    return failed
+    if not state.process_index:
+        _write(asked.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    return results
 
 
-def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, dict[str, Any]]:
+def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[str, Any]]:
     """What answers, and what decides its answers: `model`, `method`, `prompts`, and what else it settles itself."""
-    if args.sepm_preset and args.method != "sepm":
-        raise EmoR3Error(f"--sepm-preset {args.sepm_preset} is for --method sepm: add that, or leave the preset out")
-    if args.endpoint:
-        return _load_endpoint(args)
+    if asked.sepm_preset and asked.method != "sepm":
+        raise EmoR3Error(f"--sepm-preset {asked.sepm_preset} is for --method sepm: add that, or leave the preset out")
+    if asked.endpoint:
+        return _load_endpoint(asked)
     # With a process for each device, a model is on its process's.
     device = state.device if state.num_processes > 1 and state.device.type != "cpu" else None
-    pipe = EmoR3Pipeline.from_pretrained(args.model, revision=args.revision, dtype=args.dtype, device_map=device)
+    pipe = EmoR3Pipeline.from_pretrained(asked.model, revision=asked.revision, dtype=asked.dtype, device_map=device)
     folder, info = Path(pipe.model.config.name_or_path or ""), pipe.info
     model = {
         "name": pipe.name,
-        "revision": args.revision,
+        "revision": asked.revision,
         "commit": hub_commit(folder),
         "weights": weights_digest(folder),
         "recipe_hash": info.recipe_hash,
@@ -124,10 +187,10 @@ def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, 
         "base_commit": info.base_commit,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
     }
-    facts = {"model": model} | _how_asked(args, info)
-    if args.method != "sepm":
+    facts = {"model": model} | _how_asked(asked, info)
+    if asked.method != "sepm":
         return pipe, facts
-    preset = args.sepm_preset or "paper"
+    preset = asked.sepm_preset or "paper"
     sepm = SepmPipeline(pipe, preset)
 
     def read(images: Iterable[Any], *, labels: LabelSet, on_error: Any, **_: Any) -> Iterator[EmotionResult]:
@@ -136,24 +199,24 @@ def load_engine(args: argparse.Namespace, state: PartialState) -> tuple[Engine, 
     return read, facts | {"sepm_preset": preset, "decoding": "constrained"}
 
 
-def _load_endpoint(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
+def _load_endpoint(asked: Evaluation) -> tuple[Engine, dict[str, Any]]:
     """A server's model, asked about as many pictures at once as are in a batch."""
-    given = {"--revision": args.revision, "--dtype": args.dtype, "--faithfulness": args.faithfulness}
-    given |= {"--method sepm": args.method == "sepm", "--decoding constrained": args.decoding == "constrained"}
+    given = {"--revision": asked.revision, "--dtype": asked.dtype, "--faithfulness": asked.faithfulness}
+    given |= {"--method sepm": asked.method == "sepm", "--decoding constrained": asked.decoding == "constrained"}
     if wrong := [name for name, value in given.items() if value]:
         raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
-    pipe = EmoR3Pipeline.from_endpoint(args.endpoint, args.model, concurrency=args.batch_size)
+    pipe = EmoR3Pipeline.from_endpoint(asked.endpoint, asked.model, concurrency=asked.batch_size)
     recipe = {name: getattr(pipe.info, name) for name in ("recipe_hash", "base_model", "base_commit")}
-    return pipe, {"model": {"name": pipe.name, "endpoint": pipe.url} | recipe} | _how_asked(args, pipe.info)
+    return pipe, {"model": {"name": pipe.name, "endpoint": pipe.url} | recipe} | _how_asked(asked, pipe.info)
 
 
-def _how_asked(args: argparse.Namespace, info: CheckpointInfo) -> dict[str, Any]:
+def _how_asked(asked: Evaluation, info: CheckpointInfo) -> dict[str, Any]:
     digest = hashlib.sha256(json_text(info.prompts.to_dict()).encode()).hexdigest()[:16]
-    return {"method": args.method or info.method, "prompts": {"version": info.prompts.version, "digest": digest}}
+    return {"method": asked.method or info.method, "prompts": {"version": info.prompts.version, "digest": digest}}
 
 
 def _faithfulness(
-    args: argparse.Namespace,
+    asked: Evaluation,
     state: PartialState,
     engine: Engine,
     sets: Sequence[Items],
@@ -161,28 +224,28 @@ def _faithfulness(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Asks about all answers again; what that comes to by data set, under `faithfulness`."""
-    path, remaining = args.output / FAITHFULNESS, iter(rows)
+    path, remaining = asked.output / FAITHFULNESS, iter(rows)
     pipe, judge = check_probed(engine, options["method"]), None
-    if args.judge and not path.exists():
-        judge = Judge.from_pretrained(args.judge, device_map=str(pipe.model.device))
+    if asked.judge and not path.exists():
+        judge = Judge.from_pretrained(asked.judge, device_map=str(pipe.model.device))
     probes = {
         items.name: Probe(pipe, items, list(islice(remaining, len(items.ids))), options, judge) for items in sets
     }
-    _do(args, state, sets, path, lambda items, batches, _: probes[items.name](batches, args.batch_size))
+    _do(asked, state, sets, path, lambda items, batches, _: probes[items.name](batches, asked.batch_size))
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     found = {items.name: [record for record in records if record["dataset"] == items.name] for items in sets}
     return {"faithfulness": {name: summarize(own) for name, own in found.items()}}
 
 
 def _do(
-    args: argparse.Namespace,
+    asked: Evaluation,
     state: PartialState,
     sets: Sequence[Items],
     path: Path,
     work: Callable[[Items, Sequence[int], Kept], Batches],
 ) -> int:
     """Makes a file of rows, unless it is there; returns how many items were left to do, for all processes together."""
-    journal, size = Journal(path), args.batch_size
+    journal, size = Journal(path), asked.batch_size
     if path.exists():
         journal.remove()  # a kill may have left them
         return 0
@@ -194,7 +257,7 @@ def _do(
     }
     kept, total = sum(row is not None for rows in done.values() for row in rows), sum(len(items.ids) for items in sets)
     if done and not state.process_index:
-        print(f"emo-r3: {kept} of {total} in {path.name} done before, going on", file=sys.stderr)
+        _logger.info("%s of %s in %s done before, going on", kept, total, path.name)
 
     def rows() -> Iterator[Row]:
         for items in sets:
@@ -301,9 +364,3 @@ def _write(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
-
-
-if __name__ == "__main__":
-    from ..cli.main import main
-
-    sys.exit(main(["evaluate", *sys.argv[1:]]))

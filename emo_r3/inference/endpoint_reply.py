@@ -63,7 +63,8 @@ def _choices(entry: Any) -> list[tuple[str, float]]:
 def label_shares(reply: Reply, labels: Sequence[str]) -> tuple[dict[str, float], tuple[str, ...]]:
     r"""The distribution over labels at the box of an answer, from what else the server could have written there.
 
-    As with [`~emo_r3.models.prefix_cache.LabelTrie`], a label's probability is the product, over the branches on its path, of the
+    As with [`~emo_r3.models.prefix_cache.LabelTrie`], a label's probability is the product, over the branches on its
+    path, of the
     shares of the tokens that lead to it. But tokens are known as texts, and only along the written path: what leads to
     several labels elsewhere is split evenly among those without a token of their own, and a label that no known token
     begins has probability 0.

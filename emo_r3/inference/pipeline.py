@@ -109,7 +109,7 @@ class EmoR3Pipeline:
 
     @classmethod
     def from_endpoint(cls, url: str, model: str | None = None, **options: Any) -> EndpointPipeline:
-        """Asks a server instead of a model of its own; see [`~emo_r3.inference.endpoint.EndpointPipeline`] for what it can do.
+        """Asks a server instead of a model of its own; see [`~emo_r3.inference.endpoint.EndpointPipeline`].
 
         Args:
             url (`str`): of any OpenAI-compatible chat server (vLLM, `transformers serve`, an Inference Provider), such

@@ -7,10 +7,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import __version__
 from ..data.archive import Record
 from ..data.build import build
 from ..data.report import Column, Report, Spec
@@ -83,6 +85,7 @@ again, or more of them.""",
 }""",
         tags=("synthetic",),
         has_examples=True,
+        drawn=SIZES[name],
     )
 
 
@@ -113,6 +116,25 @@ def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: i
         rng = np.random.default_rng([_KEY, list(SIZES).index(name), _SPLITS.index(split), seed])
         records[split] = Shelf(records=(_record(name, split, number, labels, rng) for number in range(size)))
     return records
+
+
+def cache_folder() -> Path:
+    """Where the miniature's data sets are kept: `$EMO_R3_CACHE`, or `~/.cache/emo_r3`."""
+    return Path(os.environ.get("EMO_R3_CACHE") or "~/.cache/emo_r3").expanduser()
+
+
+def drawn_if_ours(name: str) -> str:
+    """The folder of one of the miniature's data sets, drawn into [`cache_folder`] unless it is there.
+
+    Args:
+        name (`str`): of a data set. Any other name, and that of a folder, is returned as it is.
+    """
+    if name not in SIZES or Path(name).is_dir():
+        return name
+    folder = cache_folder() / __version__ / name
+    if not folder.is_dir():
+        make_miniature(name, folder)
+    return str(folder)
 
 
 def read_scenes(rows: Dataset) -> list[world.Scene] | None:

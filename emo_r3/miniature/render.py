@@ -1,4 +1,4 @@
-"""Draws scenes of the miniature's world into a folder: `emo-r3 miniature render`."""
+"""Draws scenes of the miniature's world into a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the miniature from nothing, on two CPU cores: `emo-r3 miniature train`.
+"""Trains the miniature from nothing, on two CPU cores.
 
 Two stages. First the vision tower learns to see: each of the 4 x 4 image tokens must tell which things lie under it,
 by its similarity to the language model's own embeddings of the words for them. Then everything is trained on questions

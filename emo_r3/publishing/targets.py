@@ -1,4 +1,4 @@
-"""`emo-r3 push`: what a folder becomes on the Hub, for data sets, models, the metric, Spaces, and all at once."""
+"""What a folder becomes on the Hub, for data sets, models, the metric, Spaces, and all at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`emo-r3 train`: from a recipe to a checkpoint that the pipeline loads."""
+"""From a recipe to a checkpoint that the pipeline loads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 
 from ..data.examples import fingerprint, load_rows, provenance, row_ids
 from ..errors import TrainingError
-from ..miniature.datasets import read_scenes
+from ..miniature.datasets import drawn_if_ours, read_scenes
 from ..models.checkpoint import CheckpointInfo
 from .config import SupervisedConfig
 from .examples import select_cold_start
@@ -75,7 +75,7 @@ def train(recipe: Recipe) -> Path:
             f"{config.n_gpu} GPUs and one process: use accelerate launch or torchrun, or CUDA_VISIBLE_DEVICES=0"
         )
     with config.main_process_first(local=False):
-        rows = load_rows(run.dataset_name, run.dataset_split, run.dataset_revision)
+        rows = load_rows(drawn_if_ours(run.dataset_name), run.dataset_split, run.dataset_revision)
     stage = Stage(recipe, config, rows, model_name)
     for line in recipe.plan.lines(len(rows)):
         say(line)
@@ -167,7 +167,7 @@ def run_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         "weights": "LoRA" if recipe.model.use_peft else "full",
         "dataset": {
             "name": data_name(run.dataset_name),
-            **provenance(run.dataset_name, stage.rows),
+            **provenance(drawn_if_ours(run.dataset_name), stage.rows),
             "revision": run.dataset_revision,
             "split": run.dataset_split,
             "rows": len(stage.rows),

@@ -82,17 +82,17 @@ class StrawPipeline:
 COMMAND = """
 import sys
 from types import ModuleType
-from test_cli import StrawPipeline
+from test_main import StrawPipeline
 module = sys.modules["emo_r3.inference.pipeline"] = ModuleType("emo_r3.inference.pipeline")
 module.EmoR3Pipeline = type("Straw", (StrawPipeline,), {"calls": [], "seen": []})
-from emo_r3.cli import main
+from emo_r3.cli.main import main
 raise SystemExit(main())
 """
 
 
 def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs a line of shell in which `emo-r3` is the command with the pipeline of straw."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "cli")])
     environment = {**os.environ, "PYTHONPATH": paths, "COMMAND": COMMAND, "PYTHONUNBUFFERED": "", **variables}
     line = f'emo-r3() {{ "{sys.executable}" -c "$COMMAND" "$@"; }}; {line}'
     return subprocess.run(
@@ -455,7 +455,7 @@ def test_with_an_output_nobody_needs_stdout_or_stderr(tmp_path: Path) -> None:
 @posix_only
 def test_sigterm_keeps_what_is_done(tmp_path: Path) -> None:
     line = 'exec $PYTHON -c "$COMMAND" predict a.png slow.png --format csv --output rows'
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "cli")])
     environment = {**os.environ, "PYTHONPATH": paths, "COMMAND": COMMAND, "PYTHON": sys.executable}
     partial = tmp_path / "rows.partial.jsonl"
     with subprocess.Popen(["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=environment) as process:

@@ -5,7 +5,6 @@ import pytest
 from hub_server.cards import metadata_of, validate
 from raw_folders import make_emoset, make_emotion6
 
-from emo_r3.cli import main as cli
 from emo_r3.data import emoset
 from emo_r3.data.card import _size_category
 from emo_r3.data.prepare import DATASETS, prepare
@@ -52,7 +51,7 @@ def test_the_command_of_a_card_makes_the_same_rows_again(
     command = "emo-r3 prepare emotion6 Emotion6.zip --seed 7 --test-size 12 --pixel-budget 300 --output DIR"
     assert f"`{command}`" in text
     words = command.replace("Emotion6.zip", str(raw)).replace("DIR", str(tmp_path / "again"))
-    assert cli.main(shlex.split(words)[1:]) == 0
+    assert main(shlex.split(words)[1:]) == 0
     assert "rows" in capsys.readouterr().out
     files = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "again").rglob("*") if path.is_file()}

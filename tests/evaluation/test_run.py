@@ -317,7 +317,7 @@ def test_two_processes_find_what_one_does(sets: list[str], tmp_path: Path) -> No
     words = ["--datasets", *sets, "--batch-size", "4", "--in-domain", "miniature-6", "--output"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launcher, "-m", "emo_r3.evaluation.run", *words, str(tmp_path / "two")],
+        [*launcher, "-m", "emo_r3", "evaluate", *words, str(tmp_path / "two")],
         capture_output=True,
         text=True,
         timeout=400,

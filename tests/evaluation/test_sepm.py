@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,7 +20,7 @@ from emo_r3 import EmoR3Error, EmoR3Pipeline
 from emo_r3.cli.main import main
 from emo_r3.data.load import load_emotion_dataset
 from emo_r3.errors import CheckpointError, ImageError
-from emo_r3.evaluation.run import load_engine
+from emo_r3.evaluation.run import Evaluation, load_engine
 from emo_r3.evaluation.sepm import (
     AMBIGUOUS,
     FOCUS,
@@ -289,4 +288,4 @@ def test_the_harness_measures_it(tmp_path: Path) -> None:
     own = SepmPipeline(pipe_of(None), "code")(images, labels="emotion6")
     assert [row["prediction"] for row in rows] == [result.label for result in own]
     with pytest.raises(EmoR3Error, match="--sepm-preset code is for --method sepm"):
-        load_engine(Namespace(sepm_preset="code", method="set"), PartialState(cpu=True))
+        load_engine(Evaluation([], Path(), sepm_preset="code", method="set"), PartialState(cpu=True))

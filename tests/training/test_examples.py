@@ -17,7 +17,7 @@ from emo_r3 import __version__
 from emo_r3.data.examples import fingerprint, load_rows, row_ids
 from emo_r3.errors import DataError, RecipeError
 from emo_r3.labels import LABEL_SETS
-from emo_r3.miniature.datasets import SIZES
+from emo_r3.miniature.datasets import SIZES, drawn_if_ours
 from emo_r3.models.checkpoint import load_for_training
 from emo_r3.models.prefix_cache import prompt_tokens, render_prompt
 from emo_r3.prompts import load_prompts
@@ -63,7 +63,7 @@ def build(folder: Path, labels: list[Any], images: list[bytes] | None = None, dr
 
 
 def load(run: RunArguments) -> datasets.Dataset:
-    return load_rows(run.dataset_name, run.dataset_split)
+    return load_rows(drawn_if_ours(run.dataset_name), run.dataset_split)
 
 
 @pytest.fixture(scope="module")
