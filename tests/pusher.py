@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hub_server import HubServer, client_command
 
-from emo_r3.publishing import targets as publish
+from emo_r3.publishing import targets
 
 TOKEN = "hf_owner0000000000"
 SPACE = {
@@ -34,13 +34,12 @@ def pusher_process(modules: tuple[str, ...]) -> None:
     import pyarrow.parquet  # noqa: F401
 
     from emo_r3.errors import EmoR3Error
-    from emo_r3.publishing import sync as repositories
-    from emo_r3.publishing import targets as publish
+    from emo_r3.publishing import sync
 
     for module in modules:
         importlib.import_module(module)
 
-    repositories.PAUSE = 0.01
+    sync.PAUSE = 0.01
     for line in sys.stdin:
         job = json.loads(line)
         process = os.fork()
@@ -50,9 +49,9 @@ def pusher_process(modules: tuple[str, ...]) -> None:
             os.dup2(file, 2)
             os.environ.update(job["environment"])
             parser = argparse.ArgumentParser()
-            publish.add_arguments(parser)
+            command.add_arguments(parser)
             try:
-                code = publish.run(parser.parse_args(job["arguments"]))
+                code = command.run(parser.parse_args(job["arguments"]))
             except EmoR3Error as error:
                 print(f"error: {error}")
                 code = 2
@@ -67,7 +66,7 @@ class Pusher:
 
     def __init__(self, hub: HubServer, folder: Path, *modules: str) -> None:
         self.folder = folder
-        environment = hub.environment(folder / "home", PYTHONPATH=str(Path(publish.__file__).parents[1]))
+        environment = hub.environment(folder / "home", PYTHONPATH=str(Path(targets.__file__).parents[2]))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(client_command(pusher_process, modules), env=environment, **pipes)
         self.running: int | None = None  # the process id of the push under way

@@ -96,3 +96,17 @@ def quiet_libraries() -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         for module in ("transformers", "trl", "peft", "accelerate", "torch"):
             warnings.filterwarnings("ignore", module=rf"{module}\b")
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print lines on stdout; raises `EmoR3Error` where it can't be written, as on a full disk."""
+    try:
+        for line in lines:
+            print(line)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Python flushes once more on its way out; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise EmoR3Error(f"stdout can't be written ({error.strerror}): send it elsewhere") from error

@@ -15,7 +15,8 @@ from ..data.prepare import DATASETS, prepare
 from ..data.report import Report
 from ..data.sampling import Size
 from ..publishing.sync import open_hub
-from ..publishing.targets import dataset_target, say
+from ..publishing.targets import dataset_target
+from .common import print_lines
 from .push import confirmed, push_and_print, show
 
 EXIT_SOME_MISSING = 1
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_report(report: Report) -> None:
     """The report on stdout."""
-    say(list(report.lines()))
+    print_lines(list(report.lines()))
 
 
 def _download(args: argparse.Namespace, sizes: Mapping[str, Size]) -> None:

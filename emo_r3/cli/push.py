@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from ..publishing.sync import Target, plan, push
-from ..publishing.targets import TARGETS, Collection, load_collection, say
+from ..publishing.targets import TARGETS, Collection, load_collection
+from .common import print_lines
 
 COLLECTION = Path("hub/collection.toml")
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         options = {name: value for name, value in vars(args).items() if name in OPTIONS}
         collection = Collection([TARGETS[args.kind](args.folder, args.repo_id, **options)], [])
     todo = [target for target in collection.targets if not show(target)]
-    say(collection.left_out)
+    print_lines(collection.left_out)
     if todo and confirmed(args.yes):
         for target in todo:
             push_and_print(target)
@@ -71,7 +72,7 @@ def push_and_print(target: Target) -> None:
     from huggingface_hub import constants
 
     prefix = constants.REPO_TYPES_URL_PREFIXES.get(target.repo_type, "")
-    say([f"{constants.ENDPOINT}/{prefix}{target.repo_id}/tree/{push(target)}"])
+    print_lines([f"{constants.ENDPOINT}/{prefix}{target.repo_id}/tree/{push(target)}"])
 
 
 OPTIONS = ("public", "have_rights", "tag", "adapter", "results", "card")
@@ -92,5 +93,5 @@ def confirmed(yes: bool) -> bool:
 def show(target: Target) -> bool:
     """Print what is to be done for a repository, and say whether that is nothing."""
     todo = plan(target)
-    say(todo.lines())
+    print_lines(todo.lines())
     return todo.nothing_to_do

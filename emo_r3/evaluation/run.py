@@ -205,6 +205,7 @@ def _load_endpoint(asked: Evaluation) -> tuple[Engine, dict[str, Any]]:
     given |= {"--method sepm": asked.method == "sepm", "--decoding constrained": asked.decoding == "constrained"}
     if wrong := [name for name, value in given.items() if value]:
         raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
+    assert asked.endpoint
     pipe = EmoR3Pipeline.from_endpoint(asked.endpoint, asked.model, concurrency=asked.batch_size)
     recipe = {name: getattr(pipe.info, name) for name in ("recipe_hash", "base_model", "base_commit")}
     return pipe, {"model": {"name": pipe.name, "endpoint": pipe.url} | recipe} | _how_asked(asked, pipe.info)

@@ -148,7 +148,8 @@ class EmoR3Pipeline:
         Raises:
             EmoR3Error: there is no token, or the Hub refuses or can't be reached.
         """
-        from ..publishing.targets import model_target, push
+        from ..publishing.sync import push
+        from ..publishing.targets import model_target
 
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"

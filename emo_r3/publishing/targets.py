@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,17 +232,3 @@ def load_collection(path: Path, tag: str | None = None) -> Collection:
         except EmoR3Error as error:
             found.left_out.append(f"{'left out':<10} {kind} {repo_id}: {error}")
     return found
-
-
-def say(lines: Sequence[str]) -> None:
-    """Print lines on stdout; raises `EmoR3Error` where it can't be written, as on a full disk."""
-    try:
-        for line in lines:
-            print(line)
-        print(end="", flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # Python flushes once more on its way out; give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise EmoR3Error(f"stdout can't be written ({error.strerror}): send it elsewhere") from error

@@ -5,6 +5,7 @@ import pytest
 from hub_server.cards import metadata_of, validate
 from raw_folders import make_emoset, make_emotion6
 
+from emo_r3.cli.main import main
 from emo_r3.data import emoset
 from emo_r3.data.card import _size_category
 from emo_r3.data.prepare import DATASETS, prepare

@@ -16,7 +16,7 @@ def push_client(folders: dict[str, str], index: str, raw: str) -> None:
     from huggingface_hub import HfApi
 
     from emo_r3.cli.main import main
-    from emo_r3.publishing import targets as publish
+    from emo_r3.publishing import sync, targets
 
     words = ["prepare", "emotion6", raw, "--push-to-hub", "emo-r3/emotion6"]
     assert main(words) == 0
@@ -24,11 +24,11 @@ def push_client(folders: dict[str, str], index: str, raw: str) -> None:
     assert main([*words, "--yes"]) == 0
     before = HfApi().dataset_info("emo-r3/emotion6")
     assert before.private
-    target = publish.dataset_target(Path(folders["emo-r3/emotion6"]), "emo-r3/emotion6")
-    assert publish.push(target) == before.sha, "the same files are no commit"
+    target = targets.dataset_target(Path(folders["emo-r3/emotion6"]), "emo-r3/emotion6")
+    assert sync.push(target) == before.sha, "the same files are no commit"
     for repo_id, folder in folders.items():
-        publish.push(publish.dataset_target(Path(folder), repo_id, tag="v1.0"))
-    publish.push(publish.dataset_target(Path(index), "emo-r3/emoset-2k-index", public=True))
+        sync.push(targets.dataset_target(Path(folder), repo_id, tag="v1.0"))
+    sync.push(targets.dataset_target(Path(index), "emo-r3/emoset-2k-index", public=True))
 
 
 def load_client(folders: dict[str, str]) -> None:
@@ -93,11 +93,11 @@ def provenance_client(data: str, model: str, output: str) -> None:
     from emo_r3.data.examples import load_rows
     from emo_r3.miniature.datasets import read_scenes
     from emo_r3.models.checkpoint import weights_digest
-    from emo_r3.publishing import targets as publish
+    from emo_r3.publishing import sync, targets
 
-    rows_at = publish.push(publish.dataset_target(Path(data), "emo-r3/some-rows"))
+    rows_at = sync.push(targets.dataset_target(Path(data), "emo-r3/some-rows"))
     assert read_scenes(load_rows("emo-r3/some-rows", "test")) is not None
-    weights_at = publish.push(publish.model_target(Path(model), "emo-r3/some-base"))
+    weights_at = sync.push(targets.model_target(Path(model), "emo-r3/some-base"))
     assert HfApi().dataset_info("emo-r3/some-rows").sha == rows_at
     words = f"--model emo-r3/some-base --datasets emo-r3/some-rows --output {output}/there --max-new-tokens 4"
     assert main(["evaluate", *words.split()]) == 0

@@ -19,8 +19,7 @@ from hub_server import HubServer, run_client
 from pusher import TOKEN, Pusher, files_in, files_on, titles
 
 from emo_r3.errors import EmoR3Error
-from emo_r3.publishing import sync as repositories
-from emo_r3.publishing import targets as publish
+from emo_r3.publishing import sync, targets
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +123,7 @@ def test_a_hub_in_trouble(
 def test_giving_up_and_going_on(hub: HubServer, pusher: Pusher, tmp_path: Path, fault: str, said: str) -> None:
     folder, repo_id = tmp_path, f"emo-r3/given-up-{fault}"
     write_rows(folder / "data/test-00000-of-00001.parquet", int(fault) // 100, size=400_000)  # unknown to the Hub yet
-    hub.faults.add(fault, "/commit/", repositories.ATTEMPTS)
+    hub.faults.add(fault, "/commit/", sync.ATTEMPTS)
     output = pusher.push(folder, repo_id, "--yes", code=2)
     assert said in output and "run the same command again" in output
     assert not set(files_on(hub, repo_id)) & set(files_in(folder))
@@ -283,14 +282,14 @@ def test_a_persistent_503_is_bounded_and_told(hub: HubServer, pusher: Pusher, tm
 def test_no_further_attempt_after_a_while(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """However long an attempt takes: the clock here is ours."""
     clock = iter([0.0, 50.0, 61.0])
-    monkeypatch.setattr(repositories.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(repositories.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(sync.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sync.time, "sleep", lambda seconds: None)
 
     def fail() -> None:
         raise ConnectionError("the line is down")
 
     with pytest.raises(EmoR3Error, match="stopped: the line is down"):
-        repositories.persist("emo-r3/x", fail)
+        sync.persist("emo-r3/x", fail)
     assert capsys.readouterr().err == "emo-r3: emo-r3/x: the line is down; attempt 2 of 5 in 1 s\n"
 
 
@@ -309,24 +308,23 @@ def lfs_client(folder: str, repo_id: str) -> None:
     from pathlib import Path
 
     from emo_r3.errors import EmoR3Error
-    from emo_r3.publishing import sync as repositories
-    from emo_r3.publishing import targets as publish
+    from emo_r3.publishing import sync, targets
 
-    repositories.PAUSE = 0.01
-    target = publish.dataset_target(Path(folder), repo_id)
+    sync.PAUSE = 0.01
+    target = targets.dataset_target(Path(folder), repo_id)
     try:
-        publish.push(target)
+        sync.push(target)
         raise AssertionError("the Hub fails until we give up")
     except EmoR3Error:
         pass
-    publish.push(target)
-    assert repositories.plan(target).nothing_to_do
+    sync.push(target)
+    assert sync.plan(target).nothing_to_do
 
 
 def test_without_xet(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     for path in folder.glob("data/*.parquet"):
         write_rows(path, 11)  # unknown to the Hub yet
-    hub.faults.add("503", "/commit/", repositories.ATTEMPTS)
+    hub.faults.add("503", "/commit/", sync.ATTEMPTS)
     run_client(hub, tmp_path / "home", lfs_client, str(folder), "emo-r3/lfs", HF_HUB_DISABLE_XET="1")
     assert files_on(hub, "emo-r3/lfs") == files_in(folder)
     assert len([seen for seen in hub.faults.seen if seen.what.startswith("PUT /_lfs")]) == 2  # each file once
@@ -374,26 +372,26 @@ def test_killed_at_twenty_points(hub: HubServer, pusher: Pusher, tmp_path: Path)
 
 def test_folders_that_are_not_datasets(tmp_path: Path) -> None:
     with pytest.raises(EmoR3Error, match="is not a folder"):
-        publish.dataset_target(tmp_path / "none", "emo-r3/x")
+        targets.dataset_target(tmp_path / "none", "emo-r3/x")
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/x.parquet").touch()
     with pytest.raises(EmoR3Error, match="holds no Parquet file"):
-        publish.dataset_target(tmp_path, "emo-r3/x")
+        targets.dataset_target(tmp_path, "emo-r3/x")
 
 
 def test_no_token_and_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(EmoR3Error, match="hf auth login"):
-        repositories.plan(publish.dataset_target(folder, "emo-r3/x"))
+        sync.plan(targets.dataset_target(folder, "emo-r3/x"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for call in (repositories.plan, repositories.push):
+    for call in (sync.plan, sync.push):
         with pytest.raises(EmoR3Error, match="HF_HUB_OFFLINE is set"):
-            call(publish.dataset_target(folder, "emo-r3/x"))
+            call(targets.dataset_target(folder, "emo-r3/x"))
 
 
 def test_a_token_in_an_error_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    text = repositories.explain(RuntimeError(f"curl -H 'Bearer {TOKEN}'"), "emo-r3/x")
+    text = sync.explain(RuntimeError(f"curl -H 'Bearer {TOKEN}'"), "emo-r3/x")
     assert "curl -H 'Bearer ***'" in text
 
 
@@ -414,34 +412,34 @@ def test_a_token_in_an_error_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_parquet_that_may_hold_pictures(tmp_path: Path, column: Any, pictures: bool) -> None:
     pq.write_table(pa.table({"id": ["a"], "column": column}), tmp_path / "a.parquet")
-    assert repositories.may_hold_pictures(tmp_path / "a.parquet") is pictures
+    assert sync.may_hold_pictures(tmp_path / "a.parquet") is pictures
 
 
 @pytest.mark.parametrize("name, pictures", [("a.md", False), ("a.json", False), ("a.png", True), ("a", True)])
 def test_other_files_that_may_hold_pictures(tmp_path: Path, name: str, pictures: bool) -> None:
-    assert repositories.may_hold_pictures(tmp_path / name) is pictures
+    assert sync.may_hold_pictures(tmp_path / name) is pictures
 
 
 def test_broken_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no")
     with pytest.raises(EmoR3Error, match=r"a\.parquet can't be read"):
-        repositories.may_hold_pictures(tmp_path / "a.parquet")
+        sync.may_hold_pictures(tmp_path / "a.parquet")
 
 
 def test_same_content_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"hello\n")
-    file = repositories.LocalFile("a", path, 6)
+    file = sync.LocalFile("a", path, 6)
     git = SimpleNamespace(size=6, lfs=None, blob_id="ce013625030ba8dba906f756967f9e9ca394464a")
     sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
     large = SimpleNamespace(size=6, lfs=SimpleNamespace(sha256=sha256), blob_id="of the pointer")
     for theirs in (git, large):
-        assert not repositories.differs(file, theirs)
-        assert repositories.differs(repositories.LocalFile("a", path, 7), theirs)
+        assert not sync.differs(file, theirs)
+        assert sync.differs(sync.LocalFile("a", path, 7), theirs)
     path.write_bytes(b"hallo\n")
-    assert repositories.differs(file, git) and repositories.differs(file, large)
+    assert sync.differs(file, git) and sync.differs(file, large)
 
 
 def test_sizes() -> None:
     sizes = {0: "0 B", 999: "999 B", 1000: "1 kB", 12_345_678: "12.3 MB", 5_000_000_000: "5 GB"}
-    assert {size: repositories.size_text(size) for size in sizes} == sizes
+    assert {size: sync.size_text(size) for size in sizes} == sizes
