@@ -33,6 +33,7 @@ def pusher_process(modules: tuple[str, ...]) -> None:
     import huggingface_hub.hf_api  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
+    from emo_r3.cli import push as command
     from emo_r3.errors import EmoR3Error
     from emo_r3.publishing import sync
 

@@ -540,10 +540,10 @@ def test_a_real_model_on_a_real_folder(tmp_path: Path) -> None:
 
 
 def test_the_miniature_s_options_are_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("emo_r3.miniature.train")
+    module = ModuleType("emo_r3.cli.miniature_train")
     module.add_arguments = lambda parser: parser.add_argument("--seed", type=int)  # type: ignore[attr-defined]
     module.run = lambda args: args.seed  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "emo_r3.miniature.train", module)
+    monkeypatch.setitem(sys.modules, "emo_r3.cli.miniature_train", module)
     assert main(["miniature", "train", "--seed", "7"]) == 7
 
 
