@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 SAMPLE := docs/samples/03-mountains-fireworks.png
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart install test quality bench build clean
+.PHONY: help quickstart install test test-fast quality bench build clean
 
 help:  ## list these targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## +/\1|/' | while IFS='|' read -r name text; do \
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## +/\1|/' | while IFS='|' read -r name text; do \
 		printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 quickstart: $(VENV)/.core  ## install the package and read the emotion of a sample picture
@@ -18,12 +18,16 @@ quickstart: $(VENV)/.core  ## install the package and read the emotion of a samp
 
 install: $(VENV)/.dev  ## install the package with the development tools into .venv
 
-test: $(VENV)/.dev  ## run the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## run the whole test suite, a process for each core
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-fast: $(VENV)/.dev  ## the same without what takes more than a few seconds
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not slow'
 
 quality: $(VENV)/.dev  ## lint, check the format and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev  ## print the speed ratios

@@ -1,0 +1,34 @@
+"""The rooms of the package: imports point down, and docs/architecture.md tells every file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_imports_point_down() -> None:
+    # The contract is in pyproject.toml.
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_the_architecture_page_tells_every_file() -> None:
+    listed = set()
+    for room, table in re.findall(r"^### `(emo_r3/[\w/]*)`\n(.*?)(?=^###|\Z)", page(), re.DOTALL | re.MULTILINE):
+        listed |= {room + name for name in re.findall(r"^\| `([^`]+)` \| \S", table, re.MULTILINE)}
+    tracked = subprocess.run(["git", "ls-files", "emo_r3"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = {name for name in tracked.split() if not name.endswith("__init__.py") and "/checkpoint/" not in name}
+    assert listed == files | {"emo_r3/miniature/checkpoint/"}
+
+
+def test_every_place_that_the_page_names_is_there() -> None:
+    for name in re.findall(r"`((?:emo_r3|hub|spaces|recipes|tests|docs)/[\w./-]*)`", page()):
+        assert (ROOT / name).exists(), name
+
+
+def page() -> str:
+    return (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
