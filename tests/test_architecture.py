@@ -20,7 +20,9 @@ def test_the_architecture_page_tells_every_file() -> None:
     listed = set()
     for room, table in re.findall(r"^### `(emo_r3/[\w/]*)`\n(.*?)(?=^###|\Z)", page(), re.DOTALL | re.MULTILINE):
         listed |= {room + name for name in re.findall(r"^\| `([^`]+)` \| \S", table, re.MULTILINE)}
-    tracked = subprocess.run(["git", "ls-files", "emo_r3"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "emo_r3"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     files = {name for name in tracked.split() if not name.endswith("__init__.py") and "/checkpoint/" not in name}
     assert listed == files | {"emo_r3/miniature/checkpoint/"}
 

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
     model.add_argument("--prompts", type=Path, metavar="FILE", help="TOML file with your own prompts")
+    model.add_argument(
+        "--lexicon",
+        type=Path,
+        metavar="FILE",
+        help="CSV file of valence and arousal of words (default: Glasgow norms)",
+    )
 
     answer = parser.add_argument_group("answer")
     answer.add_argument("--labels", metavar="NAME|A,B,..", help="emoset, emotion6, webemo, ... or your own list")
@@ -96,17 +102,24 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
     """The pipeline, its label list, and the settings that decide what a row says: what rows of one file share."""
     from ..formats import json_text
     from ..labels import resolve_labels
+    from ..lexicon import load_lexicon
     from ..prompts import load_prompts
 
     # A mistake in these is told before the seconds that a model takes.
     labels = resolve_labels(args.labels) if args.labels else None
     prompts = load_prompts(args.prompts) if args.prompts else None
+    lexicon = load_lexicon(args.lexicon) if args.lexicon else None
 
     from ..inference.pipeline import EmoR3Pipeline
 
     check_device(args.device_map)
     pipe = EmoR3Pipeline.from_pretrained(
-        args.model, revision=args.revision, dtype=args.dtype, device_map=args.device_map, prompts=prompts
+        args.model,
+        revision=args.revision,
+        dtype=args.dtype,
+        device_map=args.device_map,
+        prompts=prompts,
+        lexicon=lexicon,
     )
     labels, prompts = labels or pipe.info.label_set, prompts or pipe.info.prompts
     settings = {
@@ -123,6 +136,8 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         "prompts": f"{prompts.version}-{hashlib.sha256(json_text(prompts.to_dict()).encode()).hexdigest()[:8]}",
         "emo_r3": __version__,
     }
+    if args.lexicon:
+        settings["lexicon"] = hashlib.sha256(args.lexicon.read_bytes()).hexdigest()[:8]
     return pipe, labels.labels, settings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..errors import CheckpointError, EmoR3Error, ImageError
 from ..images.loading import LoadedImage, fit_picture, load_image, source_name
 from ..labels import LabelSet
-from ..lexicon import expected_affect
+from ..lexicon import Affect, expected_affect
 from ..models.checkpoint import CheckpointInfo
 from ..models.decoding import (
     AnswerForm,
@@ -102,9 +102,18 @@ class Engine:
         processor (`ProcessorMixin`): its processor.
         info (`CheckpointInfo`): how the model wants to be asked.
         name (`str`): what results call the model.
+        lexicon (`dict[str, Affect]`, *optional*): valence and arousal of words; the shipped norms unless given.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, info: CheckpointInfo, name: str) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        info: CheckpointInfo,
+        name: str,
+        lexicon: Mapping[str, Affect] | None = None,
+    ) -> None:
+        self.lexicon = lexicon
         self.model, self.processor, self.info, self.name = model, processor, info, name
         self.tokenizer = processor.tokenizer
         if self.tokenizer.pad_token is None:
@@ -321,7 +330,7 @@ class Engine:
         parsed = parse_completion(answer.text, request.labels, request.method)
         shares = answer.log_probs.double().softmax(-1).tolist()
         probabilities = dict(zip(request.labels.labels, shares, strict=True))
-        affect = expected_affect(probabilities)
+        affect = expected_affect(probabilities, self.lexicon)
         return EmotionResult(
             image=picture.name,
             label=parsed.label if parsed.label in probabilities else None,

@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..errors import EmoR3Error, ImageError
 from ..images.loading import is_file
 from ..labels import LabelSet, resolve_labels
+from ..lexicon import Affect, load_lexicon
 from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
 from ..models.prefix_cache import prompt_tokens, render_prompt
 from ..prompts import Method, Prompts, load_prompts
@@ -44,6 +45,8 @@ class EmoR3Pipeline:
         info (`CheckpointInfo`, *optional*): how the model wants to be asked.
         batch_size (`int`, *optional*, defaults to 8): the most rows (pictures times candidates) in one forward.
         name (`str`, *optional*): what results call the model.
+        lexicon (`dict[str, Affect]`, `str` or `Path`, *optional*): valence and arousal of words, or a file as
+            [`~emo_r3.lexicon.load_lexicon`] takes it; the shipped norms unless given.
 
     Example:
 
@@ -62,12 +65,15 @@ class EmoR3Pipeline:
         *,
         batch_size: int = 8,
         name: str | None = None,
+        lexicon: Mapping[str, Affect] | str | os.PathLike[str] | None = None,
     ) -> None:
         self.model, self.processor = model, processor
         self.info = CheckpointInfo() if info is None else info
         self.batch_size = positive("batch_size", batch_size)
         self.name = name or model.config.name_or_path or type(model).__name__
-        self._engine = Engine(model, processor, self.info, self.name)
+        if isinstance(lexicon, (str, os.PathLike)):
+            lexicon = load_lexicon(lexicon)
+        self._engine = Engine(model, processor, self.info, self.name, lexicon)
 
     @classmethod
     def from_pretrained(
@@ -79,6 +85,7 @@ class EmoR3Pipeline:
         device_map: Any = None,
         batch_size: int = 8,
         prompts: Prompts | str | os.PathLike[str] | None = None,
+        lexicon: Mapping[str, Affect] | str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
     ) -> EmoR3Pipeline:
         """Loads a model from a folder or the Hub; see [`load_model_and_processor`] for what is refused.
@@ -91,21 +98,26 @@ class EmoR3Pipeline:
             device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
             batch_size (`int`, *optional*, defaults to 8): pictures in one forward.
             prompts (`Prompts`, `str` or `Path`, *optional*): prompts, or a TOML file, instead of the checkpoint's own.
+            lexicon (`dict[str, Affect]`, `str` or `Path`, *optional*): valence and arousal of words, or a file of
+                them; the shipped norms unless given.
             token (`str` or `bool`, *optional*): for a private repository.
 
         Raises:
             CheckpointError: the model can't be loaded, or not safely.
+            DataError: the lexicon can't be used.
             PromptError: the prompt file can't be used.
         """
         if isinstance(prompts, (str, os.PathLike)):
             prompts = load_prompts(Path(prompts))
+        if isinstance(lexicon, (str, os.PathLike)):  # a mistake in it is told before the seconds that a model takes
+            lexicon = load_lexicon(lexicon)
         model, processor, info = load_model_and_processor(
             repo_or_path, revision=revision, dtype=dtype, device_map=device_map, token=token
         )
         if prompts is not None:
             info = replace(info, prompts=prompts)
         name = "miniature" if repo_or_path is None else os.fspath(repo_or_path)
-        return cls(model, processor, info, batch_size=batch_size, name=name)
+        return cls(model, processor, info, batch_size=batch_size, name=name, lexicon=lexicon)
 
     @classmethod
     def from_endpoint(cls, url: str, model: str | None = None, **options: Any) -> EndpointPipeline:
