@@ -423,7 +423,10 @@ def _trainer(facts: ModelFacts) -> str:
     if "judge" not in facts.recipe:
         return f"GRPO, reflection {UNKNOWN}"
     judge = facts.recipe["judge"]
-    return f"GRPO, reflective reward judged by {_short(judge)}" if judge else "GRPO, no reflection"
+    if not judge:
+        return "GRPO, no reflection"
+    control = ", shuffled: a control without information" if facts.recipe.get("shuffle_reflections") else ""
+    return f"GRPO, reflective reward judged by {_short(judge)}{control}"
 
 
 def _update(batch: Mapping[str, Any] | None) -> str:

@@ -63,9 +63,10 @@ class EmoR3Config(GRPOConfig):
 
     Args:
         judge (`str`, *optional*, defaults to `"policy"`): who answers the reflection questions (section 3.3): the
-            `"policy"` as it is now, the frozen `"reference"`, another model by its folder or repository, or
-            `"shuffled"`, the policy with its answers dealt out at random: a control that carries no information.
-            `None` means no reflection.
+            `"policy"` as it is now, the frozen `"reference"`, or another model by its folder or repository. `None`
+            means no reflection.
+        shuffle_reflections (`bool`, *optional*, defaults to `False`): deal the judge's answers out at random: a control
+            that carries no information.
         reflection_preset (`str`, *optional*, defaults to `"paper"`): `"paper"`, or `"authors-code"`, whose texts,
             read-outs and defaults differ.
         reflection_mode (`str`, *optional*, defaults to `"logits"`): `"logits"` reads the answer off the model's
@@ -79,6 +80,7 @@ class EmoR3Config(GRPOConfig):
     """
 
     judge: str | None = "policy"
+    shuffle_reflections: bool = False
     reflection_preset: Literal["paper", "authors-code"] = "paper"
     reflection_mode: Literal["logits", "generate"] = "logits"
     reflection_batch_size: int = 32
@@ -97,7 +99,9 @@ class EmoR3Config(GRPOConfig):
         if said is False or said in ("", "none", "None", "false"):  # as a command line and YAML say it
             self.judge = None
         elif said is not None and (not isinstance(said, str) or said == "true"):
-            raise RecipeError(f"judge is {said}; name one: policy, reference, shuffled, a model, or none")
+            raise RecipeError(f"judge is {said}; name one: policy, reference, a model, or none")
+        if self.shuffle_reflections and self.judge is None:
+            raise RecipeError("shuffle_reflections without a judge: there is nothing to shuffle; leave it out")
         for name, least in (("reflection_batch_size", 1), ("dynamic_sampling_tries", 1), ("overlong_buffer", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < least:

@@ -145,7 +145,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
     ) -> list[Reflection]:
         assert self.reflector is not None
         reflections = self.reflector([row["image"] for row in rows], texts, found, [row["labels"] for row in rows])
-        if self.args.judge == "shuffled":
+        if self.args.shuffle_reflections:
             # A generator of its own: the run's random state is as without reflection.
             generator = torch.Generator().manual_seed(_seed(self.args.seed, self.state.global_step))
             dealt = torch.randperm(len(reflections), generator=generator).tolist()
@@ -156,7 +156,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
 
     def _judge(self, name: str) -> Judge:
         own = self.processing_class
-        if name in ("policy", "shuffled"):
+        if name == "policy":
             return Judge(self.model, own, self._as_policy, self._generate_sharded, self._most)
         if name == "reference":
             if self.ref_model is not None:

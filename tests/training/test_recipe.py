@@ -340,7 +340,7 @@ def test_the_hash_is_of_what_is_learned(load: Load, tmp_path: Path) -> None:
     different = [
         {"seed": 1},
         {"beta": 0.01},
-        {"judge": "shuffled"},
+        {"shuffle_reflections": True},
         {"dataset_revision": "v1"},
         {"freeze_vision_tower": True},
         {"use_peft": True},

@@ -84,12 +84,16 @@ def test_a_seed_gives_the_same_run_and_another_another(tmp_path: Path) -> None:
     assert any(not torch.equal(runs[2][name], value) for name, value in runs[0].items())
 
 
+def judged_by(name: str | None) -> dict[str, Any]:
+    return {"judge": "policy", "shuffle_reflections": True} if name == "shuffled" else {"judge": name}
+
+
 @pytest.mark.slow
 def test_reflection_leaves_the_rollouts_as_they_are(tmp_path: Path) -> None:
     """The first batch of rollouts is that of a run without reflection: it takes nothing from the random state."""
     written = []
     for number, judge in enumerate((None, "policy", "shuffled")):
-        trainer = make_trainer(tmp_path / str(number), judge=judge, max_steps=1)
+        trainer = make_trainer(tmp_path / str(number), **judged_by(judge), max_steps=1)
         trainer.train()
         written.append([completion_text(text) for text in trainer._logs["completion"]])
     assert written[0] == written[1] == written[2]
@@ -100,7 +104,7 @@ def test_reflection_leaves_the_rollouts_as_they_are(tmp_path: Path) -> None:
 def test_the_judge_is_a_choice(judge: str, tmp_path: Path) -> None:
     answers, labels = [], []
     for name in (judge, "policy"):
-        trainer = make_trainer(tmp_path, judge=name, beta=0.01, max_steps=1)
+        trainer = make_trainer(tmp_path, **judged_by(name), beta=0.01, max_steps=1)
         trainer.train()
         answers.append(list(trainer._logs["extra"]["consistency_answer"]))
         labels.append(list(trainer._logs["extra"]["read_label"]))
