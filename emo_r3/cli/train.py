@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,6 +14,7 @@ from accelerate import PartialState
 
 from ..errors import EmoR3Error, RecipeError
 from ..formats import locked, writing
+from ..training.config import EmoR3Config, RunArguments
 from ..training.recipe import load_recipe
 from ..training.run import train
 from ..training.stage import rank
@@ -22,10 +25,12 @@ USAGE = "emo-r3 train --config RECIPE [--field value ...]"
 
 HELP = f"""usage: {USAGE}
 
-Trains as a recipe says (see recipes/), and goes on by itself where a run of it was stopped. A field is one of TRL's
-GRPOConfig or SFTConfig, of its ModelConfig, or one of ours: see emo_r3.training.config. For several processes:
+Trains as a recipe says (see recipes/), and goes on by itself where a run of it was stopped. For several processes:
 torchrun --nproc_per_node N -m {USAGE.replace("emo-r3", "emo_r3")}
-accelerate launch --config_file recipes/accelerate/FILE.yaml -m {USAGE.replace("emo-r3", "emo_r3")}"""
+accelerate launch --config_file recipes/accelerate/FILE.yaml -m {USAGE.replace("emo-r3", "emo_r3")}
+
+A field is one of TRL's GRPOConfig (or SFTConfig) and ModelConfig, or one of ours:
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     words = list(args.words)
     if not words or {"-h", "--help"} & set(words):
         print(HELP)
+        for kind in (RunArguments, EmoR3Config):
+            print("\n".join(field_help(kind)))
         return 0
     config, overrides = split_words(words)
     quiet_libraries()
@@ -63,6 +70,19 @@ def one_process(output: Path) -> Iterator[None]:
         output.mkdir(parents=True, exist_ok=True)
     with locked(output / "run.json"):
         yield
+
+
+def field_help(kind: type) -> list[str]:
+    """Lines on the fields that a configuration documents."""
+    entries = re.findall(
+        r"^ {8}(\w[\w, ]*) \((.*?)\): (.*?)(?=^ {8}\w|^ {4}\w|\Z)", kind.__doc__ or "", re.DOTALL | re.MULTILINE
+    )
+    lines = []
+    for name, about, text in entries:
+        usual = re.search(r"defaults to (.*)", about)
+        told = " ".join(text.split()) + (f" (default: {usual[1].strip('`')})" if usual else "")
+        lines += [f"  --{name}", *textwrap.wrap(told, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    return lines
 
 
 def split_words(words: Sequence[str]) -> tuple[str, list[str]]:

@@ -65,8 +65,8 @@ class EmoR3Config(GRPOConfig):
         judge (`str`, *optional*, defaults to `"policy"`): who answers the reflection questions (section 3.3): the
             `"policy"` as it is now, the frozen `"reference"`, or another model by its folder or repository. `None`
             means no reflection.
-        shuffle_reflections (`bool`, *optional*, defaults to `False`): deal the judge's answers out at random: a control
-            that carries no information.
+        shuffle_reflections (`bool`, *optional*, defaults to `False`): deal the judge's answers out at random, a
+            control that carries no information.
         reflection_preset (`str`, *optional*, defaults to `"paper"`): `"paper"`, or `"authors-code"`, whose texts,
             read-outs and defaults differ.
         reflection_mode (`str`, *optional*, defaults to `"logits"`): `"logits"` reads the answer off the model's
