@@ -125,9 +125,6 @@ class Engine:
         self._lock = threading.Lock()
         self._turns = turns_of(model)
         self.positions = positions(model)
-        # `generate` takes what we don't say from the model: from this copy, which says nothing.
-        self._writer: Any = copy.copy(model)
-        self._writer.generation_config = GenerationConfig()
         self.image_token: int | None = getattr(processor, "image_token_id", None)
         marks = [
             getattr(processor, f"{kind}_token_id", None) for kind in ("image", "video", "vision_start", "vision_end")
@@ -256,10 +253,12 @@ class Engine:
         else:
             steering = LogitsProcessorList([FreeDecoding(self.vocabulary, self.end_tokens, self.device)])
             criteria.append(BoxClosed(self.vocabulary, width, self.device))
-        generate: Any = self._writer.generate
+        # `generate` takes what we don't say from the model: from this copy, which says nothing.
+        writer: Any = copy.copy(self.model)
+        writer.generation_config = GenerationConfig()
         if request.temperature is not None:
             steering.append(Sampling(request.temperature, part.seeds, self.device))
-        output = generate(
+        output = writer.generate(
             **inputs.to(self.device, dtype=self.model.dtype),
             generation_config=self._generation_config(request.max_new_tokens),
             logits_processor=steering,
@@ -285,7 +284,7 @@ class Engine:
         return self._forms[key]
 
     def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
-        # What is not said here comes from the checkpoint: a repetition penalty would change the labels' probabilities.
+        # Nothing comes from the checkpoint: its repetition penalty would change the labels' probabilities.
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,

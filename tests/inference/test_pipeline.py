@@ -491,7 +491,7 @@ def test_an_error_in_the_model_surfaces_from_a_stream(qwen: EmoR3Pipeline, monke
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(qwen.model, "generate", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(EmoR3Error, match="out of memory"):
         list(qwen.stream(pictures((60, 40))[0], max_new_tokens=TOKENS))
 
 
