@@ -39,6 +39,7 @@ _LINK = """(name, own, check) => {
     if (check) url.searchParams.set("check", "1");
     return url.href;
 }"""
+_SHOW_OWN = """(name) => ({__type__: "update", visible: name === "own"})"""
 # A screen reader is told of what it is to read when it changes; not of the seconds in the queue, beside it.
 _SPEAK = """() => {
     for (const line of document.querySelectorAll(".prose.status")) line.setAttribute("role", "status");
@@ -124,7 +125,8 @@ def _add_settings(demo: gr.Blocks, answers: Answers, default: LabelSet) -> list[
         link = gr.Textbox(label="Link to these settings", interactive=True)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     fields: list[Any] = [labels, own, check]
-    labels.change(lambda name: gr.Textbox(visible=name == _OWN), labels, own, **quiet)
+    # In the browser: what follows a change waits for the server otherwise, and would end a run that was begun since.
+    labels.change(None, labels, own, js=_SHOW_OWN, api_visibility="private")
     gr.on([field.change for field in fields], None, fields, link, js=_LINK, api_visibility="private")
 
     def from_link(request: gr.Request) -> tuple[str, str, bool, str]:
