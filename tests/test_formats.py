@@ -27,7 +27,7 @@ HARMLESS = ["", "a=b", "joy", "'quoted'", " =1", "'"]
 HOLD = """
 import sys
 from pathlib import Path
-from emo_r3.output import locked
+from emo_r3.formats import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

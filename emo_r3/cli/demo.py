@@ -15,15 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: only this machine)")
-    parser.add_argument("--port", type=port, help="port to listen on (default: the first free one from 7860)")
-
-
-def port(text: str) -> int:
-    """An argparse type: a number from 1 to 65535."""
-    number = int(text)
-    if not 0 < number < 2**16:
-        raise argparse.ArgumentTypeError(f"{number} is not from 1 to {2**16 - 1}")
-    return number
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
 
 
 def run(args: argparse.Namespace) -> int:

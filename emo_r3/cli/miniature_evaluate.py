@@ -13,7 +13,6 @@ import transformers
 
 from .. import __version__
 from ..evaluation.miniature import DATASETS, card, measure
-from ..inference.pipeline import EmoR3Pipeline
 from ..models.checkpoint import CHECKPOINT
 
 
@@ -30,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure a miniature on held-out scenes."""
+    from ..inference.pipeline import EmoR3Pipeline
+
     pipe = EmoR3Pipeline.from_pretrained(args.model)
     results = {
         domain: measure(pipe, domain, args.count, args.seed, lambda line: print(line, file=sys.stderr, flush=True))

@@ -123,7 +123,9 @@ class _Node:
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Number of logits at each place."""
     head = model.get_output_embeddings()
-    return int(model.config.get_text_config().vocab_size if head is None else head.weight.shape[0])
+    if head is None:
+        return int(model.config.get_text_config().vocab_size)
+    return int(getattr(head.weight, "ds_shape", head.weight.shape)[0])  # ZeRO-3 keeps the weights elsewhere
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "this model") -> list[int]:

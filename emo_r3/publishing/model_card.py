@@ -42,7 +42,7 @@ print(result.label, result.text)"""
 USAGE_OF_ADAPTER = """from pathlib import Path
 
 from emo_r3 import EmoR3Pipeline
-from emo_r3.checkpoint import CheckpointInfo, set_pixel_budget
+from emo_r3.models.checkpoint import CheckpointInfo, set_pixel_budget
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.update(HF_HUB_OFFLINE="1", HF_EVALUATE_OFFLINE="1")
 
 from emo_r3.labels import LABEL_SETS  # noqa: E402
-from emo_r3.metrics.accuracy import domain_accuracy  # noqa: E402
+from emo_r3.metrics import domain_accuracy  # noqa: E402
 
 DOMAINS = ("emoset-2k", "emotion6", "webemo-2k")
 

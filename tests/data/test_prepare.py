@@ -285,7 +285,7 @@ def test_the_download_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_help_needs_no_heavy_library() -> None:
     script = (
-        "import argparse, sys; from emo_r3.data import prepare; prepare.add_arguments(argparse.ArgumentParser());"
+        "import argparse, sys; from emo_r3.cli import prepare; prepare.add_arguments(argparse.ArgumentParser());"
         "print([name for name in ('torch', 'transformers', 'datasets', 'pyarrow') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

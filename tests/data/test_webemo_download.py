@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_fetch import Handler, Server, answer, running
+from test_download import Handler, Server, answer, running
 
 from emo_r3.data import webemo
 from emo_r3.data.archive import open_raw

@@ -35,7 +35,7 @@ WATCH = """() => {
 SLOW = """
 import time
 from emo_r3 import EmoR3Pipeline
-from emo_r3.demo import create_demo, launch
+from emo_r3.demo.app import create_demo, launch
 pipeline = EmoR3Pipeline.from_pretrained()
 pipeline.model.register_forward_pre_hook(lambda *_: time.sleep(0.15))
 launch(create_demo(pipeline))

@@ -611,7 +611,7 @@ def test_known_suffixes_are_readable_formats() -> None:
     assert kinds <= set(FORMATS) | {None} and len(kinds) >= 6
 
 
-# --- URLs (the rest is in test_fetch.py)
+# --- URLs (the rest is in test_download.py)
 
 
 @pytest.mark.parametrize("url", ["ftp://example.org/a.png", "file:///etc/passwd", "s3://bucket/a.png"])

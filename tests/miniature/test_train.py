@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from emo_r3.cli import miniature_train
 from emo_r3.errors import EmoR3Error
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.miniature import train
@@ -73,13 +74,13 @@ def test_the_learning_rate_warms_up_holds_and_falls() -> None:
 def test_a_filled_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("precious")
     with pytest.raises(EmoR3Error, match="not an empty folder"):
-        train.run(argparse.Namespace(output=tmp_path, seed=0, pool=50, see_steps=1, mix_steps=1))
+        miniature_train.run(argparse.Namespace(output=tmp_path, seed=0, pool=50, see_steps=1, mix_steps=1))
 
 
 @pytest.mark.slow
 def test_training_writes_a_checkpoint_that_the_pipeline_loads(tmp_path: Path) -> None:
     folder = tmp_path / "made"
-    assert train.run(argparse.Namespace(output=folder, seed=3, pool=50, see_steps=1, mix_steps=2)) == 0
+    assert miniature_train.run(argparse.Namespace(output=folder, seed=3, pool=50, see_steps=1, mix_steps=2)) == 0
     facts = json.loads((folder / "training.json").read_text())
     assert facts["seed"] == 3 and [row["stage"] for row in facts["log"]] == ["see", "mix"]
     pipe = EmoR3Pipeline.from_pretrained(folder)

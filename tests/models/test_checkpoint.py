@@ -96,7 +96,7 @@ def test_what_is_refused_is_refused_before_anything_is_loaded(folder: Path, monk
     [
         ("./nowhere", "no model folder"),
         ("/nowhere/at/all", "no model folder"),
-        ("owner/not-in-the-cache", "can't be fetched"),
+        ("owner/not-in-the-cache", "is not in the cache of this machine"),
         ("not a repository!", "neither a folder nor"),
     ],
 )

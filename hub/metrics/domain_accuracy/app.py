@@ -3,7 +3,7 @@
 import gradio as gr
 
 from emo_r3.errors import EmoR3Error
-from emo_r3.metrics.accuracy import domain_accuracy
+from emo_r3.metrics import domain_accuracy
 
 EXAMPLE = [
     ["awe", "awe", "emoset-2k"],

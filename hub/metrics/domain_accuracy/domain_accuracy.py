@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from emo_r3.metrics.accuracy import domain_accuracy  # From: emo-r3
+from emo_r3.metrics import domain_accuracy  # From: emo-r3
 
 DESCRIPTION = """
 Accuracy and macro-F1 for each domain, and the mean accuracy over in-domain (A_I), out-of-domain (A_O) and all domains
