@@ -37,7 +37,7 @@ def completion_text(completion: Completion) -> str:
     return "".join(part.get("text") or "" for content in parts for part in content)
 
 
-def parsed(completions: Sequence[Completion], method: Sequence[Method] | None) -> list[ParsedCompletion]:
+def parse_all(completions: Sequence[Completion], method: Sequence[Method] | None = None) -> list[ParsedCompletion]:
     """What the completions say, each in the form of its row; Structured Emotional Thinking where none is given."""
     forms = method or ["set"] * len(completions)
     return [
@@ -47,26 +47,37 @@ def parsed(completions: Sequence[Completion], method: Sequence[Method] | None) -
 
 
 def format_reward(
-    completions: Sequence[Completion], method: Sequence[Method] | None = None, **kwargs: Any
+    completions: Sequence[Completion],
+    method: Sequence[Method] | None = None,
+    parsed: Sequence[ParsedCompletion] | None = None,
+    **kwargs: Any,
 ) -> list[float]:
     """1 for a completion that has all sections and the box, once, in order, and nothing else (section 3.2), else 0.
 
     Args:
         completions (`list`): plain or conversational.
         method (`list[str]`, *optional*): form of each: `"set"` (the default), `"think"` or `"direct"`.
+        parsed (`list[ParsedCompletion]`, *optional*): what they say, where that is known, as from `EmoR3Trainer`.
     """
-    return [float(not found.problems) for found in parsed(completions, method)]
+    found = parse_all(completions, method) if parsed is None else parsed
+    return [float(not one.problems) for one in found]
 
 
-def accuracy_reward(completions: Sequence[Completion], label: Sequence[str], **kwargs: Any) -> list[float]:
+def accuracy_reward(
+    completions: Sequence[Completion],
+    label: Sequence[str],
+    parsed: Sequence[ParsedCompletion] | None = None,
+    **kwargs: Any,
+) -> list[float]:
     """1 where the last box holds the reference label (section 3.2), as evaluation compares labels, else 0.
 
     Args:
         completions (`list`): plain or conversational.
         label (`list[str]`): reference labels.
+        parsed (`list[ParsedCompletion]`, *optional*): what they say, where that is known, as from `EmoR3Trainer`.
     """
-    boxed = [parse_completion(completion_text(completion)).label for completion in completions]
-    return [float(same_label(text, right)) for text, right in zip(boxed, label, strict=True)]
+    found = parse_all(completions) if parsed is None else parsed
+    return [float(same_label(one.label, right)) for one, right in zip(found, label, strict=True)]
 
 
 def consistency_reward(

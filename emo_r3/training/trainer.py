@@ -31,7 +31,7 @@ from .config import EmoR3Config
 from .dynamic_sampling import KeptRows, join_rows
 from .group_statistics import group_statistics, is_tied, weighted
 from .reflector import Judge, Reflection, Reflector
-from .rewards import ACCURACY, completion_text, parsed, reward_functions
+from .rewards import ACCURACY, completion_text, parse_all, reward_functions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,8 +125,8 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         completions: list[Any],
         completion_ids_list: list[list[int]],
     ) -> Tensor:
-        found = parsed(completions, [self.method] * len(completions))
-        rows = [{**row, "method": self.method} for row in inputs]
+        found = parse_all(completions, [self.method] * len(completions))
+        rows = [{**row, "method": self.method, "parsed": one} for row, one in zip(inputs, found, strict=True)]
         if self.reflector is not None:
             start = time.perf_counter()
             with profiling_context(self, "reflection"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from emo_r3.errors import RecipeError, TrainingError
+from emo_r3.prompts import Method
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.reflector import Reflection
 from emo_r3.training.rewards import (
@@ -17,6 +18,7 @@ from emo_r3.training.rewards import (
     completion_text,
     consistency_reward,
     format_reward,
+    parse_all,
     reward_functions,
 )
 
@@ -145,3 +147,14 @@ def test_stock_trl_takes_them_by_name() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["[1.0]", "[1.0]"]
+
+
+@pytest.mark.parametrize("method", ["set", "think", "direct"])
+def test_what_was_parsed_before_gives_the_same_rewards(method: Method) -> None:
+    thought, boxed = "<think>A cake.</think> \\boxed{Amusement}", "\\boxed{amusement}"
+    inside = "<step1>a</step1> <step2>\\boxed{amusement}</step2> <step3>c</step3>"
+    texts = [GOOD, FORM, GOOD + GOOD, thought, boxed, inside, "\\boxed{}", "no box", ""]
+    labels, methods = ["amusement"] * len(texts), [method] * len(texts)
+    parsed = parse_all(texts, methods)
+    assert format_reward(texts, method=methods, parsed=parsed) == format_reward(texts, method=methods)
+    assert accuracy_reward(texts, label=labels, parsed=parsed) == accuracy_reward(texts, label=labels)
