@@ -17,7 +17,8 @@ import pytest
 
 from emo_r3.cli.main import main
 from emo_r3.errors import EmoR3Error
-from emo_r3.formats import ResultFile, check_ours, formula_safe, locked, write_rows
+from emo_r3.files import locked
+from emo_r3.formats import ResultFile, check_ours, formula_safe, write_rows
 
 ROOT = Path(__file__).parent.parent
 LABELS = ("joy", "fear")
@@ -27,7 +28,7 @@ HARMLESS = ["", "a=b", "joy", "'quoted'", " =1", "'"]
 HOLD = """
 import sys
 from pathlib import Path
-from emo_r3.formats import locked
+from emo_r3.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -50,7 +50,7 @@ def terminable() -> Iterator[None]:
 
 def check_output(output: Path, sources: Sequence[str] = ()) -> None:
     """Refuse, before the model is loaded, an output that can't be written or is one of the pictures."""
-    from ..formats import check_regular, link_target, writing
+    from ..files import check_regular, link_target, writing
 
     check_regular(output)
     if any(os.path.realpath(output) == os.path.realpath(source) for source in sources):

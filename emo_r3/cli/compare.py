@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..evaluation.comparison import check_ours, latex, load_run, make_table, markdown
-from ..formats import locked, writing
+from ..files import locked, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from ..errors import EmoR3Error
 from ..evaluation.comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
 from ..evaluation.run import Evaluation, evaluate
 from ..evaluation.sepm import PRESETS
-from ..formats import locked
+from ..files import locked
 from .common import EXIT_SOME_FAILED, check_output, positive, quiet_libraries
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..formats import locked, writing
+from ..files import locked, writing
 from ..miniature import world
 from ..miniature.render import draw
 

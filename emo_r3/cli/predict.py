@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the emotion of each picture: the reasoning in three steps, a label, how likely each label is."""
-    from ..formats import check_ours, locked
+    from ..files import locked
+    from ..formats import check_ours
     from ..images.loading import find_images
 
     sources = find_images(args.images)

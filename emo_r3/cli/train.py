@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ..errors import EmoR3Error, RecipeError
-from ..formats import locked, writing
+from ..files import locked, writing
 from ..training.config import EmoR3Config, RunArguments
 from ..training.recipe import load_recipe
 from ..training.run import train

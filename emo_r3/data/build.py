@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import DataError
-from ..formats import link_target, locked
+from ..files import link_target, locked
 from ..images.loading import load_image
 from .archive import Finding, Record
 from .card import draw_strip, render_card

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EmoR3Error
-from ..formats import check_regular
+from ..files import check_regular
 from ..metrics.accuracy import domain_accuracy
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"

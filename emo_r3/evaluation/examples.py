@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.examples import fingerprint, load_rows, provenance, row_ids
 from ..data.load import to_prompts
 from ..errors import DataError
-from ..formats import writing
+from ..files import writing
 from ..inference.endpoint import Refused, Unanswered
 from ..labels import LabelSet, resolve_labels
 from ..metrics.accuracy import domain_accuracy, wilson

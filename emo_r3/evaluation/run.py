@@ -30,7 +30,8 @@ from accelerate import PartialState
 from .. import __version__
 from ..environment import environment, without_folders
 from ..errors import DataError, EmoR3Error
-from ..formats import json_text, link_target
+from ..files import write_text
+from ..formats import json_text
 from ..inference.endpoint import EndpointError
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
@@ -163,7 +164,7 @@ def evaluate(
     stated = _stated(settings) | {"in_domain": in_domain}  # the settings themselves stay here, and tell the folders
     results = stated | score(sets, rows, in_domain) | faithfulness | {"run": timing}
     if not state.process_index:
-        _write(asked.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        write_text(asked.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
 
 
@@ -309,7 +310,7 @@ def _merge(journal: Journal, sets: Sequence[Items], size: int) -> None:
                 "used it: run the same command again"
             )
         lines += [json_text(row) + "\n" for row in rows]
-    _write(journal.path, "".join(lines))
+    write_text(journal.path, "".join(lines))
     journal.remove()
 
 
@@ -340,7 +341,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         if (folder / PREDICTIONS).exists():
             raise EmoR3Error(f"{folder} has {PREDICTIONS} without {SETTINGS}: give another --output") from None
-        _write(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         return
     except (OSError, ValueError) as error:
         raise EmoR3Error(f"{path} can't be read ({error}): give another --output") from None
@@ -357,11 +358,3 @@ def _difference(was: Any, now: Any, name: str = "") -> str | None:
     else:
         return None if was == now else f"{name} = {json.dumps(was)}, and now it is {json.dumps(now)}"
     return next(filter(None, (_difference(old, new, path) for path, old, new in pairs)), None)
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    path = link_target(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,7 @@ from accelerate.state import AcceleratorState
 
 from ..data.examples import fingerprint, load_rows, provenance, row_ids
 from ..errors import TrainingError
+from ..files import write_text
 from ..miniature.datasets import drawn_if_ours, read_scenes
 from ..models.checkpoint import CheckpointInfo
 from .config import SupervisedConfig
@@ -84,8 +84,8 @@ def train(recipe: Recipe) -> Path:
     if rank() == 0:
         try:
             output.mkdir(parents=True, exist_ok=True)
-            write(output / "recipe.yaml", recipe.text)
-            write(output / "run.json", as_json(facts))
+            write_text(output / "recipe.yaml", recipe.text)
+            write_text(output / "run.json", as_json(facts))
         except OSError as error:
             raise TrainingError(f"{output} can't be written ({error.strerror}): choose another output_dir") from error
     if run.cold_start_samples:
@@ -94,7 +94,7 @@ def train(recipe: Recipe) -> Path:
     if rank() == 0:
         facts |= {"seconds": round(time.monotonic() - start, 1), "metrics": metrics}
         facts["base_commit"] = CheckpointInfo.read(stage.final).base_commit
-        write(output / "run.json", as_json(facts))
+        write_text(output / "run.json", as_json(facts))
     say(f"{stage.final} is the trained model")
     return stage.final
 
@@ -122,7 +122,7 @@ def cold_start(stage: Stage) -> str:
                 "rows": chosen,
                 "ids": row_ids(stage.rows, chosen),
             }
-            write(stage.output / "cold_start.json", as_json(drawn))
+            write_text(stage.output / "cold_start.json", as_json(drawn))
         first.train()
         gc.collect()
         # accelerate lets the first trainer of a process settle how weights are spread, and refuses another's settings.
@@ -187,20 +187,6 @@ def run_facts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 def data_name(name: str) -> str:
     """A data set's name without the folders of this machine."""
     return Path(name).resolve().name if Path(name).is_dir() else name
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all; raises `TrainingError` if that can't be."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise TrainingError(
-            f"{path} can't be written ({error.strerror or error}): make room or choose another output_dir"
-        ) from error
 
 
 def as_json(facts: Any) -> str:

@@ -20,7 +20,7 @@ import pytest
 from emo_r3 import __version__, load_prompts, resolve_labels
 from emo_r3.cli.main import describe, main
 from emo_r3.errors import CheckpointError
-from emo_r3.formats import locked
+from emo_r3.files import locked
 from emo_r3.results import Coherence, EmotionResult
 from emo_r3.utils import without_tokens
 

@@ -33,7 +33,7 @@ from emo_r3.models.prefix_cache import prompt_tokens, render_prompt
 from emo_r3.prompts import load_prompts
 from emo_r3.training.examples import label_rows
 from emo_r3.training.recipe import load_recipe
-from emo_r3.training.run import train, write
+from emo_r3.training.run import train
 from emo_r3.training.stage import SupervisedTrainer, freeze_vision_tower, label_collator, named_labels
 
 Write = Callable[..., Path]
@@ -336,17 +336,6 @@ def test_a_full_disk_at_the_end_is_one_line_and_leaves_nothing_half_written(
     assert not list(tmp_path.glob("run/.*"))
     assert main(words) == 0
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
-
-
-def test_a_file_on_a_full_disk_is_told_and_its_part_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(self: Path, *args: Any, **options: Any) -> int:
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", no_room)
-    with pytest.raises(TrainingError, match=r"run.json can't be written \(No space left on device\)"):
-        write(tmp_path / "run.json", "{}")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(recipe: Write, tmp_path: Path) -> None:
