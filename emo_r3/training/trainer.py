@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -46,19 +47,33 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
     What reflection found is put on the row that it belongs to, as `reflection`, and reward functions read it there.
 
     Args:
-        model (`PreTrainedModel`): the policy.
+        model (`PreTrainedModel`, `str` or `Path`): the policy, or its folder or Hub repository.
         args ([`~emo_r3.training.config.EmoR3Config`]): the settings.
         train_dataset (`Dataset`): rows with `prompt` (conversational), `image`, `label` and `labels`, as
             [`~emo_r3.data.load.to_prompts`] makes them.
-        processing_class (`ProcessorMixin`): the model's processor.
+        processing_class (`ProcessorMixin`, *optional*): the model's processor; needed unless the model is given by
+            name.
+        reward_funcs (`Callable` or `list[Callable]`, *optional*): rewards of your own beside those that `args` asks
+            for, as TRL calls them; they see the columns `parsed` and `reflection` too. Their weights stand last in
+            `reward_weights`; where that has none for them, each counts 1.
         method (`str`, *optional*, defaults to `"set"`): form of the answers that the prompts ask for.
-        prompts ([`Prompts`], *optional*): with the reflection questions; the package's unless given.
+        prompts ([`Prompts`], *optional*): with the reflection questions; those of a model given by name, else the
+            package's, unless given.
         eval_dataset (`Dataset`, *optional*): rows for evaluation.
         peft_config (`PeftConfig`, *optional*): train adapters.
         callbacks (`list[TrainerCallback]`, *optional*): the Trainer's.
 
     Raises:
         RecipeError: the settings don't fit together.
+        CheckpointError: the model can't be loaded by its name.
+
+    Example:
+
+    ```python
+    >>> def short(completions, parsed, **kwargs):
+    ...     return [float(len(one.steps.get("step1", "")) < 200) for one in parsed]
+    >>> EmoR3Trainer("miniature", EmoR3Config(output_dir="out"), rows, reward_funcs=short).train()
+    ```
     """
 
     args: EmoR3Config
@@ -73,18 +88,28 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | str | os.PathLike[str],
         args: EmoR3Config,
         train_dataset: Dataset,
-        processing_class: ProcessorMixin,
+        processing_class: ProcessorMixin | None = None,
         *,
+        reward_funcs: Callable[..., list[float]] | Sequence[Callable[..., list[float]]] = (),
         method: Method = "set",
         prompts: Prompts | None = None,
         eval_dataset: Dataset | None = None,
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        if isinstance(model, (str, os.PathLike)):
+            model, processor, info = load_for_training(model)
+            processing_class, prompts = processing_class or processor, prompts or info.prompts
+        if processing_class is None:
+            raise RecipeError("processing_class is missing: give the model's processor, or the model by its name")
+        own = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         functions = reward_functions(args)
+        if own and len(args.reward_weights or ()) == len(functions):
+            args.reward_weights = [*(args.reward_weights or ()), *([1.0] * len(own))]
+        functions += own
         if len(args.reward_weights or ()) != len(functions):
             names = ", ".join(getattr(function, "__name__", "overlong penalty") for function in functions)
             raise RecipeError(

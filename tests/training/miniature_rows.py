@@ -12,7 +12,6 @@ from PIL import Image
 
 from emo_r3.data.load import to_prompts
 from emo_r3.miniature.datasets import miniature_records
-from emo_r3.models.checkpoint import load_for_training
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.trainer import EmoR3Trainer
 
@@ -52,9 +51,6 @@ def make_trainer(folder: Path, rows: datasets.Dataset | None = None, **fields: A
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    extra = {
-        name: fields.pop(name) for name in ("method", "peft_config", "eval_dataset", "callbacks") if name in fields
-    }
-    model, processor, info = load_for_training()
-    args = EmoR3Config(**{**given, **fields})
-    return EmoR3Trainer(model, args, rows or training_rows(), processor, prompts=info.prompts, **extra)
+    names = ("method", "peft_config", "eval_dataset", "callbacks", "reward_funcs")
+    extra = {name: fields.pop(name) for name in names if name in fields}
+    return EmoR3Trainer("miniature", EmoR3Config(**{**given, **fields}), rows or training_rows(), **extra)

@@ -16,9 +16,10 @@ from peft import LoraConfig
 from trl import GRPOTrainer
 
 from emo_r3.errors import RecipeError
-from emo_r3.models.checkpoint import CHECKPOINT
+from emo_r3.models.checkpoint import CHECKPOINT, load_for_training
 from emo_r3.parsing import PROBLEMS, parse_completion
 from emo_r3.training import trainer as trainer_module
+from emo_r3.training.config import EmoR3Config
 from emo_r3.training.dynamic_sampling import join_rows
 from emo_r3.training.rewards import completion_text
 from emo_r3.training.trainer import EmoR3Trainer
@@ -263,3 +264,28 @@ def test_the_package_has_the_trainer_and_waits_for_trl() -> None:
         emo_r3.training.Trainer  # noqa: B018
     program = "import sys, emo_r3.plotting, emo_r3.evaluation.comparison; sys.exit('trl' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", [None, [0.8, 0.1, 0.05, 0.05, 0.3]], ids=["weights of ours", "weights of all"])
+def test_a_reward_of_one_s_own(weights: list[float] | None, tmp_path: Path) -> None:
+    """It stands beside ours, and sees what was parsed and what reflection found."""
+    seen: list[Any] = []
+
+    def short(completions: Any, parsed: Any, reflection: Any, **kwargs: Any) -> list[float]:
+        seen.extend(zip(parsed, reflection, strict=True))
+        return [float(len(one.steps.get("step1", "")) < 40) for one in parsed]
+
+    trainer = make_trainer(tmp_path, reward_funcs=short, max_steps=1, reward_weights=weights)
+    assert trainer.args.reward_weights == [0.8, 0.1, 0.05, 0.05, 0.3 if weights else 1.0]
+    trainer.train()
+    assert len(seen) == 8 and all(found.consistency in (0.0, 1.0) for _, found in seen)
+    [mean] = history(trainer, "rewards/short/mean")
+    assert mean == sum(len(one.steps.get("step1", "")) < 40 for one, _ in seen) / 8
+
+
+def test_a_model_without_its_processor(tmp_path: Path) -> None:
+    model, _, _ = load_for_training()
+    args = EmoR3Config(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(RecipeError, match="processing_class is missing"):
+        EmoR3Trainer(model, args, training_rows())
