@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .utils import first_line
+
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -86,11 +88,6 @@ def refusal(error: BaseException | None) -> HfHubHTTPError | None:
     from huggingface_hub.errors import HfHubHTTPError
 
     return next((one for one in causes(error) if isinstance(one, HfHubHTTPError)), None)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the pages that may follow."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def without_token(text: str) -> str:

@@ -21,9 +21,9 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-def first_line(error: Exception) -> str:
-    """What an error of a library says, without the pages that may follow."""
-    line = one_line(str(error)) or type(error).__name__
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without the pages that may follow and the full stop."""
+    line = one_line(str(error)).rstrip(".") or type(error).__name__
     return f"there is no {line}" if isinstance(error, KeyError) else line
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DataError
-from ..hub_errors import first_line, why_unreadable
+from ..hub_errors import why_unreadable
 from ..labels import LabelSet, match_label, normalize_label, resolve_labels
 from ..parsing import parse_completion
 from ..prompts import Method, Prompts, load_prompts
+from ..utils import first_line
 from .build import import_datasets
 
 if TYPE_CHECKING:

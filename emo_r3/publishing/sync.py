@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from .. import __version__
 from ..errors import EmoR3Error
-from ..hub_errors import first_line, refusal, without_token
+from ..hub_errors import refusal, without_token
+from ..utils import first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
