@@ -40,6 +40,12 @@ _AT_MOST = {"top_p": 1, "min_p": 1, "seed": 2**32 - 1}
 _BELOW_1 = "lora_dropout adam_beta1 adam_beta2"
 MAX_CHARACTERS = 1_000_000
 
+# transformers reads the old name where the new one is not stated, and nowhere else.
+_OLD_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -153,6 +159,9 @@ def load_recipe(
         named = [word[2:].split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")]
         for name in (*stated, *named):
             parser.check_name(name, trainer)
+        for old, new in _OLD_NAMES.items():
+            if {old, new} <= {*stated, *named}:
+                raise RecipeError(f"{old} is the old name of {new}, and both are stated: say {new}")
         words = [word for name, value in stated.items() for word in parser.words(name, value)]
         values = parser.read([*words, *overrides])
         check_numbers(values)

@@ -237,6 +237,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         return functools.partial(model.generate, synced_gpus=self._is_sharded())
 
     def _generate_sharded(self, **inputs: Any) -> Tensor:
+        # TRL reads and sets the old name of activation_checkpointing_kwargs alone.
         checkpointing: Any = self.args.gradient_checkpointing_kwargs
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with (

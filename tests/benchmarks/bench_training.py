@@ -58,7 +58,7 @@ def settings(folder: Path, steps: int, judge: str | None, prompts: int, generati
         loss_type="bnpo",
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,

@@ -46,7 +46,7 @@ def make_trainer(folder: Path, rows: datasets.Dataset | None = None, **fields: A
         "loss_type": "bnpo",
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "logging_steps": 1,
         "save_strategy": "no",
         "disable_tqdm": True,

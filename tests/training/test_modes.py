@@ -181,8 +181,8 @@ def test_adapters_are_on_for_the_policy_and_off_for_the_reference(judge: str, tm
 
 
 @pytest.mark.parametrize("peft_config", [None, adapters()], ids=["full", "adapters"])
-def test_gradient_checkpointing_does_not_turn_off_the_cache(peft_config: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, peft_config, gradient_checkpointing=True, reflection_batch_size=9)
+def test_activation_checkpointing_does_not_turn_off_the_cache(peft_config: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, peft_config, activation_checkpointing=True, reflection_batch_size=9)
     assert trainer.reflector is not None
     trainer.train()  # which leaves the model in training mode, checkpointing
     model = trainer.model.train()
@@ -193,7 +193,7 @@ def test_gradient_checkpointing_does_not_turn_off_the_cache(peft_config: Any, tm
     hook.remove()
     assert len(encoded) == 1
     assert model.training
-    assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
     agree(found, reflected_plainly(model.eval(), trainer.processing_class, trainer.reflector.end_token))
 
 

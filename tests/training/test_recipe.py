@@ -364,3 +364,15 @@ def test_differences() -> None:
     old = {"beta": 0.01, "seed": 1, "output_dir": "a", "save_steps": 1}
     new = {"beta": 0.0, "seed": 1, "output_dir": "b", "save_steps": 2, "epsilon": 0.2}
     assert differences(old, new) == ["beta: 0.01 -> 0.0", "epsilon: None -> 0.2"]
+
+
+def test_an_old_name_beside_its_new_one_is_refused(load: Load) -> None:
+    """transformers would pass over the old name: `--gradient_checkpointing false` changed nothing."""
+    text = "gradient_checkpointing is the old name of activation_checkpointing, and both are stated"
+    with pytest.raises(RecipeError, match=text):
+        load("--gradient_checkpointing", "false", activation_checkpointing=True)
+    with pytest.raises(RecipeError, match=text):
+        load("--gradient-checkpointing=false", activation_checkpointing=True)
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        for value in (False, True):
+            assert load(**{name: value}).config.activation_checkpointing is value

@@ -83,7 +83,7 @@ def test_what_is_not_default_is_stated(path: Path) -> None:
     """What the configuration fills in by itself is not the recipe's, so a recipe names all that decides a run."""
     recipe = load_recipe(path, ["--use_cpu"], processes=processes(path))
     decisive = {"learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "trainer", "method"}
-    decisive |= {"bf16", "gradient_checkpointing", "max_prompt_tokens", "per_device_train_batch_size"}
+    decisive |= {"bf16", "activation_checkpointing", "max_prompt_tokens", "per_device_train_batch_size"}
     if recipe.run.trainer == "grpo":
         decisive |= {"beta", "epsilon", "loss_type", "scale_rewards", "num_iterations", "reward_weights", "judge"}
         decisive |= {"num_generations", "temperature", "top_p", "max_completion_length"}

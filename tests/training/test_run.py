@@ -60,7 +60,7 @@ def recipe(data: Path, tmp_path: Path) -> Write:
             "output_dir": str(tmp_path / "run"),
             "use_cpu": True,
             "bf16": False,
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "learning_rate": 1e-3,
             "lr_scheduler_type": "constant",
             "per_device_train_batch_size": 4,

@@ -135,10 +135,10 @@ def test_adapters(judge: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_gives_the_same_run(tmp_path: Path) -> None:
+def test_activation_checkpointing_gives_the_same_run(tmp_path: Path) -> None:
     runs = []
     for on in (False, True):
-        trainer = make_trainer(tmp_path / str(on), gradient_checkpointing=on, max_steps=1)
+        trainer = make_trainer(tmp_path / str(on), activation_checkpointing=on, max_steps=1)
         trainer.train()
         runs.append((history(trainer, "reward"), history(trainer, "reflection/yes_rate"), weights(trainer)))
     assert runs[0][:2] == runs[1][:2]
