@@ -102,6 +102,13 @@ def merge_adapter(model: PreTrainedModel, folder: Path, config: dict[str, Any]) 
             f"{path} has {unread[0]} {_shown(config[unread[0]])}, which emo_r3 doesn't read: merge the adapter into "
             "its base model with PEFT, and name the merged model"
         )
+    if any(
+        weight.is_meta for weight in model.parameters()
+    ):  # what accelerate leaves of weights that it keeps elsewhere
+        raise CheckpointError(
+            f"{folder}: the base model doesn't fit on the device, and an adapter is merged where the whole of it is: "
+            "use device_map=cpu or a smaller dtype"
+        )
     _check_patterns(path, config, [name for name, _ in model.named_modules()])
     read = {name: value for name, value in config.items() if name in _SOUND.keys() & usual.keys() - _NOT_NEEDED}
     read |= {name: value or {} for name, value in read.items() if name.endswith("_pattern")}
@@ -110,7 +117,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, config: dict[str, Any]) 
         warnings.simplefilter("ignore")  # what is missing or has another shape is told below
         # The adapter takes no memory until its weights are put in place, whatever rank the configuration has.
         adapted = PeftModel(model, LoraConfig(**(read | {"init_lora_weights": False})), low_cpu_mem_usage=True)
-        found = set_peft_model_state_dict(adapted, weights, ignore_mismatched_sizes=True, low_cpu_mem_usage=True)
+        found: Any = set_peft_model_state_dict(adapted, weights, ignore_mismatched_sizes=True, low_cpu_mem_usage=True)
     places = {name: weight for name, weight in adapted.named_parameters() if ".lora_" in name}
     if empty := sorted(name for name, weight in places.items() if weight.is_meta):
         raise CheckpointError(
@@ -126,7 +133,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, config: dict[str, Any]) 
         )
     if not places:
         raise CheckpointError(f"{folder}: the adapter changes nothing in its base model")
-    merged: PreTrainedModel = adapted.merge_and_unload()  # type: ignore[operator]
+    merged: PreTrainedModel = adapted.merge_and_unload()
     # Results name what answered by its folder: that is the adapter's, not the base's.
     merged.name_or_path = merged.config.name_or_path = str(folder)
     return merged

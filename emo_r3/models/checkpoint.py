@@ -550,8 +550,8 @@ def _check_code(folder: Path, adapters: bool) -> None:
     elif (folder / ADAPTER_CONFIG).exists():  # which transformers would put on the model, by rules of its own
         raise CheckpointError(f"{folder} holds a model and an adapter: name a folder that has one of them")
     for path in sorted(folder.glob("*config.json")):
-        for key, _ in _entries(_read_json(path)):
-            if key in _REMOTE_CODE:
+        for key, value in _entries(_read_json(path)):
+            if key in _REMOTE_CODE or (key.endswith("attn_implementation") and "/" in str(value)):  # a Hub kernel
                 raise CheckpointError(
                     f"{folder} brings its own code ({key} in {path.name}), which emo_r3 never runs: "
                     "use a model that transformers has built in"

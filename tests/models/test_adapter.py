@@ -77,6 +77,7 @@ def folder(tmp_path: Path) -> Path:
         (BASE, {"target_modules": r".*language_model.*\.(q|o)_proj"}),
         (BASE, {"target_modules": "all-linear", "exclude_modules": r".*\bvisual\b.*"}),
         (BASE, {"modules_to_save": ["merger"]}),
+        ("llava", {"target_modules": ["q_proj", "embed_tokens"]}),
         (BASE, {"task_type": "CAUSAL_LM"}),
     ],
 )
@@ -92,6 +93,21 @@ def test_the_merged_weights_are_those_of_peft(base: str, options: dict[str, Any]
     assert not model.training
     assert info == CheckpointInfo()
     assert Path(model.config.name_or_path) == Path(model.name_or_path) == folder
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"device_map": "auto"}, {"attn_implementation": "eager"}])
+def test_options_are_those_of_the_base(folder: Path, options: dict[str, Any]) -> None:
+    wanted = merged_by_peft(folder)
+    model, _, _ = load_model_and_processor(folder, **options)
+    found = model.state_dict()
+    assert model.dtype == (torch.bfloat16 if "dtype" in options else torch.float32)
+    assert all(torch.allclose(weight.float().cpu(), wanted[name], atol=1e-2) for name, weight in found.items())
+
+
+def test_a_base_that_is_not_in_memory_is_refused(folder: Path) -> None:
+    model = load_model_and_processor(tiny_checkpoint(BASE))[0].to("meta")
+    with pytest.raises(CheckpointError, match="doesn't fit on the device"):
+        adapter_module.merge_adapter(model, folder, json.loads((folder / CONFIG).read_text()))
 
 
 def test_it_is_saved_as_a_plain_model(folder: Path, tmp_path: Path) -> None:
