@@ -81,29 +81,34 @@ class Judge:
 
     @classmethod
     def from_pretrained(
-        cls, repo_or_path: str | os.PathLike[str], *, revision: str | None = None, device_map: Any = None
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device_map: Any = None,
     ) -> Judge:
         """Loads a text model that chats, by the same rules as any model: safetensors, and no code of its own.
 
         Args:
-            repo_or_path (`str` or `Path`): folder or repository.
+            pretrained_model_name_or_path (`str` or `Path`): folder or repository.
             revision (`str`, *optional*): branch, tag or commit of a repository.
             device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
 
         Raises:
             [`CheckpointError`]: it can't be loaded, not safely, or has no chat template.
         """
-        folder = checkpoint_folder(repo_or_path, revision, None)
+        folder = checkpoint_folder(pretrained_model_name_or_path, revision, None)
         if device_map is None and torch.accelerator.is_available():
             device_map = "auto"
         dtype: Any = torch.float32 if device_map in (None, "cpu") else "auto"
-        with loading(f"the judge {os.fspath(repo_or_path)}"):
+        with loading(f"the judge {os.fspath(pretrained_model_name_or_path)}"):
             check_size(AutoModelForCausalLM, folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = load_weights(AutoModelForCausalLM, folder, dtype=dtype, device_map=device_map)
         if not tokenizer.chat_template or tokenizer.eos_token_id is None:
             raise CheckpointError(
-                f"the judge {repo_or_path} has no chat template or end token: name an instruction-tuned text model"
+                f"the judge {pretrained_model_name_or_path} has no chat template or end token: name an "
+                "instruction-tuned text model"
             )
 
         def render(question: str) -> Tokens:

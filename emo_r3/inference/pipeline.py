@@ -78,7 +78,7 @@ class EmoR3Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        repo_or_path: str | os.PathLike[str] | None = None,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
         *,
         revision: str | None = None,
         dtype: str | torch.dtype | None = None,
@@ -87,12 +87,16 @@ class EmoR3Pipeline:
         prompts: Prompts | str | os.PathLike[str] | None = None,
         lexicon: Mapping[str, Affect] | str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        attn_implementation: str | Mapping[str, str] | None = None,
+        quantization_config: Any = None,
+        **others: Any,
     ) -> EmoR3Pipeline:
         """Loads a model from a folder or the Hub; see [`load_model_and_processor`] for what is refused.
 
         Args:
-            repo_or_path (`str` or `Path`, *optional*): folder or repository; the miniature of the package unless
-                given.
+            pretrained_model_name_or_path (`str` or `Path`, *optional*): folder or repository, of a model or of a LoRA
+                adapter, which is merged into the base that it names; the miniature of the package unless given.
             revision (`str`, *optional*): branch, tag or commit of a repository.
             dtype (`str` or `torch.dtype`, *optional*): float32 on a CPU and as saved elsewhere unless given.
             device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
@@ -101,22 +105,36 @@ class EmoR3Pipeline:
             lexicon (`dict[str, Affect]`, `str` or `Path`, *optional*): valence and arousal of words, or a file of
                 them; the shipped norms unless given.
             token (`str` or `bool`, *optional*): for a private repository.
+            cache_dir (`str` or `Path`, *optional*): where downloads are kept; huggingface_hub's cache unless given.
+            attn_implementation (`str` or `dict[str, str]`, *optional*): `"sdpa"`, `"eager"` or another that
+                transformers has built in; its choice unless given.
+            quantization_config (*optional*): as transformers takes it, such as its `BitsAndBytesConfig`.
 
         Raises:
             CheckpointError: the model can't be loaded, or not safely.
             DataError: the lexicon can't be used.
+            EmoR3Error: an option that is not among these.
             PromptError: the prompt file can't be used.
         """
+        if others:
+            raise EmoR3Error(f"{', '.join(others)}: from_pretrained has no such option; leave it out")
         if isinstance(prompts, (str, os.PathLike)):
             prompts = load_prompts(Path(prompts))
         if isinstance(lexicon, (str, os.PathLike)):  # a mistake in it is told before the seconds that a model takes
             lexicon = load_lexicon(lexicon)
         model, processor, info = load_model_and_processor(
-            repo_or_path, revision=revision, dtype=dtype, device_map=device_map, token=token
+            pretrained_model_name_or_path,
+            revision=revision,
+            dtype=dtype,
+            device_map=device_map,
+            token=token,
+            cache_dir=cache_dir,
+            attn_implementation=attn_implementation,
+            quantization_config=quantization_config,
         )
         if prompts is not None:
             info = replace(info, prompts=prompts)
-        name = "miniature" if repo_or_path is None else os.fspath(repo_or_path)
+        name = "miniature" if pretrained_model_name_or_path is None else os.fspath(pretrained_model_name_or_path)
         return cls(model, processor, info, batch_size=batch_size, name=name, lexicon=lexicon)
 
     @classmethod
@@ -136,13 +154,16 @@ class EmoR3Pipeline:
 
         return EndpointPipeline(url, model, **options)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes weights, processor and `emo_r3.json` to a new folder, all or nothing.
+
+        Args:
+            save_directory (`str` or `Path`): the folder.
 
         Raises:
             CheckpointError: the folder exists and is not empty.
         """
-        save_checkpoint(Path(folder), self.model, self.processor, self.info)
+        save_checkpoint(Path(save_directory), self.model, self.processor, self.info)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, tag: str | None = None) -> str:
         """Makes a repository of the Hub hold this model, `emo_r3.json` and a card, in one commit or not at all.

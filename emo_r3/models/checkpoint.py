@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
@@ -31,6 +32,14 @@ from ..hub_errors import explain_hub_error
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..prompts import Method, Prompts, load_prompts
 from ..utils import first_line
+from .adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_adapter_config,
+    check_peft,
+    is_adapter,
+    merge_adapter,
+)
 from .chat_template import rendered_chat
 
 INFO_FILE = "emo_r3.json"
@@ -156,44 +165,84 @@ class CheckpointInfo:
 
 
 def load_model_and_processor(
-    repo_or_path: str | os.PathLike[str] | None = None,
+    pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: Any = None,
     token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    attn_implementation: str | Mapping[str, str] | None = None,
+    quantization_config: Any = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
     """Loads a checkpoint from a folder or the Hub: safetensors only, and never code that it brings along.
 
+    A LoRA adapter is loaded with the base model that it names, by the same rules, and merged into it. Its own
+    processor and `emo_r3.json` are taken where it has them, else the base's.
+
     Args:
-        repo_or_path (`str` or `Path`, *optional*): folder or Hub repository; `"miniature"`, the package's own, unless
-            given.
+        pretrained_model_name_or_path (`str` or `Path`, *optional*): folder or Hub repository, of a model or of a LoRA
+            adapter; `"miniature"`, the package's own, unless given.
         revision (`str`, *optional*): branch, tag or commit of a repository.
         dtype (`str` or `torch.dtype`, *optional*): of the weights; float32 on a CPU, else as saved, unless given.
         device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
         token (`str` or `bool`, *optional*): for a private repository.
+        cache_dir (`str` or `Path`, *optional*): where downloads are kept; huggingface_hub's cache unless given.
+        attn_implementation (`str` or `dict[str, str]`, *optional*): `"sdpa"`, `"eager"` or another that transformers
+            has built in, also by part of the model; its choice unless given.
+        quantization_config (*optional*): as transformers takes it, such as its `BitsAndBytesConfig`.
 
     Raises:
         CheckpointError: nothing there, pickled weights, code of its own, a model that transformers can't load, or a
             `revision` of a folder.
     """
-    folder = checkpoint_folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
-    local = repo_or_path in (None, MINIATURE) or Path(repo_or_path or "").expanduser().is_dir()
-    if revision is not None and local:
+    if isinstance(attn_implementation, Mapping):
+        attn_implementation = dict(attn_implementation)
+    kinds = attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation or ""]
+    if not all(isinstance(kind, str) and "/" not in kind for kind in kinds):  # transformers fetches owner/name to run
         raise CheckpointError(
-            f"revision={revision!r} is for a repository of the Hub, and {repo_or_path or MINIATURE} is a folder here: "
-            "leave it out"
+            f"attn_implementation={attn_implementation!r} is not one that transformers has built in: use sdpa, eager "
+            "or flash_attention_2"
         )
+    name = CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+    folder = checkpoint_folder(name, revision, token, cache_dir=cache_dir, adapters=True)
+    if revision is not None and (pretrained_model_name_or_path is None or _is_here(name)):
+        raise CheckpointError(
+            f"revision={revision!r} is for a repository of the Hub, and {pretrained_model_name_or_path or MINIATURE} "
+            "is a folder here: leave it out"
+        )
+    adapter = None
+    if is_adapter(folder):
+        adapter, folder = folder, _base_folder(folder, token, cache_dir)
     if device_map is None and torch.accelerator.is_available():
         device_map = "auto"
     if dtype is None:
         dtype = torch.float32 if device_map in (None, "cpu") else "auto"
-    model, processor, info = _load(folder, repo_or_path or folder, dtype, device_map)
+    options = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
+    options = {option: value for option, value in options.items() if value is not None}
+    model, processor, info = _load(folder, name, adapter, dtype=dtype, device_map=device_map, **options)
     return model.eval(), processor, info
 
 
+def _is_here(name: str | os.PathLike[str]) -> bool:
+    """Whether it is a folder of this machine, or the package's own model."""
+    return name == MINIATURE or Path(name).expanduser().is_dir()
+
+
+def _base_folder(adapter: Path, token: str | bool | None, cache_dir: str | os.PathLike[str] | None) -> Path:
+    """The checked folder of the base model that an adapter names."""
+    check_peft(adapter)
+    config = _read_json(adapter / ADAPTER_CONFIG)
+    name = config["base_model_name_or_path"]
+    revision = None if _is_here(name) else config.get("revision")
+    try:
+        return checkpoint_folder(name, revision, token, cache_dir=cache_dir)
+    except CheckpointError as error:
+        raise CheckpointError(f"{adapter} is an adapter, and its base model can't be loaded: {error}") from error
+
+
 def load_for_training(
-    repo_or_path: str | os.PathLike[str] | None = None,
+    pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
     dtype: str | torch.dtype = torch.float32,
@@ -207,8 +256,9 @@ def load_for_training(
     Raises:
         CheckpointError: as there, or the configuration names another class.
     """
-    folder = checkpoint_folder(CHECKPOINT if repo_or_path is None else repo_or_path, revision, token)
-    model, processor, info = _load(folder, repo_or_path or folder, dtype, None)
+    name = CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+    folder = checkpoint_folder(name, revision, token)
+    model, processor, info = _load(folder, name, dtype=dtype, device_map=None)
     if model.config.architectures != [type(model).__name__]:
         raise CheckpointError(
             f"{folder}: config.json has architectures {model.config.architectures!r}, and its model_type makes a "
@@ -218,15 +268,21 @@ def load_for_training(
 
 
 def _load(
-    folder: Path, name: str | os.PathLike[str], dtype: str | torch.dtype, device_map: Any
+    folder: Path, name: str | os.PathLike[str], adapter: Path | None = None, **options: Any
 ) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
-    info = CheckpointInfo.read(folder)
+    """A model of a checked folder, with an adapter merged into it; `options` are of `from_pretrained`."""
+    own = adapter or folder
+    info = CheckpointInfo.read(own if (own / INFO_FILE).exists() else folder)
+    has_processor = any((own / file).exists() for file in ("processor_config.json", "preprocessor_config.json"))
     with loading(name):
         check_size(AutoModelForImageTextToText, folder)
-        processor = _load_processor(folder)
+        source = own if has_processor else folder
+        processor = _load_processor(source, folder)
         set_pixel_budget(processor, info)
-        _try_processor(folder, processor)
-        model = load_weights(AutoModelForImageTextToText, folder, dtype=dtype, device_map=device_map)
+        _try_processor(source, processor)
+        model = load_weights(AutoModelForImageTextToText, folder, **options)
+        if adapter:
+            model = merge_adapter(model, adapter, _read_json(adapter / ADAPTER_CONFIG))
     return model, processor, info
 
 
@@ -413,16 +469,34 @@ def complete_checkpoint(folder: Path, processor: ProcessorMixin, info: Checkpoin
     (folder / INFO_FILE).write_text(text, encoding="utf-8")
 
 
-def checkpoint_folder(repo_or_path: str | os.PathLike[str], revision: str | None, token: str | bool | None) -> Path:
-    """The local folder of a checkpoint, checked before any weight is read (or, from the Hub, even fetched)."""
-    path = Path(repo_or_path).expanduser()
-    if repo_or_path == MINIATURE and not path.exists():  # as recipes and results call it
+def checkpoint_folder(
+    pretrained_model_name_or_path: str | os.PathLike[str],
+    revision: str | None,
+    token: str | bool | None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    adapters: bool = False,
+) -> Path:
+    """The local folder of a checkpoint, checked before any weight is read (or, from the Hub, even fetched).
+
+    Args:
+        pretrained_model_name_or_path (`str` or `Path`): folder or Hub repository.
+        revision (`str`, *optional*): branch, tag or commit of a repository.
+        token (`str` or `bool`, *optional*): for a private repository.
+        cache_dir (`str` or `Path`, *optional*): where downloads are kept.
+        adapters (`bool`, *optional*, defaults to `False`): whether it can be that of a LoRA adapter alone.
+
+    Raises:
+        CheckpointError: there is none, or it is one that is not loaded.
+    """
+    path = Path(pretrained_model_name_or_path).expanduser()
+    if pretrained_model_name_or_path == MINIATURE and not path.exists():  # as recipes and results call it
         path = CHECKPOINT
     if path.is_dir():
-        _check_code(path)
+        _check_code(path, adapters)
         _check_weights(path)
         return path
-    name = os.fspath(repo_or_path)
+    name = os.fspath(pretrained_model_name_or_path)
     if path.exists() or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
         if path == CHECKPOINT:
             raise CheckpointError(f"the miniature is not at {path}: reinstall emo_r3, or name a model")
@@ -430,11 +504,11 @@ def checkpoint_folder(repo_or_path: str | os.PathLike[str], revision: str | None
             f"there is no model folder {name}: check the path, or name a Hub repository (owner/name)"
         )
     try:
-        small = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=_SMALL_FILES))
-        _check_code(small)
-        folder = Path(
-            snapshot_download(name, revision=revision, token=token, allow_patterns=["*.safetensors", *_SMALL_FILES])
-        )
+        fetch = partial(snapshot_download, name, revision=revision, token=token, cache_dir=cache_dir)
+        small = Path(fetch(allow_patterns=_SMALL_FILES))
+        _check_code(small, adapters)
+        folder = Path(fetch(allow_patterns=["*.safetensors", *_SMALL_FILES]))
+        _check_code(folder, adapters)
     except HFValidationError:
         raise CheckpointError(f"{name!r} is neither a folder nor a Hub repository (owner/name)") from None
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
@@ -457,20 +531,27 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _check_code(folder: Path) -> None:
+def _check_code(folder: Path, adapters: bool) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix in (".safetensors", *(pattern[1:] for pattern in _SMALL_FILES)):
             if not path.is_file():
                 raise CheckpointError(f"{path} is not a file")
             if path.suffix != ".safetensors" and path.stat().st_size > _LARGEST_SMALL_FILE:
                 raise CheckpointError(f"{path} is too large: {path.stat().st_size} bytes")
-    if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        what = "holds an adapter alone: merge it into its base model first" if adapter else "has no config.json"
-        raise CheckpointError(f"{folder} is not a model folder: it {what}")
+    if is_adapter(folder):
+        if not adapters:
+            raise CheckpointError(
+                f"{folder} is not a model folder: it holds an adapter alone: merge it into its base model first, with "
+                "EmoR3Pipeline.from_pretrained(ADAPTER).save_pretrained(FOLDER)"
+            )
+        check_adapter_config(folder / ADAPTER_CONFIG, _read_json(folder / ADAPTER_CONFIG))
+    elif not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is not a model folder: it has no config.json")
+    elif (folder / ADAPTER_CONFIG).exists():  # which transformers would put on the model, by rules of its own
+        raise CheckpointError(f"{folder} holds a model and an adapter: name a folder that has one of them")
     for path in sorted(folder.glob("*config.json")):
-        for key, _ in _entries(_read_json(path)):
-            if key in _REMOTE_CODE:
+        for key, value in _entries(_read_json(path)):
+            if key in _REMOTE_CODE or (key.endswith("attn_implementation") and "/" in str(value)):  # a Hub kernel
                 raise CheckpointError(
                     f"{folder} brings its own code ({key} in {path.name}), which emo_r3 never runs: "
                     "use a model that transformers has built in"
@@ -478,12 +559,15 @@ def _check_code(folder: Path) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    if not any(folder.glob("*.safetensors")):
+    needed = ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors"
+    if not any(folder.glob(needed)):
         pickled = [
             path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
         ]
         if not pickled:
-            raise CheckpointError(f"{folder} has no weights: it needs *.safetensors files")
+            raise CheckpointError(
+                f"{folder} has no weights: it needs {needed}{'' if needed == ADAPTER_WEIGHTS else ' files'}"
+            )
         raise CheckpointError(
             f"{folder} has pickled weights ({pickled[0]}), and loading a pickle can run code: "
             "emo_r3 reads safetensors only; convert them with transformers' save_pretrained where you trust them"
@@ -524,7 +608,7 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
             found += value
 
 
-def _load_processor(folder: Path) -> ProcessorMixin:
+def _load_processor(folder: Path, model_folder: Path) -> ProcessorMixin:
     """The model's own processor class, named by its files or its configuration, without the video part."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -533,7 +617,7 @@ def _load_processor(folder: Path) -> ProcessorMixin:
         if name is None and (folder / file).exists():
             name = _read_json(folder / file).get("processor_class")
     if name is None:
-        found: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(folder)), None)
+        found: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(model_folder)), None)
     else:
         found = getattr(transformers, str(name), None)
     if needed := getattr(found, "_backends", None):  # what transformers has in place of a class that can't be used

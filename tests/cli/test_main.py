@@ -56,10 +56,10 @@ class StrawPipeline:
         )
 
     @classmethod
-    def from_pretrained(cls, repo_or_path: str | None = None, **options: Any) -> StrawPipeline:
-        if repo_or_path == "no/model":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | None = None, **options: Any) -> StrawPipeline:
+        if pretrained_model_name_or_path == "no/model":
             raise CheckpointError("no/model is nowhere (token hf_abcdefghijklmnop)")
-        cls.calls.append({"model": repo_or_path, **options})
+        cls.calls.append({"model": pretrained_model_name_or_path, **options})
         return cls()
 
     def __call__(self, images: Iterable[str], **options: Any) -> Iterator[EmotionResult]:

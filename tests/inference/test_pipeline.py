@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import ARCHITECTURES, tiny_checkpoint
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 import emo_r3.inference.engine
 import emo_r3.models.reflection
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, ImageError
+from emo_r3.errors import CheckpointError
 from emo_r3.models.decoding import BOX, encode_after, find_box, read
 from emo_r3.models.prefix_cache import render_prompt
 from emo_r3.parsing import parse_completion
@@ -583,6 +586,72 @@ def test_a_revision_of_a_folder_is_refused() -> None:
     for folder in (tiny_checkpoint("llava"), None, "miniature"):
         with pytest.raises(EmoR3Error, match=r"revision='v1' is for a repository .* leave it out"):
             EmoR3Pipeline.from_pretrained(folder, revision="v1")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_attention_gives_the_same_answers(name: str) -> None:
+    found = []
+    for kind in ("eager", "sdpa"):
+        own = EmoR3Pipeline.from_pretrained(tiny_checkpoint(name), attn_implementation=kind)
+        assert own.model.config._attn_implementation == kind
+        results = own(pictures(), labels=LABELS, reflect=True, max_new_tokens=TOKENS)
+        scores = [number for result in results for number in (*result.probabilities.values(), result.score)]
+        found.append(([result.text for result in results], scores))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["owner/kernel", {"text_config": "owner/kernel@v1:run"}, 3, "flash_attention_9"])
+def test_an_attention_that_transformers_does_not_have(kind: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"flash_attention_|owner/kernel") as caught:
+        EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"), attn_implementation=kind)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["trust_remote_code", "use_safetensors", "attn_implementatoin", "repo_or_path"])
+def test_from_pretrained_names_an_option_that_it_lacks(name: str) -> None:
+    with pytest.raises(EmoR3Error, match=f"{name}: from_pretrained has no such option"):
+        EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"), **{name: True})
+
+
+def test_quantization_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `from_pretrained` is given; whether a quantized model answers, the test below says where it can."""
+    load, given = AutoModelForImageTextToText.from_pretrained, []
+
+    def record(folder: Any, **options: Any) -> Any:
+        given.append(options)
+        return load(folder, **{name: value for name, value in options.items() if name != "quantization_config"})
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", record)
+    wanted = BitsAndBytesConfig(load_in_8bit=True)
+    EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"), quantization_config=wanted, attn_implementation="eager")
+    EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"))
+    safe = {"use_safetensors": True, "trust_remote_code": False}
+    assert [{name: options[name] for name in safe} for options in given] == [safe, safe]
+    assert (given[0]["quantization_config"], given[0]["attn_implementation"]) == (wanted, "eager")
+    assert not given[1].keys() & {"quantization_config", "attn_implementation", "cache_dir"}
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantized_model_answers_and_is_loaded_again(bits: int, tmp_path: Path) -> None:
+    own = EmoR3Pipeline.from_pretrained(quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}))
+    own.save_pretrained(tmp_path / "quantized")
+    again = EmoR3Pipeline.from_pretrained(tmp_path / "quantized")
+    picture = Path(__file__).parents[2] / "docs/samples/03-mountains-fireworks.png"
+    full, *others = (each(picture, method="direct") for each in (EmoR3Pipeline.from_pretrained(), own, again))
+    for result in others:
+        assert result.label == full.label
+        assert result.probabilities == pytest.approx(full.probabilities, abs=0.05)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="is about a machine without bitsandbytes")
+def test_quantization_without_its_library_is_one_line() -> None:
+    with pytest.raises(CheckpointError, match="bitsandbytes") as caught:
+        EmoR3Pipeline.from_pretrained(
+            tiny_checkpoint("llava"), quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+        )
+    assert "\n" not in str(caught.value)
 
 
 def test_checkpoint_facts_are_saved_and_followed(qwen: EmoR3Pipeline, tmp_path: Path) -> None:

@@ -63,9 +63,11 @@ def foreign_index(folder: Path) -> None:
         (lambda f: edit(f / "config.json", auto_map={"AutoConfig": "own.Config"}), "its own code"),
         (lambda f: edit(f / "processor_config.json", image_processor={"auto_map": {"x": "own.P"}}), "its own code"),
         (lambda f: edit(f / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", None]}), "its own code"),
+        (lambda f: edit(f / "config.json", attn_implementation="owner/kernel"), "its own code"),
+        (lambda f: edit(f / "config.json", vision_config={"_attn_implementation": "owner/kernel"}), "its own code"),
         (lambda f: edit(f / "config.json", custom_pipelines={"x": {"impl": "own.P"}}), "its own code"),
         (lambda f: (f / "config.json").unlink(), r"no config\.json"),
-        (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "merge it"),
+        (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "reads LORA alone"),
         (lambda f: (f / "config.json").write_text("{"), "JSON"),
         (lambda f: edit(f / "config.json", model_type="bert", architectures=None), "can't be loaded"),
         (lambda f: edit(f / "processor_config.json", processor_class="NoSuchProcessor"), "NoSuchProcessor"),
@@ -108,14 +110,14 @@ def test_names_that_lead_nowhere(name: str, message: str) -> None:
 def test_weights_of_a_refused_repository_are_not_even_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fetch(name: str, *, revision: str, token: str, allow_patterns: list[str]) -> str:
-        asked.append((name, revision, token, "*.safetensors" in allow_patterns))
+    def fetch(name: str, *, revision: str, token: str, cache_dir: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, token, cache_dir, "*.safetensors" in allow_patterns))
         assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in allow_patterns)
         return str(folder)
 
     monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
-    assert load_model_and_processor("owner/name", revision="v1", token="t")[0] is not None
-    assert asked == [("owner/name", "v1", "t", False), ("owner/name", "v1", "t", True)]
+    assert load_model_and_processor("owner/name", revision="v1", token="t", cache_dir="there")[0] is not None
+    assert asked == [("owner/name", "v1", "t", "there", False), ("owner/name", "v1", "t", "there", True)]
     edit(folder / "config.json", auto_map={"AutoConfig": "own.Config"})
     with pytest.raises(CheckpointError, match="its own code"):
         load_model_and_processor("owner/name")
