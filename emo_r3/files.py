@@ -88,7 +88,7 @@ def _lock_file(path: Path) -> TextIO | None:
         stream.close()  # the process that had the lock has deleted this file in the meantime
 
 
-def replace_file(path: Path, write: Callable[[TextIO], None]) -> None:
+def replace_file(path: Path, write: Callable[[TextIO], object]) -> None:
     """Writes a file under a temporary name beside it, then renames it into place; a link stays, its target changes."""
     path = link_target(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
