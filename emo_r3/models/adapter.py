@@ -102,9 +102,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, config: dict[str, Any]) 
             f"{path} has {unread[0]} {_shown(config[unread[0]])}, which emo_r3 doesn't read: merge the adapter into "
             "its base model with PEFT, and name the merged model"
         )
-    if any(
-        weight.is_meta for weight in model.parameters()
-    ):  # what accelerate leaves of weights that it keeps elsewhere
+    if any(weight.is_meta for weight in model.parameters()):  # of weights that accelerate keeps elsewhere
         raise CheckpointError(
             f"{folder}: the base model doesn't fit on the device, and an adapter is merged where the whole of it is: "
             "use device_map=cpu or a smaller dtype"

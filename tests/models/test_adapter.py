@@ -238,7 +238,7 @@ def pickled(folder: Path) -> None:
 def test_a_hostile_adapter_ends_in_one_line(
     folder: Path, damage: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_module, "_PATIENCE", 1)
+    monkeypatch.setattr(adapter_module, "_PATIENCE", 3)
     damage(folder)
     start = time.monotonic()
     with pytest.raises(CheckpointError, match=reason) as caught:
