@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -42,3 +43,19 @@ def with_progress(rows: Iterable[Any], total: int, show: bool) -> Iterable[Any]:
     from tqdm import tqdm
 
     return tqdm(rows, total=total, unit="image", file=sys.stderr, dynamic_ncols=True)
+
+
+def loaded_on_use(package: str, module_of: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__` that imports a name's module when the name is first asked for.
+
+    Args:
+        package (`str`): its `__name__`.
+        module_of (`dict[str, str]`): the module of each public name, from the package on.
+    """
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f".{module_of[name]}", package), name)
+
+    return get

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -45,6 +46,19 @@ def test_every_export_is_there() -> None:
     assert set(emo_r3.__all__) <= set(dir(emo_r3))
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         emo_r3.nothing_of_the_kind  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [("training", "EmoR3Config EmoR3Trainer"), ("evaluation", "evaluate"), ("demo", "create_demo launch")],
+)
+def test_rooms_give_their_names_on_first_use(package: str, names: str) -> None:
+    module = importlib.import_module(f"emo_r3.{package}")
+    assert all(callable(getattr(module, name)) for name in names.split()) and module.__all__ == names.split()
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        module.nothing_of_the_kind  # noqa: B018
+    found = run("-c", f"import emo_r3.{package}, sys; print([n for n in {HEAVY} if n in sys.modules])").stdout
+    assert found == "[]\n"
 
 
 def test_version_is_the_distribution_s() -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..utils import loaded_on_use
 
 if TYPE_CHECKING:
     from .config import EmoR3Config
     from .trainer import EmoR3Trainer
 
-# Loaded on first use: what only draws curves must not wait for TRL, or need it.
-_MODULE_OF = {"EmoR3Config": "config", "EmoR3Trainer": "trainer"}
+# What only draws curves must not wait for TRL, or need it.
+__getattr__ = loaded_on_use(__name__, {"EmoR3Config": "config", "EmoR3Trainer": "trainer"})
 
 __all__ = ["EmoR3Config", "EmoR3Trainer"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
