@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .models import CHECKPOINT
 
 CORE = (
     "torch",
@@ -123,8 +124,6 @@ def _hub() -> dict[str, str]:
 
 
 def _default_model() -> str:
-    from .models.checkpoint import CHECKPOINT  # which imports torch
-
     weights = sorted(CHECKPOINT.glob("*.safetensors"))
     if not weights:
         return f"missing: no safetensors file in {CHECKPOINT}"

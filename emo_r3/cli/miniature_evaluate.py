@@ -13,7 +13,7 @@ import transformers
 
 from .. import __version__
 from ..evaluation.miniature import DATASETS, card, measure
-from ..models.checkpoint import CHECKPOINT
+from ..models import CHECKPOINT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from ..inference.pipeline import EmoR3Pipeline
 from ..metrics.accuracy import wilson
 from ..miniature import world
 from ..miniature.drawing import render
-from ..models.checkpoint import CHECKPOINT
+from ..models import CHECKPOINT
 from ..models.prefix_cache import prompt_tokens, render_prompt
 from ..models.reflection import answer_tokens, coherence
 

@@ -32,6 +32,7 @@ from ..hub_errors import explain_hub_error
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..prompts import Method, Prompts, load_prompts
 from ..utils import first_line
+from . import CHECKPOINT
 from .adapter import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -44,8 +45,6 @@ from .chat_template import rendered_chat
 
 INFO_FILE = "emo_r3.json"
 MINIATURE = "miniature"
-CHECKPOINT = Path(__file__).parents[1] / "miniature" / "checkpoint"
-"""Folder of the trained miniature, shipped with the package: the default model of `EmoR3Pipeline`."""
 """Name of the package's own model, where a folder or a repository is named."""
 FORMAT_VERSION = 1
 

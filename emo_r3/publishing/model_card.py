@@ -19,7 +19,8 @@ from ..environment import source_url
 from ..errors import EmoR3Error
 from ..evaluation.comparison import Run, load_run, make_table, markdown
 from ..miniature.datasets import SIZES
-from ..models.checkpoint import CHECKPOINT, CheckpointInfo, weights_digest
+from ..models import CHECKPOINT
+from ..models.checkpoint import CheckpointInfo, weights_digest
 from .sync import persist
 
 if TYPE_CHECKING:

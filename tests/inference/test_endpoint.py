@@ -98,7 +98,9 @@ def test_transformers_serve_gives_the_local_answers(monkeypatch: pytest.MonkeyPa
 
     if not transformers.utils.is_torchvision_available():
         monkeypatch.setattr(
-            transformers.AutoProcessor, "from_pretrained", lambda folder, **_: _load_processor(Path(folder))
+            transformers.AutoProcessor,
+            "from_pretrained",
+            lambda folder, **_: _load_processor(Path(folder), Path(folder)),
         )
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

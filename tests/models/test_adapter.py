@@ -66,6 +66,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize(
     ("base", "options"),
     [
