@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import re
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -26,37 +24,6 @@ CORE = (
     "jinja2",
 )
 OPTIONAL = ("torchvision", "datasets", "trl", "peft", "evaluate", "gradio")
-
-_LOCAL = re.compile(r"/|~[^\\/]*[\\/]|\.{1,2}[\\/]|[A-Za-z]:[\\/]|\\\\")  # how a path begins that is no plain name
-_PART_OF_A_RUN = re.compile(r"final|adapter|checkpoint-\d+")
-
-
-def without_folders(name: str) -> str:
-    """
-    The name of a model, a data set or a file as others may see it: of a path, its last part, and of a run's `final`
-    or `checkpoint-N` the run's too. The folders of this machine are nobody else's business.
-
-    Example:
-
-    ```python
-    >>> without_folders("/home/me/runs/emo-r3/final"), without_folders("Qwen/Qwen2.5-VL-3B-Instruct")
-    ('emo-r3/final', 'Qwen/Qwen2.5-VL-3B-Instruct')
-    ```
-    """
-    if not _LOCAL.match(name) and not Path(name).is_dir():
-        return name
-    whole = os.path.abspath(name) if Path(name).is_dir() else name
-    parts = [part for part in re.split(r"[\\/]", whole) if part] or [name]
-    return "/".join(parts[-2:] if _PART_OF_A_RUN.fullmatch(parts[-1]) else parts[-1:])
-
-
-def published(facts: Any) -> Any:
-    """Facts of a run as others may see them: each path in them is [`without_folders`]."""
-    if isinstance(facts, dict):
-        return {name: published(value) for name, value in facts.items()}
-    if isinstance(facts, list):
-        return [published(value) for value in facts]
-    return without_folders(facts) if isinstance(facts, str) and _LOCAL.match(facts) else facts
 
 
 def environment() -> dict[str, str]:

@@ -9,7 +9,8 @@ import torch
 import emo_r3
 from emo_r3 import environment as module
 from emo_r3.cli.main import main
-from emo_r3.environment import environment, published, without_folders
+from emo_r3.environment import environment
+from emo_r3.utils import published, without_folders
 
 
 def test_names_what_a_report_needs() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,10 +12,9 @@ import torch
 from accelerate import PartialState
 
 from ..errors import EmoR3Error
-from ..evaluation.comparison import PREDICTIONS, RESULTS, load_run, make_table, markdown, read_rows
+from ..evaluation.comparison import RESULTS, load_run, make_table, markdown, read_rows
 from ..evaluation.run import Evaluation, evaluate
 from ..evaluation.sepm import PRESETS
-from ..files import locked
 from .common import EXIT_SOME_FAILED, check_output, positive, quiet_libraries
 
 
@@ -70,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
     # Processes wait at the end for the slowest.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
     try:
-        with nullcontext() if state.process_index else locked(args.output / PREDICTIONS):
-            evaluate(**options, state=state)
+        evaluate(**options, state=state)
     except EmoR3Error:
         # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
         if state.process_index:

@@ -11,8 +11,6 @@ from ..publishing.targets import TARGETS, Collection, load_collection
 from .common import print_lines
 
 COLLECTION = Path("hub/collection.toml")
-
-
 EXIT_LEFT_OUT = 1
 
 

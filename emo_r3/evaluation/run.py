@@ -19,6 +19,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,16 +29,16 @@ import torch
 from accelerate import PartialState
 
 from .. import __version__
-from ..environment import environment, without_folders
+from ..environment import environment
 from ..errors import DataError, EmoR3Error
-from ..files import write_text
+from ..files import locked, write_text, writing
 from ..formats import json_text
 from ..inference.endpoint import EndpointError
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
 from ..models.checkpoint import CheckpointInfo, hub_commit, weights_digest
 from ..results import EmotionResult
-from ..utils import with_progress
+from ..utils import with_progress, without_folders
 from .comparison import PREDICTIONS, RESULTS, read_rows
 from .examples import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
 from .faithfulness import Judge, Probe, check_probed, summarize
@@ -127,6 +128,13 @@ def evaluate(
     """
     asked = Evaluation(datasets, Path(output), **options)
     state = state or PartialState(cpu=not torch.accelerator.is_available())
+    with writing(asked.output):
+        asked.output.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if state.process_index else locked(asked.output / PREDICTIONS):
+        return _evaluate(asked, state)
+
+
+def _evaluate(asked: Evaluation, state: PartialState) -> dict[str, Any]:
     with state.main_process_first():  # it may have to draw the miniature's images
         sets = [load_items(name, asked.split, asked.limit) for name in asked.datasets]
     in_domain = _check_names(sets, asked.in_domain)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from ..environment import published
 from ..errors import EmoR3Error
+from ..utils import published
 from .contents import check_contents
 from .sync import Kind, LocalFile, Target, find_files, local_file
 from .wheel import bring_package, read_text

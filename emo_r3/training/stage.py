@@ -20,7 +20,6 @@ from trl import SFTTrainer, get_peft_config
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from ..environment import without_folders
 from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..models.checkpoint import (
@@ -33,6 +32,7 @@ from ..models.checkpoint import (
 from ..models.decoding import end_tokens
 from ..models.prefix_cache import adds_special_tokens, render_prompt
 from ..prompts import load_prompts
+from ..utils import without_folders
 from .checkpointing import WholeCheckpoints, last_checkpoint
 from .config import EmoR3Config, SupervisedConfig
 from .examples import check_pictures, label_rows, question_rows

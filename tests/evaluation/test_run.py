@@ -20,8 +20,10 @@ import torch
 
 from emo_r3.cli.main import main
 from emo_r3.data.load import load_emotion_dataset
+from emo_r3.errors import EmoR3Error
 from emo_r3.evaluation import run as evaluation
 from emo_r3.evaluation.examples import load_items, predict_items
+from emo_r3.files import locked
 from emo_r3.metrics.accuracy import domain_accuracy
 from emo_r3.miniature import world
 from emo_r3.miniature.datasets import make_miniature
@@ -327,3 +329,15 @@ def test_two_processes_find_what_one_does(sets: list[str], tmp_path: Path) -> No
     assert main(["evaluate", *words, str(tmp_path / "one")]) == 0
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
     assert json.loads((tmp_path / "two" / "results.json").read_text())["run"]["processes"] == 2
+
+
+def test_from_python(sets: list[str], tmp_path: Path) -> None:
+    """As a notebook calls it: a new folder, nothing set up, the real miniature."""
+    from emo_r3.evaluation import evaluate
+
+    told = evaluate(sets[:1], tmp_path / "new" / "folder", limit=2, method="direct", max_new_tokens=16)
+    kept = json.loads((tmp_path / "new/folder/results.json").read_text())
+    assert told["metrics"] == kept["metrics"] and told["datasets"][0]["name"] == "miniature-8"
+    assert evaluate(sets[:1], tmp_path / "new" / "folder", limit=2, method="direct", max_new_tokens=16) == kept
+    with locked(tmp_path / "new" / "folder" / "predictions.jsonl"), pytest.raises(EmoR3Error, match="another process"):
+        evaluate(sets[:1], tmp_path / "new" / "folder", limit=2)
