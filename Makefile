@@ -13,7 +13,7 @@ help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## +/\1|/' | while IFS='|' read -r name text; do \
 		printf '  make %-11s %s\n' "$$name" "$$text"; done
 
-quickstart: $(VENV)/.core  ## install the package and read the emotion of a sample picture
+quickstart: $(VENV)/.core  ## install the package and read the emotion of a sample image
 	$(BIN)/emo-r3 predict $(SAMPLE)
 
 install: $(VENV)/.dev  ## install the package with the development tools into .venv

@@ -1,4 +1,4 @@
-"""Makes `docs/prediction.png`: a sample picture beside what the default model says about it.
+"""Makes `docs/prediction.png`: a sample image beside what the default model says about it.
 
 .venv/bin/python docs/make_pictures.py [SAMPLE]
 """
@@ -15,28 +15,28 @@ from emo_r3.formats import STEP_TITLES
 
 DOCS = Path(__file__).parent
 SCALE = 2  # for sharp text on dense screens
-PICTURE, TEXT, MARGIN, LINE = 384, 560, 24, 24
+IMAGE, TEXT, MARGIN, LINE = 384, 560, 24, 24
 INK, GREY, BAR, PAPER = "#1f2933", "#7b8794", "#e8a33d", "#fffdf8"
 
 
 def main(sample: Path) -> None:
     """Predict, draw, save."""
     result = EmoR3Pipeline.from_pretrained()(sample, reflect=True)
-    with Image.open(sample) as picture:
-        drawing = picture.convert("RGB")
+    with Image.open(sample) as image:
+        drawing = image.convert("RGB")
     draw_result(drawing, result).save(DOCS / "prediction.png", optimize=True)
 
 
-def draw_result(picture: Image.Image, result: EmotionResult) -> Image.Image:
-    """The picture on the left; steps, label, bars and affect on the right."""
-    size = (PICTURE + TEXT + 3 * MARGIN, PICTURE + 2 * MARGIN)
+def draw_result(image: Image.Image, result: EmotionResult) -> Image.Image:
+    """The image on the left; steps, label, bars and affect on the right."""
+    size = (IMAGE + TEXT + 3 * MARGIN, IMAGE + 2 * MARGIN)
     page = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), PAPER)
     # No smoothing: a drawing of 96 pixels should look like one.
-    side = PICTURE * SCALE
-    page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (MARGIN * SCALE, MARGIN * SCALE))
+    side = IMAGE * SCALE
+    page.paste(image.resize((side, side), Image.Resampling.NEAREST), (MARGIN * SCALE, MARGIN * SCALE))
     draw = ImageDraw.Draw(page)
     body, large = (ImageFont.load_default(points * SCALE) for points in (15, 22))
-    x, y = (PICTURE + 2 * MARGIN) * SCALE, MARGIN * SCALE
+    x, y = (IMAGE + 2 * MARGIN) * SCALE, MARGIN * SCALE
 
     for name, text in result.steps.items():
         draw.text((x, y), STEP_TITLES[name], GREY, body)

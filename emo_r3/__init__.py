@@ -1,4 +1,4 @@
-"""Explainable emotion recognition: a picture goes in, structured emotional reasoning comes out."""
+"""Explainable emotion recognition: an image goes in, structured emotional reasoning comes out."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def has_blocks(stream: TextIO) -> bool:
 
 
 def text_block(row: Mapping[str, Any], width: int = 100, blocks: bool = True) -> str:
-    """One picture's result for a reader: the steps, the label, a bar for each label, valence and arousal."""
+    """One image's result for a reader: the steps, the label, a bar for each label, valence and arousal."""
     lines = [_printable(row["image"])]
     if row.get("error"):
         return "\n".join([*lines, *_wrapped("error", str(row["error"]), width)]) + "\n"
@@ -118,7 +118,7 @@ def _number_lines(row: Mapping[str, Any]) -> list[str]:
     if row.get("valence") is not None:
         lines.append(f"  valence {row['valence']:.1f}  arousal {row['arousal']:.1f}  (1 to 9)")
     if row.get("consistency") is not None:
-        lines.append(f"  consistency {row['consistency']:.2f}  (probability that the text fits the picture)")
+        lines.append(f"  consistency {row['consistency']:.2f}  (probability that the text fits the image)")
     if coherence := row.get("coherence"):
         lines.append(
             f"  coherence {coherence['label']} {coherence['probability']:.2f}  (what the text alone suggests)"

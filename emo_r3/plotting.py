@@ -1,4 +1,4 @@
-"""Curves as a picture, with Pillow alone: small charts side by side, each with a title, axes and a legend."""
+"""Curves as an image, with Pillow alone: small charts side by side, each with a title, axes and a legend."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def draw_curves(panels: Sequence[Panel], path: Path) -> None:
         return
     columns = min(2, len(panels))
     size = (WIDTH * columns, HEIGHT * math.ceil(len(panels) / columns))
-    picture = Image.new("RGB", (size[0] * FINE, size[1] * FINE), PAPER)
+    image = Image.new("RGB", (size[0] * FINE, size[1] * FINE), PAPER)
     for index, panel in enumerate(panels):
-        _draw_panel(ImageDraw.Draw(picture), panel, index % columns * WIDTH, index // columns * HEIGHT)
+        _draw_panel(ImageDraw.Draw(image), panel, index % columns * WIDTH, index // columns * HEIGHT)
     temporary = path.with_name(f".{path.name}")
-    picture.resize(size, Image.Resampling.LANCZOS).save(temporary, "PNG")
+    image.resize(size, Image.Resampling.LANCZOS).save(temporary, "PNG")
     temporary.replace(path)
 
 

@@ -1,4 +1,4 @@
-"""What the pipeline found in one picture: a typed, JSON-ready record."""
+"""What the pipeline found in one image: a typed, JSON-ready record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Coherence:
-    """Which label the model reads out of its own text, without the picture (section 3.3).
+    """Which label the model reads out of its own text, without the image (section 3.3).
 
     Args:
         label (`str`): the label at the end of a greedy walk.
@@ -25,10 +25,10 @@ class Coherence:
 
 @dataclass(frozen=True)
 class EmotionResult:
-    r"""The reading of one picture.
+    r"""The reading of one image.
 
     Args:
-        image (`str`): name of the picture: its path, its URL, or what it was given as.
+        image (`str`): name of the image: its path, its URL, or what it was given as.
         label (`str`, *optional*): the label in the box; `None` where there is none of the list.
         probabilities (`dict[str, float]`): the model's distribution over the label list at the box; sums to 1.
         steps (`dict[str, str]`): the tagged parts of the answer by name: `step1` (emotional triggers), `step2` (human
@@ -37,10 +37,10 @@ class EmotionResult:
             9; `None` where no label has norms.
         text (`str`): the whole completion.
         problems (`tuple[str, ...]`): what is wrong with its form, by the codes of `parsing.py`; empty for a good one.
-        notes (`tuple[str, ...]`): what was done to the picture or to the answer, in words.
+        notes (`tuple[str, ...]`): what was done to the image or to the answer, in words.
         consistency (`float`, *optional*): the model's probability of Yes when asked whether step 1 can describe the
-            picture; `None` if it was not asked or there is no such text.
-        coherence (`Coherence`, *optional*): the model's reading of its own steps without the picture.
+            image; `None` if it was not asked or there is no such text.
+        coherence (`Coherence`, *optional*): the model's reading of its own steps without the image.
         score (`float`, *optional*): mean of `consistency` and `coherence.agreement`, a missing one counting 0: the
             reward of eq. 5 as a self-check, with the boxed label in the place of the reference.
         candidate_scores (`tuple[float, ...]`): scores of all candidates, if there was more than one.

@@ -140,9 +140,9 @@ def answers_through(pipe: EmoR3Pipeline) -> Answer:
         image, text = body["messages"][0]["content"]
         head, _, data = image["image_url"]["url"].partition(",")
         assert (head, image["type"], text["type"]) == ("data:image/png;base64", "image_url", "text")
-        with lock, Image.open(io.BytesIO(base64.b64decode(data))) as picture, torch.no_grad():
+        with lock, Image.open(io.BytesIO(base64.b64decode(data))) as image, torch.no_grad():
             prompt = render_prompt(pipe.processor, text["text"], with_image=True)
-            inputs = pipe.processor(text=[prompt], images=[[picture]], return_tensors="pt")
+            inputs = pipe.processor(text=[prompt], images=[[image]], return_tensors="pt")
             output = pipe.model.generate(
                 **inputs,
                 max_new_tokens=body["max_tokens"],

@@ -1,4 +1,4 @@
-"""What a finished training run and its evaluation leave behind, without training: a tiny model, facts, a picture."""
+"""What a finished training run and its evaluation leave behind, without training: a tiny model, facts, an image."""
 
 from __future__ import annotations
 

@@ -187,12 +187,12 @@ def test_spaces_and_models(hub: HubServer, tmp_path: Path) -> None:
 
 
 def push_to_hub_client(repo_id: str) -> None:
-    """`Dataset.push_to_hub`, with pictures."""
+    """`Dataset.push_to_hub`, with images."""
     from datasets import ClassLabel, Dataset, Features, Image, Value
-    from PIL import Image as Pictures
+    from PIL import Image as ImagePool
 
-    pictures = [Pictures.new("RGB", (8, 8), (i, 10 * i, 255 - i)) for i in range(12)]
-    rows = {"image": pictures, "label": [i % 2 for i in range(12)], "id": [f"{repo_id}-{i}" for i in range(12)]}
+    images = [ImagePool.new("RGB", (8, 8), (i, 10 * i, 255 - i)) for i in range(12)]
+    rows = {"image": images, "label": [i % 2 for i in range(12)], "id": [f"{repo_id}-{i}" for i in range(12)]}
     features = Features({"image": Image(), "label": ClassLabel(names=["awe", "fear"]), "id": Value("string")})
     Dataset.from_dict(rows, features=features).push_to_hub(repo_id, split="test", private=True, num_shards=2)
     from huggingface_hub import HfApi

@@ -133,13 +133,13 @@ def test_affect_of_what_is_no_distribution(weight: float) -> None:
 
 
 def test_the_pipeline_takes_a_lexicon_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = str(SHIPPED.parents[1] / "docs/samples/00-snake-wolf.png")
+    image = str(SHIPPED.parents[1] / "docs/samples/00-snake-wolf.png")
     own = tmp_path / "own.csv"
     rows = "".join(f"{label}\t0.25\t0.5\t1\n" for label in LABEL_SETS["emoset"].labels)
     own.write_text("Word\tValence\tArousal\tDominance\n" + rows)
-    assert main(["predict", picture, "--format", "json", "--method", "direct", "--lexicon", str(own)]) == 0
+    assert main(["predict", image, "--format", "json", "--method", "direct", "--lexicon", str(own)]) == 0
     [row] = json.loads(capsys.readouterr().out)
     assert (row["valence"], row["arousal"]) == (pytest.approx(3), pytest.approx(5))
     own.write_text("word\n")
-    assert main(["predict", picture, "--lexicon", str(own)]) == 2
+    assert main(["predict", image, "--lexicon", str(own)]) == 2
     assert "the columns of" in capsys.readouterr().err

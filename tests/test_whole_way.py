@@ -105,7 +105,7 @@ def test_each_data_set_is_prepared_trained_on_evaluated_and_published(
     again = json.loads(Path(out, "results.json").read_text())
     flips = again.pop("faithfulness")[f"{name}-2k"]["flips"]
     assert again == first
-    # Nobody drew these pictures: there are no scenes that tell what is in them.
+    # Nobody drew these images: there are no scenes that tell what is in them.
     assert "grounding" not in again and "image_grey" in flips and "triggers_removed" not in flips
     pusher.push(data, f"owner/{name}-2k", "--yes")
     pusher.push(f"{data}-index", f"owner/{name}-2k-index", "--yes")

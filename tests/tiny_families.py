@@ -97,13 +97,13 @@ def _llava_next(folder: Path, video: bool = False) -> None:
         image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]],
         **({"video_token_index": VIDEO} if video else {}),
     )
-    pictures = transformers.models.llava_next.image_processing_pil_llava_next.LlavaNextImageProcessorPil(
+    images = transformers.models.llava_next.image_processing_pil_llava_next.LlavaNextImageProcessorPil(
         size={"shortest_edge": 28},
         crop_size={"height": 28, "width": 28},
         image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]],
     )
     processor = image_only(getattr(transformers, f"{name}Processor"))(
-        image_processor=pictures,
+        image_processor=images,
         tokenizer=_tokenizer(image_token="<image>"),
         patch_size=14,
         vision_feature_select_strategy="default",
@@ -125,11 +125,11 @@ def _llava_onevision(folder: Path) -> None:
         image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]],
         vision_feature_select_strategy="full",
     )
-    pictures = LlavaOnevisionImageProcessorPil(
+    images = LlavaOnevisionImageProcessorPil(
         size={"height": 28, "width": 28}, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]]
     )
     processor = image_only(transformers.LlavaOnevisionProcessor)(
-        image_processor=pictures,
+        image_processor=images,
         tokenizer=_tokenizer(image_token="<image>", video_token="<video>"),
         num_image_tokens=4,
         vision_feature_select_strategy="full",
@@ -203,15 +203,15 @@ def _gemma3(folder: Path) -> None:
 def _paligemma(folder: Path) -> None:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    pictures = SiglipImageProcessorPil(size={"height": 28, "width": 28})
-    pictures.image_seq_length = 4
+    images = SiglipImageProcessorPil(size={"height": 28, "width": 28})
+    images.image_seq_length = 4
     config = transformers.PaliGemmaConfig(
         text_config={"model_type": "gemma", **_text()},
         vision_config={"model_type": "siglip_vision_model", **_vision(projection_dim=32)},
         image_token_index=IMAGE,
         projection_dim=32,
     )
-    processor = transformers.PaliGemmaProcessor(pictures, _tokenizer(image_token="<image>"))
+    processor = transformers.PaliGemmaProcessor(images, _tokenizer(image_token="<image>"))
     _write(folder, "PaliGemmaForConditionalGeneration", config, processor)
 
 
@@ -378,7 +378,7 @@ def _minicpm(folder: Path) -> None:
     _write(folder, "MiniCPMV4_6ForConditionalGeneration", config, processor)
 
 
-def _named(processor: str, pictures: str) -> Callable[[Path], None]:
+def _named(processor: str, images: str) -> Callable[[Path], None]:
     """A sound LLaVA whose files name parts that transformers has only with torchvision, or another package."""
 
     def build(folder: Path) -> None:
@@ -389,7 +389,7 @@ def _named(processor: str, pictures: str) -> Callable[[Path], None]:
         path = folder / "processor_config.json"
         parts = json.loads(path.read_text())
         parts["processor_class"] = processor
-        parts["image_processor"]["image_processor_type"] = pictures
+        parts["image_processor"]["image_processor_type"] = images
         path.write_text(json.dumps(parts))
 
     return build

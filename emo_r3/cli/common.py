@@ -49,12 +49,12 @@ def terminable() -> Iterator[None]:
 
 
 def check_output(output: Path, sources: Sequence[str] = ()) -> None:
-    """Refuse, before the model is loaded, an output that can't be written or is one of the pictures."""
+    """Refuse, before the model is loaded, an output that can't be written or is one of the images."""
     from ..files import check_regular, link_target, writing
 
     check_regular(output)
     if any(os.path.realpath(output) == os.path.realpath(source) for source in sources):
-        raise EmoR3Error(f"--output {output} is one of the pictures: name another file")
+        raise EmoR3Error(f"--output {output} is one of the images: name another file")
     folder = link_target(output).parent
     with writing(f"--output {output}"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
-        "--faithfulness", action="store_true", help="ask again with changed texts and pictures, about 8 times the work"
+        "--faithfulness", action="store_true", help="ask again with changed texts and images, about 8 times the work"
     )
     parser.add_argument(
         "--judge", metavar="PATH|REPO", help="text model that reads the label out of the reasoning, for --faithfulness"
@@ -85,5 +85,5 @@ def print_results(output: Path) -> int:
     rows = read_rows(output)
     failed = sum("error" in row for row in rows)
     if failed:
-        print(f"emo-r3: {failed} of {len(rows)} pictures could not be read, see their rows", file=sys.stderr)
+        print(f"emo-r3: {failed} of {len(rows)} images could not be read, see their rows", file=sys.stderr)
     return failed

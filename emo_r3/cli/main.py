@@ -148,7 +148,7 @@ class _Lines(logging.Handler):
 
 def make_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser. `argv` tells which module to ask for its options: each costs an import."""
-    parser = argparse.ArgumentParser(prog="emo-r3", description="Explainable emotion recognition in pictures.")
+    parser = argparse.ArgumentParser(prog="emo-r3", description="Explainable emotion recognition in images.")
     parser.add_argument("--version", action="version", version=f"emo-r3 {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

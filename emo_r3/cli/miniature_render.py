@@ -11,7 +11,7 @@ from ..miniature.render import draw
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="folder for the pictures and scenes.jsonl")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the images and scenes.jsonl")
     parser.add_argument("--domain", choices=sorted(world.DOMAINS), default="miniature-8")
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)

@@ -15,7 +15,7 @@ from ..miniature.train import MIX_STEPS, POOL, PROCESSES, SEE_STEPS, work
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist or be empty")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pool", type=int, default=POOL, help="pictures that each process keeps at a time")
+    parser.add_argument("--pool", type=int, default=POOL, help="images that each process keeps at a time")
     parser.add_argument("--see-steps", type=int, default=SEE_STEPS, help="updates of the first stage")
     parser.add_argument("--mix-steps", type=int, default=MIX_STEPS, help="updates of the second stage")
 

@@ -18,7 +18,7 @@ from .common import EXIT_SOME_FAILED, check_device, check_output, positive, quie
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `emo-r3 predict`."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|URL", help="a folder means all pictures below it")
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|URL", help="a folder means all images below it")
 
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -50,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=("text", "json", "jsonl", "csv"), default="text")
     output.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout; an interrupted run goes on")
-    output.add_argument("--batch-size", type=positive, metavar="N", help="pictures in one pass")
+    output.add_argument("--batch-size", type=positive, metavar="N", help="images in one pass")
     output.add_argument("--allow-private-hosts", action="store_true", help="let URLs name hosts of your own network")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the emotion of each picture: the reasoning in three steps, a label, how likely each label is."""
+    """Read the emotion of each image: the reasoning in three steps, a label, how likely each label is."""
     from ..files import locked
     from ..formats import check_ours
     from ..images.loading import find_images
@@ -145,7 +145,7 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
 def predict_rows(
     pipe: Any, sources: Sequence[str], args: argparse.Namespace, failed: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each picture, in order, as the batches come; the pictures that failed are noted in `failed`."""
+    """A row for each image, in order, as the batches come; the images that failed are noted in `failed`."""
     options = {
         "labels": args.labels,
         "method": args.method,

@@ -114,7 +114,7 @@ def print_report(report: Report) -> None:
 
 def _download(args: argparse.Namespace, sizes: Mapping[str, Size]) -> None:
     """Some more than the rows asked for, as some will be duplicates."""
-    from ..data.webemo_download import Manners, download_webemo
+    from ..data.webemo_download import DownloadLimits, download_webemo
 
     numbers = [size for size in {**webemo.SIZES, **sizes}.values() if isinstance(size, int)]
     report = download_webemo(
@@ -122,7 +122,7 @@ def _download(args: argparse.Namespace, sizes: Mapping[str, Size]) -> None:
         args.raw,
         count=int(max(numbers) * _SPARE),
         seed=args.seed,
-        manners=Manners(allow_private_hosts=args.allow_private_hosts),
+        limits=DownloadLimits(allow_private_hosts=args.allow_private_hosts),
         progress=lambda line: print(f"emo-r3: {line}", file=sys.stderr),
     )
     print(f"emo-r3: {report}", file=sys.stderr)

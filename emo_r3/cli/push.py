@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--i-have-the-rights",
         dest="have_rights",
         action="store_true",
-        help="confirm that you may pass the pictures on; --public needs it if there are any",
+        help="confirm that you may pass the images on; --public needs it if there are any",
     )
     model = parsers["model"]
     model.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, not merged into its base")

@@ -48,7 +48,7 @@ def render_card(spec: Spec, report: Report, info: Any, with_pixels: bool, strip:
         spec (`Spec`), report (`Report`): the facts.
         info (`datasets.DatasetInfo`): features and sizes, for the Hub.
         with_pixels (`bool`): which of the two flavours it is for.
-        strip (`Path`, *optional*): a picture of some of the images, beside the card.
+        strip (`Path`, *optional*): an image of some of the images, beside the card.
     """
     template = Template(files(__package__).joinpath("card.md").read_text(encoding="utf-8"))
     repo_id = home(spec.name, with_pixels)

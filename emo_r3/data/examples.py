@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def load_rows(name: str, split: str, revision: str | None = None) -> Dataset:
     """
-    Loads all rows of a split, pictures not decoded, labels checked.
+    Loads all rows of a split, images not decoded, labels checked.
 
     Args:
         name (`str`): folder or Hub repository.
@@ -66,7 +66,7 @@ def row_ids(rows: Dataset, places: Sequence[int]) -> list[str]:
 
 
 def fingerprint(rows: Dataset) -> str:
-    """A hash of all pictures and labels, in their order."""
+    """A hash of all images and labels, in their order."""
     digest = hashlib.sha256()
     for row in rows.select_columns(["image", "label"]):
         digest.update(f"{row['label']} {row['image']['path']}".encode())

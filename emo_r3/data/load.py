@@ -129,7 +129,7 @@ def to_prompts(
     """
     Turns rows into questions in TRL's conversational form. The pipeline asks the same question, to the letter.
 
-    Pictures are not decoded, and not copied unless the rows are a selection of others. The columns of the result are
+    Images are not decoded, and not copied unless the rows are a selection of others. The columns of the result are
 
     - `prompt`: one user turn, whose content is a place for the image and then the text;
     - `image`: as it was;
@@ -181,7 +181,7 @@ def to_prompts(
 
 def from_problem_answer(dataset: Dataset, labels: LabelSet | Sequence[str] | str) -> Dataset:
     r"""
-    Turns rows of related repositories, which have other columns, into ours. Pictures are not decoded.
+    Turns rows of related repositories, which have other columns, into ours. Images are not decoded.
 
     | theirs | ours |
     |---|---|
@@ -261,7 +261,7 @@ def _add_to_stream(
         return {**shared, "image": row["image"], "label": _text(row[column], names)}
 
     plain = rows.cast_column("image", datasets.Image(decode=False))
-    # With `features` given to `map` itself, the stream would take the pictures for decoded.
+    # With `features` given to `map` itself, the stream would take the images for decoded.
     return plain.map(add, remove_columns=[column]).cast(features)
 
 

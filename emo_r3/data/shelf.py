@@ -49,7 +49,7 @@ class Shelf(Records):
 
     def __init__(self, raw: Raw | None = None, records: Iterable[Record] = ()) -> None:
         self._raw = raw
-        # Closed with the shelf. Without a buffer, which would be filled anew for almost every record.
+        # Closed with the shelf. Without a buffer, which would be filled again for almost every record.
         self._file = tempfile.TemporaryFile("a+b", buffering=0, prefix="emo-r3-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self._ends = array("Q", [0])

@@ -72,7 +72,7 @@ def _decode(data: bytes) -> tuple[int, int, str]:
                 jpeg.load()
                 return *size, mode
         except Exception:
-            pass  # nothing is swallowed: `load_image` reads the same bytes anew and raises what there is to raise
+            pass  # nothing is swallowed: `load_image` reads the same bytes again and raises what there is to raise
     load_image(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return *image.size, image.mode

@@ -39,7 +39,7 @@ The original's misspelt categories `cheerfullness` and `irritabilty` are spelt `
     },
     license="unknown",
     terms="""WebEmo is distributed as lists of URLs and states no licence; the rights in the images stay with their
-owners, and some have been licensed anew since. Nothing grants the right to pass them on: whoever holds a copy with
+owners, and some have been licensed again since. Nothing grants the right to pass them on: whoever holds a copy with
 images keeps it private.""",
     obtain="""The lists `category.txt`, `train25.txt` and `test25.txt` from the authors:
 <https://rpand002.github.io/emotion.html>. `emo-r3 prepare webemo LISTS --download --output DIR` downloads what is

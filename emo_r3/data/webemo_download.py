@@ -1,4 +1,4 @@
-"""WebEmo's pictures from its lists of URLs: politely, and going on where an earlier run stopped."""
+"""WebEmo's images from its lists of URLs: politely, and going on where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 
 
 class Link(NamedTuple):
-    """One line of a list: where a picture was, its category's index (0 to 24) and its split."""
+    """One line of a list: where an image was, its category's index (0 to 24) and its split."""
 
     url: str
     label: int
@@ -43,7 +43,7 @@ class Link(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Manners:
+class DownloadLimits:
     """How much is asked of the servers.
 
     Args:
@@ -133,22 +133,22 @@ def download_webemo(
     *,
     count: int | None = None,
     seed: int = 0,
-    manners: Manners | None = None,
+    limits: DownloadLimits | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> DownloadReport:
     """
-    Downloads the pictures of WebEmo's lists into a folder that `emo-r3 prepare webemo` reads.
+    Downloads the images of WebEmo's lists into a folder that `emo-r3 prepare webemo` reads.
 
-    The pictures go to `{train,test}/<label>/`, each written in one piece. `urls.jsonl` says which link each came from,
+    The images go to `{train,test}/<label>/`, each written in one piece. `urls.jsonl` says which link each came from,
     `dead.jsonl` which links gave none, and why. A later call on the same folder, also after a kill, asks only for what
     is missing and not dead.
 
     Args:
         lists (`str` or `Path`): folder with `train25.txt` and `test25.txt`.
-        output (`str` or `Path`): where to put the pictures; may be the same folder.
-        count (`int`, *optional*): stop when there are this many pictures of each split; all links unless given.
+        output (`str` or `Path`): where to put the images; may be the same folder.
+        count (`int`, *optional*): stop when there are this many images of each split; all links unless given.
         seed (`int`, *optional*, defaults to 0): of the order in which links are tried, the same on any machine.
-        manners (`Manners`, *optional*): what the servers are asked at most.
+        limits (`DownloadLimits`, *optional*): what the servers are asked at most.
         progress (`Callable`, *optional*): is given a line every few seconds.
 
     Returns:
@@ -162,7 +162,7 @@ def download_webemo(
     folder = Path(output)
     try:
         with _Journal(folder) as journal:
-            return _Run(links, count, manners or Manners(), journal, progress or (lambda line: None)).run()
+            return _Run(links, count, limits or DownloadLimits(), journal, progress or (lambda line: None)).run()
     except OSError as error:
         raise DataError(
             f"{folder}: can't be written ({error.strerror}); free space or check its permissions"
@@ -189,8 +189,8 @@ class _Host:
 class _Schedule:
     """Which link may be asked for next. Hosts wait in a heap by the time at which each is free for its next link."""
 
-    def __init__(self, manners: Manners) -> None:
-        self._manners = manners
+    def __init__(self, limits: DownloadLimits) -> None:
+        self._limits = limits
         self._hosts: dict[str, _Host] = {}
         self._heap: list[tuple[float, str]] = []
         self._serial = 0
@@ -215,7 +215,7 @@ class _Schedule:
             if self._due(host) <= now:
                 job = heapq.heappop(host.waiting)
                 host.running += 1
-                host.free_at = now + self._manners.delay
+                host.free_at = now + self._limits.delay
             self._list(name)
             if job is not None:
                 return job
@@ -237,7 +237,7 @@ class _Schedule:
         host.running -= 1
         host.failures = host.failures + 1 if failed else 0
         host.free_at = max(host.free_at, time.monotonic() + pause)
-        host.is_left = host.is_left or host.failures >= self._manners.failures or pause > self._manners.patience
+        host.is_left = host.is_left or host.failures >= self._limits.failures or pause > self._limits.patience
         if host.is_left:
             left = [job.link for job in sorted(host.waiting)]
             host.waiting.clear()
@@ -246,7 +246,7 @@ class _Schedule:
         return []
 
     def _due(self, host: _Host) -> float:
-        if not host.waiting or host.running >= self._manners.per_host:
+        if not host.waiting or host.running >= self._limits.per_host:
             return math.inf
         return max(host.free_at, host.waiting[0].due)
 
@@ -265,14 +265,14 @@ def _host(url: str) -> str:
 
 
 class _Journal:
-    """The folder: pictures, and a line of JSON for each link that is settled."""
+    """The folder: images, and a line of JSON for each link that is settled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / PARTIAL).mkdir(parents=True, exist_ok=True)
         urls = [row for row in self._rows(URLS, "file", "sha256") if (folder / row["file"]).is_file()]
         dead = [row for row in self._rows(DEAD, "error", "again") if not row["again"]]
-        # Links whose picture is gone or that may be there now are not settled any more.
+        # Links whose image is gone or that may be there now are not settled any more.
         self._files = {name: self._rewrite(name, rows) for name, rows in ((URLS, urls), (DEAD, dead))}
         self.had = {_link(row) for row in urls}
         self.dead = {_link(row) for row in dead}
@@ -286,7 +286,7 @@ class _Journal:
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
 
     def keep(self, link: Link, data: bytes) -> dict[str, Any]:
-        """Writes a picture; from any thread."""
+        """Writes an image; from any thread."""
         with Image.open(io.BytesIO(data)) as image:
             kind = image.format or "JPEG"
         name = hashlib.sha256(link.url.encode()).hexdigest()[:24] + _SUFFIXES.get(kind, f".{kind.lower()}")
@@ -331,12 +331,12 @@ class _Run:
         self,
         links: list[Link],
         count: int | None,
-        manners: Manners,
+        limits: DownloadLimits,
         journal: _Journal,
         progress: Callable[[str], None],
     ) -> None:
-        self._manners, self._journal, self._progress = manners, journal, progress
-        self._schedule = _Schedule(manners)
+        self._limits, self._journal, self._progress = limits, journal, progress
+        self._schedule = _Schedule(limits)
         self._numbers = Counter(had=0, downloaded=0, dead=0, later=0)
         self._fresh: dict[str, Iterator[Link]] = {}
         self._missing: dict[str, int] = {}
@@ -351,7 +351,7 @@ class _Run:
         self._next_line = time.monotonic()
 
     def _refill(self) -> None:
-        """Puts as many links on the schedule as pictures are missing; a host that is left alone gets none."""
+        """Puts as many links on the schedule as images are missing; a host that is left alone gets none."""
         for split, links in self._fresh.items():
             while self._missing[split] and (link := next(links, None)) is not None:
                 self._missing[split] -= 1
@@ -362,15 +362,15 @@ class _Run:
 
     def run(self) -> DownloadReport:
         running: dict[Future[dict[str, Any]], _Job] = {}
-        pool = ThreadPoolExecutor(self._manners.connections, thread_name_prefix="emo-r3-download")
+        pool = ThreadPoolExecutor(self._limits.connections, thread_name_prefix="emo-r3-download")
         try:
             while True:
                 self._refill()
-                while len(running) < self._manners.connections and (job := self._schedule.take()):
+                while len(running) < self._limits.connections and (job := self._schedule.take()):
                     running[pool.submit(self._get, job.link)] = job
                 pause = self._schedule.wait()
                 if running:
-                    full = len(running) == self._manners.connections
+                    full = len(running) == self._limits.connections
                     ended, _ = wait(running, None if full else pause, FIRST_COMPLETED)
                     for future in ended:
                         self._settle(running.pop(future), future)
@@ -383,7 +383,7 @@ class _Run:
             pool.shutdown(cancel_futures=True)
 
     def _get(self, link: Link) -> dict[str, Any]:
-        limits = self._manners
+        limits = self._limits
         data = fetch(
             link.url,
             max_bytes=limits.max_bytes,
@@ -408,9 +408,9 @@ class _Run:
 
     def _fail(self, job: _Job, error: UnavailableError) -> None:
         pause = error.retry_after or 0.0
-        again = job.attempt + 1 < self._manners.attempts
+        again = job.attempt + 1 < self._limits.attempts
         if again:  # at a random moment, so that links that failed together don't all come back together
-            backoff = self._manners.backoff * 2**job.attempt * random.uniform(1.0, 1.5)
+            backoff = self._limits.backoff * 2**job.attempt * random.uniform(1.0, 1.5)
             self._schedule.add(job.link, job.attempt + 1, max(pause, backoff))
         else:
             self._bury(job.link, str(error), again=True)

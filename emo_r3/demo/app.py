@@ -28,8 +28,8 @@ _EXAMPLES_SEED = 5
 def create_demo(pipeline: EmoR3Pipeline) -> gr.Blocks:
     """Makes the page and the API; [`launch`] serves it.
 
-    Endpoints, for `gradio_client` and as MCP tools: `/predict(picture, labels, self_check)` gives what
-    `EmotionResult.to_dict` does, `/predict_many(pictures, labels, self_check)` a list of it.
+    Endpoints, for `gradio_client` and as MCP tools: `/predict(image, labels, self_check)` gives what
+    `EmotionResult.to_dict` does, `/predict_many(images, labels, self_check)` a list of it.
 
     Args:
         pipeline (`EmoR3Pipeline`): the model that answers.
@@ -139,7 +139,7 @@ def check_address(host: str | None, port: int | None) -> None:
 
 
 def draw_examples(folder: Path) -> list[tuple[str, Path]]:
-    """Draws six pictures of the miniature's world, each with a name: the examples to pick.
+    """Draws six images of the miniature's world, each with a name: the examples to pick.
 
     Args:
         folder (`Path`): where to; made if it is missing.

@@ -16,7 +16,7 @@ from ..parsing import PROBLEMS
 from ..results import EmotionResult
 
 STEPS = {
-    "step1": ("Triggers", "What in the picture could move somebody"),
+    "step1": ("Triggers", "What in the image could move somebody"),
     "step2": ("Reflection", "How a person looking at it would respond"),
     "step3": ("Conclusion", "Positive or negative, calm or excited"),
     "think": ("Reasoning", "What the model thinks before it answers"),
@@ -131,27 +131,27 @@ def check_card(result: EmotionResult) -> str:
     first, both = ("its reasoning", "its reasoning") if "think" in result.steps else ("step 1", "steps 1 and 2")
     if result.consistency is not None:
         lines.append(
-            f"<dt>Consistency <strong>{_percent(result.consistency)}</strong></dt><dd>Asked again with the picture,"
+            f"<dt>Consistency <strong>{_percent(result.consistency)}</strong></dt><dd>Asked again with the image,"
             f" this is the model's probability that {first} can describe it.</dd>"
         )
     if (read := result.coherence) is not None:
         verdict = "the same label" if read.label == result.label else f"another label, {escape(read.label)}"
         lines.append(
             f"<dt>Coherence <strong>{_percent(read.agreement)}</strong></dt><dd>Reading {both} without the"
-            f" picture, the model finds {verdict}. The number is its probability of the answer's label.</dd>"
+            f" image, the model finds {verdict}. The number is its probability of the answer's label.</dd>"
         )
     return (
         f'<section class="card check" aria-label="Self-check"><h3>Self-check</h3><dl>{"".join(lines)}</dl>'
-        '<p class="soft">This tells whether picture, text and label fit together in the eyes of the model. It is no'
+        '<p class="soft">This tells whether image, text and label fit together in the eyes of the model. It is no'
         " proof that the answer is right.</p></section>"
     )
 
 
 def gallery(results: Sequence[EmotionResult], thumbnails: Sequence[Image.Image | None]) -> str:
-    """A small picture, the label and its bar for each result, or why there is none."""
+    """A small image, the label and its bar for each result, or why there is none."""
     tiles = []
     for result, thumbnail in zip(results, thumbnails, strict=True):
-        picture = f'<img src="{_data_url(thumbnail)}" alt="">' if thumbnail else '<span class="missing"></span>'
+        image = f'<img src="{_data_url(thumbnail)}" alt="">' if thumbnail else '<span class="missing"></span>'
         name = f'<span class="file">{escape(result.image)}</span>'
         if result.error:
             found = '<span class="refused">not read</span>'
@@ -161,13 +161,13 @@ def gallery(results: Sequence[EmotionResult], thumbnails: Sequence[Image.Image |
                 f"<strong>{escape(result.label or 'no label')}</strong> {_percent(share)}"
                 f'<span class="track" aria-hidden="true"><span style="width: {share:.1%}"></span></span>'
             )
-        tiles.append(f"<li>{picture}{name}<span>{found}</span></li>")
-    return f'<ul class="gallery" aria-label="Pictures and their labels">{"".join(tiles)}</ul>'
+        tiles.append(f"<li>{image}{name}<span>{found}</span></li>")
+    return f'<ul class="gallery" aria-label="Images and their labels">{"".join(tiles)}</ul>'
 
 
 def table(results: Sequence[EmotionResult]) -> str:
     """One row for each result."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Picture", "Label", "Confidence", "Valence", "Arousal"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Image", "Label", "Confidence", "Valence", "Arousal"))
     rows = []
     for result in results:
         cells = f'<th scope="row">{escape(result.image)}</th>'

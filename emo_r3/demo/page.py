@@ -17,12 +17,12 @@ from ..labels import LABEL_SETS, LabelSet
 from ..parsing import SECTIONS
 from ..results import EmotionResult
 from . import html as charts
-from .uploads import KEEP_SECONDS, MAX_LABEL_TEXT, MAX_PICTURES, Answers, Row, web_words
+from .uploads import KEEP_SECONDS, MAX_IMAGES, MAX_LABEL_TEXT, Answers, Row, web_words
 
 _QUEUE_SIZE = 32
 _OWN = "own"
 _PRIVACY = (
-    "A picture that you send is deleted from the disk as soon as it is read, and forgotten "
+    "An image that you send is deleted from the disk as soon as it is read, and forgotten "
     f"{KEEP_SECONDS // 60} minutes later at the latest. Nothing else is kept, and nothing is passed on."
 )
 _MINIATURE = (
@@ -30,8 +30,8 @@ _MINIATURE = (
     "answer means nothing: pick an example."
 )
 _REASONS = {"set": ", with the reasons, in three steps", "think": ", with the reasons", "direct": ""}
-_ADD = "Nothing is read yet: add a picture, then read its emotion."
-_ADD_MANY = "Nothing is read yet: add pictures, then read their emotions."
+_ADD = "Nothing is read yet: add an image, then read its emotion."
+_ADD_MANY = "Nothing is read yet: add images, then read their emotions."
 # The address that leads back to these settings; read by `from_link`.
 _LINK = """(name, own, check) => {
     const url = new URL(window.location.href.split(/[?#]/)[0]);
@@ -51,23 +51,23 @@ def make_page(answers: Answers, examples: Sequence[tuple[str, Path]]) -> gr.Bloc
 
     Args:
         answers (`Answers`): what answers.
-        examples (`list[tuple[str, Path]]`): name and file of each picture to pick.
+        examples (`list[tuple[str, Path]]`): name and file of each image to pick.
     """
     labels = answers.pipeline.info.label_set
     with gr.Blocks(title="EMO-R3", analytics_enabled=False) as demo:
         gr.HTML(
-            "<h1>EMO-R3</h1><p>The emotion that a picture evokes in those who look at it"
+            "<h1>EMO-R3</h1><p>The emotion that an image evokes in those who look at it"
             f"{_REASONS[answers.method]}.</p><p class='model'>Model: <strong>{escape(answers.name)}</strong>. "
             f"{_MINIATURE if answers.pipeline.name == 'miniature' else ''}</p>",
             elem_classes="top",
         )
         settings = _add_settings(demo, answers, labels)
-        with gr.Tab("One picture"):
-            picture = _add_one(answers, settings, examples)
-        with gr.Tab("Several pictures"):
-            pictures = _add_several(answers, settings)
+        with gr.Tab("One image"):
+            image = _add_one(answers, settings, examples)
+        with gr.Tab("Several images"):
+            images = _add_several(answers, settings)
         gr.HTML(f"<p class='soft'>{_PRIVACY}</p>", elem_classes="bottom")
-        _add_api(answers, picture, pictures, labels)
+        _add_api(answers, image, images, labels)
         demo.load(None, js=_SPEAK)
     # One at a time, since a tokenizer and a model are shared; who waits is told the place in the queue.
     return demo.queue(max_size=_QUEUE_SIZE, default_concurrency_limit=1)
@@ -82,7 +82,7 @@ def _api_errors() -> Iterator[None]:
         raise gr.Error(escape(web_words(str(error)), quote=False), print_exception=False) from None
 
 
-class _Pictures(GradioRootModel):
+class _Images(GradioRootModel):
     """Records of uploads. Those of `gr.File` must each say that they are one; MCP's addresses are none."""
 
     root: list[ImageData]
@@ -119,7 +119,7 @@ def _add_settings(demo: gr.Blocks, answers: Answers, default: LabelSet) -> list[
         )
         check = gr.Checkbox(
             label="Self-check",
-            info="Ask the model whether its answer fits the picture and itself",
+            info="Ask the model whether its answer fits the image and itself",
             visible=may_check,
         )
         link = gr.Textbox(label="Link to these settings", interactive=True)
@@ -183,21 +183,21 @@ def _waiting(line: Any) -> dict[str, Any]:
 
 
 def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple[str, Path]]) -> Any:
-    """The tab for one picture; returns the component that holds it."""
+    """The tab for one image; returns the component that holds it."""
     sections = SECTIONS[answers.method]
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            picture = gr.Image(
+            image = gr.Image(
                 type="filepath",
                 image_mode=None,
                 sources=["upload", "clipboard", "webcam"],
-                label="Picture",
-                alt_text="The picture to read",
+                label="Image",
+                alt_text="The image to read",
                 height=260,
                 buttons=["fullscreen"],
-                elem_id="picture",
+                elem_id="image",
             )
-            _as_sent(picture)
+            _as_sent(image)
             gr.HTML("<h2>Or pick an example</h2>")
             with gr.Row(elem_classes="examples"):
                 for name, path in examples:
@@ -205,7 +205,7 @@ def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple
                     example.click(
                         lambda path=path: str(path),
                         None,
-                        picture,
+                        image,
                         queue=False,
                         show_progress="hidden",
                         api_visibility="private",
@@ -217,16 +217,16 @@ def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple
             answer = gr.HTML(elem_id="answer")
             check = gr.HTML(elem_id="check")
 
-    def read(picture: Any, name: str, own: str, self_check: bool) -> Iterator[dict[Any, str]]:
+    def read(image: Any, name: str, own: str, self_check: bool) -> Iterator[dict[Any, str]]:
         yield {
-            line: charts.status("Looking at the picture ..."),
+            line: charts.status("Looking at the image ..."),
             **{cards[step]: charts.step_card(step) for step in cards},
             answer: "",
             check: "",
         }
         try:
             last = ("", "")
-            for event in answers.one(picture, _chosen(answers, name, own), self_check):
+            for event in answers.one(image, _chosen(answers, name, own), self_check):
                 if event.result is not None:
                     yield _final(event.result)
                 elif event.section in cards:
@@ -250,82 +250,82 @@ def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple
         }
 
     outputs = [line, *cards.values(), answer, check]
-    fields = [picture, *settings]
+    fields = [image, *settings]
     run = button.click(read, fields, outputs, **_waiting(line))
     nothing = [charts.status(_ADD), *map(charts.step_card, cards), "", ""]
     _forget_on_change(fields, run, outputs, nothing)
-    return picture
+    return image
 
 
 def _add_several(answers: Answers, settings: Sequence[Any]) -> Any:
-    """The tab for several pictures; returns the component that holds them."""
-    pictures = gr.File(file_count="multiple", label=f"Up to {MAX_PICTURES} pictures", elem_id="pictures")
-    _as_sent(pictures)
-    pictures.data_model = _Pictures
+    """The tab for several images; returns the component that holds them."""
+    images = gr.File(file_count="multiple", label=f"Up to {MAX_IMAGES} images", elem_id="images")
+    _as_sent(images)
+    images.data_model = _Images
     button = gr.Button("Read the emotions", variant="primary", elem_id="read-many")
     line = gr.HTML(charts.status(_ADD_MANY), elem_classes="status")
     view = gr.HTML(elem_id="gallery")
     links = gr.HTML(elem_id="downloads")
 
-    def read(pictures: Any, name: str, own: str, self_check: bool) -> Iterator[dict[Any, str]]:
-        yield {line: charts.status("Looking at the pictures ..."), view: "", links: ""}
+    def read(images: Any, name: str, own: str, self_check: bool) -> Iterator[dict[Any, str]]:
+        yield {line: charts.status("Looking at the images ..."), view: "", links: ""}
         try:
             labels = _chosen(answers, name, own)
             rows: list[Row] = []
-            for row in answers.many(pictures, labels, self_check):
+            for row in answers.many(images, labels, self_check):
                 rows.append(row)
                 results = [result for result, _ in rows]
                 shown = charts.gallery(results, [thumbnail for _, thumbnail in rows]) + charts.table(results)
-                yield {line: charts.status(f"{len(rows)} of {len(pictures.root)} done"), view: shown}
+                yield {line: charts.status(f"{len(rows)} of {len(images.root)} done"), view: shown}
             yield {links: charts.downloads([result.to_dict() for result, _ in rows], labels)}
         except EmoR3Error as error:
             yield {line: charts.status(web_words(str(error)), refused=True)}
 
     outputs = [line, view, links]
-    fields = [pictures, *settings]
+    fields = [images, *settings]
     run = button.click(read, fields, outputs, **_waiting(line))
     _forget_on_change(fields, run, outputs, [charts.status(_ADD_MANY), "", ""])
-    return pictures
+    return images
 
 
-def _add_api(answers: Answers, picture: Any, pictures: Any, default: LabelSet) -> None:
+def _add_api(answers: Answers, image: Any, images: Any, default: LabelSet) -> None:
     """The endpoints for programs. Their docstrings are what callers read."""
 
-    def predict(picture: Any, labels: str, self_check: bool) -> dict[str, Any]:
-        """Reads the emotion that a picture evokes, in three steps of reasoning.
+    def predict(image: Any, labels: str, self_check: bool) -> dict[str, Any]:
+        """Reads the emotion that an image evokes, in three steps of reasoning.
 
         Args:
-            picture: the picture, as an upload or an http(s) address; JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
+            image: the image, as an upload or an http(s) address; JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
             labels: name of a label set (emoset, emotion6, webemo, webemo-25, webemo-2), or labels with commas between.
-            self_check: ask the model also whether its text fits the picture and itself.
+            self_check: ask the model also whether its text fits the image and itself.
 
         Returns:
             label, confidence, probabilities by label, steps, valence and arousal from 1 to 9, and how it was asked.
         """
         with _api_errors():
-            *_, last = answers.one(picture, labels, self_check)
+            *_, last = answers.one(image, labels, self_check)
             return last.result.to_dict()
 
-    def predict_many(pictures: Any, labels: str, self_check: bool) -> list[dict[str, Any]]:
-        """Reads the emotions of several pictures; one that can't be read has its reason under error.
+    def predict_many(images: Any, labels: str, self_check: bool) -> list[dict[str, Any]]:
+        """Reads the emotions of several images; one that can't be read has its reason under error.
 
         Args:
-            pictures: up to 16 pictures, as for predict.
+            images: up to 16 images, as for predict.
             labels: as for predict.
             self_check: as for predict.
 
         Returns:
-            what predict gives, for each picture in order.
+            what predict gives, for each image in order.
         """
         with _api_errors():
-            return [result.to_dict() for result, _ in answers.many(pictures, labels, self_check)]
+            return [result.to_dict() for result, _ in answers.many(images, labels, self_check)]
 
     if answers.method != "set":
         predict.__doc__ = (predict.__doc__ or "").replace(", in three steps of reasoning", "")
     name, own = _label_fields(default)
     labels = gr.Textbox(name if name != _OWN else own, label="Labels", visible=False)
     check = gr.Checkbox(label="Self-check", visible=False)
-    for function, given in ((predict, picture), (predict_many, pictures)):
+    for function, given in ((predict, image), (predict_many, images)):
         hidden = gr.Button(visible=False)
         hidden.click(
             function,

@@ -8,7 +8,7 @@ from gradio.mcp import GradioMCPServer
 from mcp.types import TextContent
 
 from ..formats import json_text
-from .uploads import MAX_PICTURES
+from .uploads import MAX_IMAGES
 
 # As gradio describes a file: its upload tool looks for this.
 _FILE = {"type": "string", "format": "Gradio File Input - a http or https url to a file"}
@@ -26,19 +26,19 @@ class Tools(GradioMCPServer):
     ) -> tuple[dict[str, Any], list[list[str | int]]]:
         """The schema of a tool's arguments, and where in them files are."""
         schema, places = super().get_input_schema(tool_name, parameters)
-        if "pictures" in schema["properties"]:
-            words = {"description": parameters["pictures"]} if parameters else {}
-            bounds = {"minItems": 1, "maxItems": MAX_PICTURES}
-            schema["properties"]["pictures"] = {"type": "array", "items": dict(_FILE), **bounds, **words}
+        if "images" in schema["properties"]:
+            words = {"description": parameters["images"]} if parameters else {}
+            bounds = {"minItems": 1, "maxItems": MAX_IMAGES}
+            schema["properties"]["images"] = {"type": "array", "items": dict(_FILE), **bounds, **words}
         return schema, places
 
     def convert_strings_to_filedata(self, value: Any, filedata_positions: list[list[str | int]]) -> Any:
-        """The arguments with a record of an upload for each picture, an address or a data: URL being its path."""
+        """The arguments with a record of an upload for each image, an address or a data: URL being its path."""
         value = dict(value)
-        if "picture" in value:
-            value["picture"] = {"path": value["picture"]}
-        if "pictures" in value:
-            value["pictures"] = [{"path": picture} for picture in value["pictures"]]
+        if "image" in value:
+            value["image"] = {"path": value["image"]}
+        if "images" in value:
+            value["images"] = [{"path": image} for image in value["images"]]
         return value
 
     def postprocess_output_data(self, data: Any, root_url: str) -> list[TextContent]:  # type: ignore[override]

@@ -32,8 +32,8 @@ MAX_BODY = 64 * 2**20
 KEEP_SECONDS = 600
 TIME_LIMIT = 120.0
 """Seconds for one call."""
-MAX_PICTURES = 16
-"""Pictures in one call for several."""
+MAX_IMAGES = 16
+"""Images in one call for several."""
 MAX_LABELS = 64
 MAX_LABEL_TEXT = 1000
 """Characters of all labels together, with the commas between them."""
@@ -46,10 +46,10 @@ _MAX_KEPT = 256 * 2**20
 
 
 class Uploads:
-    """Pictures of the last minutes. A file is read once, deleted at once, and forgotten ten minutes later.
+    """Images of the last minutes. A file is read once, deleted at once, and forgotten ten minutes later.
 
     It has to be remembered for a while because a person asks again with other settings, and because gradio gives two
-    uploads of one picture the same path, so that the first to be answered would delete the other's.
+    uploads of one image the same path, so that the first to be answered would delete the other's.
 
     Args:
         folder (`Path`): where gradio puts uploads; nothing outside it is read.
@@ -69,26 +69,26 @@ class Uploads:
             name (`str`, *optional*): what the person calls the file.
 
         Raises:
-            ImageError: there is no picture, or no longer.
+            ImageError: there is no image, or no longer.
         """
         if not path:
-            raise ImageError("no picture yet: drop, paste or take one, or pick an example")
+            raise ImageError("no image yet: drop, paste or take one, or pick an example")
         if path.startswith(("http://", "https://")):
             return path
         if path.startswith("data:"):
-            return {"bytes": _decoded(path), "path": name or "picture"}
+            return {"bytes": _decoded(path), "path": name or "image"}
         return {"bytes": self._read(path), "path": name or Path(path).name}
 
     def _read(self, path: str) -> bytes:
         file = Path(path).resolve()
         if not file.is_relative_to(self.folder):  # gradio lets a path pass that calls itself no upload
-            raise ImageError("this is no upload: send the picture itself")
+            raise ImageError("this is no upload: send the image itself")
         with self._lock:
             if path not in self._kept:
                 try:
                     data = file.read_bytes()
                 except OSError as error:
-                    raise ImageError("the picture was deleted here in the meantime: add it again") from error
+                    raise ImageError("the image was deleted here in the meantime: add it again") from error
                 if file.is_relative_to(self.lasting):
                     return data
                 while self._kept and sum(map(len, self._kept.values())) + len(data) > _MAX_KEPT:
@@ -130,7 +130,7 @@ class Answers:
 
     Args:
         pipeline (`EmoR3Pipeline`): the model.
-        uploads (`Uploads`): what gives its pictures.
+        uploads (`Uploads`): what gives its images.
     """
 
     def __init__(self, pipeline: EmoR3Pipeline, uploads: Uploads) -> None:
@@ -147,20 +147,20 @@ class Answers:
         # forward: there a call that takes too long ends, whatever it is at.
         pipeline.model.register_forward_pre_hook(lambda *_: self._check_time())
 
-    def one(self, picture: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Any]:
+    def one(self, image: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Any]:
         """The events of `EmoR3Pipeline.stream` for one upload."""
         options = self._options(labels, self_check)
-        source = self.uploads.take(*_file(picture))
+        source = self.uploads.take(*_file(image))
         with closing(self._in_turn(lambda: self.pipeline.stream(source, **options))) as events:
             for event in events:
                 yield event if event.result is None else replace(event, result=self._shown(event.result))
 
-    def many(self, pictures: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Row]:
-        """A result and a small picture for each upload, in order; one that can't be read has an error."""
+    def many(self, images: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Row]:
+        """A result and a small image for each upload, in order; one that can't be read has an error."""
         options = self._options(labels, self_check)
-        files = [_file(file) for file in pictures.root] if pictures else []
-        if not 0 < len(files) <= MAX_PICTURES:
-            raise ImageError(f"{len(files)} pictures given: add 1 to {MAX_PICTURES}")
+        files = [_file(file) for file in images.root] if images else []
+        if not 0 < len(files) <= MAX_IMAGES:
+            raise ImageError(f"{len(files)} images given: add 1 to {MAX_IMAGES}")
         sources = [self.uploads.take(*file) for file in files]
 
         def start() -> Any:
@@ -233,7 +233,7 @@ def _decoded(url: str) -> bytes:
     if not kind.endswith(";base64"):
         raise ImageError("this data: URL can't be read: it begins data:image/...;base64,")
     if len(text) > MAX_FILE * 4 // 3 + 4:
-        raise ImageError(f"the picture exceeds {MAX_FILE // 2**20} MB: send a smaller one")
+        raise ImageError(f"the image exceeds {MAX_FILE // 2**20} MB: send a smaller one")
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
@@ -291,11 +291,11 @@ class BodyLimit:
         if b"transfer-encoding" in headers:
             app = PlainTextResponse("Say how large the request is (Content-Length).", 411)
         elif size > self.limit:
-            app = PlainTextResponse(f"Larger than {self.limit:,} bytes; send a smaller picture.", 413)
+            app = PlainTextResponse(f"Larger than {self.limit:,} bytes; send a smaller image.", 413)
         elif not self._may_send(_address(scope, headers), path, size):
-            app = PlainTextResponse(f"That is a lot of pictures: wait {KEEP_SECONDS // 60} minutes.", 429)
+            app = PlainTextResponse(f"That is a lot of images: wait {KEEP_SECONDS // 60} minutes.", 429)
         elif path.endswith("/upload") and not _room(self.folder, self._coming + size):
-            app = PlainTextResponse("Too many pictures are waiting here: try again in some minutes.", 507)
+            app = PlainTextResponse("Too many images are waiting here: try again in some minutes.", 507)
         if app is not self.app:
             size = 0
         self._coming += size

@@ -1,6 +1,6 @@
 """Result folders of evaluations side by side, as the paper's table 1 has them.
 
-A picture without an answer counts as wrong, and a note below the table says how many a system has. A run that has not
+An image without an answer counts as wrong, and a note below the table says how many a system has. A run that has not
 one answer to a data set is refused; so is one that a server left unfinished, as it has no `results.json`.
 """
 
@@ -62,7 +62,7 @@ class Table:
         columns (`list[Column]`): the data sets of each training, those in-domain first, then the averages.
         systems (`dict[str, dict]`): what [`~emo_r3.metrics.domain_accuracy`] found of each, by its trainings; of all
             but the first with the difference to the first.
-        unread (`dict[str, str]`): for each system that has pictures without an answer, how many by data set, in words;
+        unread (`dict[str, str]`): for each system that has images without an answer, how many by data set, in words;
             they count as wrong.
     """
 
@@ -210,17 +210,17 @@ def make_table(runs: Sequence[Run]) -> Table:
 
 
 def _unread(run: Run) -> Iterator[str]:
-    """How many pictures of each data set have no answer, where there are any."""
+    """How many images of each data set have no answer, where there are any."""
     for entry in run.results["datasets"]:
         rows = _of(run, entry["name"])
         bad = [row for row in rows if row.get("error")]
         if bad and len(bad) == len(rows):
             raise EmoR3Error(
-                f"{run.folder} has no answer to any of the {len(rows)} pictures of {entry['name']} "
+                f"{run.folder} has no answer to any of the {len(rows)} images of {entry['name']} "
                 f"({bad[0]['error']}), which says nothing about the model: remove the folder and evaluate again"
             )
         if bad:
-            yield f"{len(bad)} of {len(rows)} pictures of {entry['name']}"
+            yield f"{len(bad)} of {len(rows)} images of {entry['name']}"
 
 
 def _systems(runs: Sequence[Run], trainings: Sequence[str]) -> dict[str, dict[str, Run]]:

@@ -33,7 +33,7 @@ SEED = 0
 
 
 Engine = Callable[..., Iterator[EmotionResult]]
-"""Whatever answers as [`EmoR3Pipeline`] does when it is given an iterator of pictures."""
+"""Whatever answers as [`EmoR3Pipeline`] does when it is given an iterator of images."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Items:
         name (`str`): last part of the folder or repository that it came from.
         revision (`str`, *optional*): of the repository, as it was asked for.
         split (`str`): the split.
-        rows (`Dataset`): pictures not decoded.
+        rows (`Dataset`): images not decoded.
         labels (`LabelSet`): what there is to choose from.
         references (`list[str]`): the right answers.
         ids (`list[str]`): the rows' `id`, or their numbers.
-        fingerprint (`str`): hash of all pictures and labels.
+        fingerprint (`str`): hash of all images and labels.
         repo_id, commit (`str`, *optional*): repository that it was read from, and its commit.
     """
 
@@ -148,7 +148,7 @@ def predict_items(
     Answers some batches of a data set.
 
     Args:
-        engine ([`Engine`]): called once, with an iterator of pictures and, as keywords, `labels`, `batch_size`,
+        engine ([`Engine`]): called once, with an iterator of images and, as keywords, `labels`, `batch_size`,
             `on_error="return"` and `options`.
         items ([`Items`]): the data set.
         batches (`list[int]`): numbers of the batches, ascending: batch `n` begins at item `n * batch_size`.
@@ -191,7 +191,7 @@ class Journal:
     def read(self) -> dict[tuple[str, int], list[Row]]:
         """The batches by data set and number. A line that can't be read was cut short, so it is none.
 
-        A batch stands there again after pictures without an answer were asked about again: what was answered first
+        A batch stands there again after images without an answer were asked about again: what was answered first
         counts.
         """
         done: dict[tuple[str, int], list[Row]] = {}
@@ -207,8 +207,8 @@ class Journal:
         return done
 
     def kept(self) -> dict[tuple[str, int], list[Row | None]]:
-        """The batches, with `None` for each row that is to be made again: of pictures that the server failed to
-        answer, and of those that it refused if it answered none, as one that takes no pictures does."""
+        """The batches, with `None` for each row that is to be made again: of images that the server failed to
+        answer, and of those that it refused if it answered none, as one that takes no images does."""
         done = self.read()
         reads = any("error" not in row for rows in done.values() for row in rows)
         again = (FAILED,) if reads else (FAILED, REFUSED)
@@ -250,7 +250,7 @@ def score(sets: Sequence[Items], rows: Sequence[Row], in_domain: Sequence[str] =
 
         - `format`: share of `well_formed` answers, count of each of the `problems` in the others, number of items
           that are `unreadable`, and `mean_length` of an answer in characters;
-        - `grounding`, where the scene of each picture is known and answers have steps: precision and recall of the
+        - `grounding`, where the scene of each image is known and answers have steps: precision and recall of the
           triggers in step 1.
     """
     columns: dict[str, Any] = {"distributions": None, "reference_distributions": None}

@@ -1,4 +1,4 @@
-r"""Does an answer depend on what it says and shows? Each item is asked again, with its text or its picture changed.
+r"""Does an answer depend on what it says and shows? Each item is asked again, with its text or its image changed.
 
 An answer's *label* is the most probable one at its box, or at a box put at its end, so that every answer has one. An
 item *flips* under a change if its label becomes another. The changes:
@@ -6,17 +6,17 @@ item *flips* under a change if its label becomes another. The changes:
 - `step1_removed`: the answer is made to begin at `<step2>`, and the model writes the rest: step 2, step 3, the box.
 - `step1_swapped`: it is made to begin with its partner's step 1, up to `<step2>`; the model writes the rest. Its own
   step 2 is not kept, as it could carry what step 1 said past the change.
-- `image_shuffled`: the reverse: the partner's picture, and the answer is made to begin with its own step 1. (Asked
-  anew about that picture, the model could only repeat the partner's answer.)
-- `image_grey`: a grey picture of the same size; the model answers anew.
+- `image_shuffled`: the reverse: the partner's image, and the answer is made to begin with its own step 1. (Asked
+  again about that image, the model could only repeat the partner's answer.)
+- `image_grey`: a grey image of the same size; the model answers again.
 - `triggers_removed`: where the scene is known (the miniature), it is drawn without its triggers, all else in place.
-- `trigger_masked`: a grey rectangle over one of the triggers that stand somewhere, drawn by lot.
-- `control_masked`: a grey rectangle of the same area at a place, drawn by lot, where no such trigger is. What flips
+- `trigger_masked`: a grey rectangle over one of the triggers that stand somewhere, drawn at random.
+- `control_masked`: a grey rectangle of the same area at a place, drawn at random, where no such trigger is. What flips
   here flips because a grey rectangle is strange; only flips beyond that are due to the trigger.
 
-An item's *partner* is another item of the data set, drawn by lot among those whose answer has another label: an
+An item's *partner* is another item of the data set, drawn at random among those whose answer has another label: an
 answer that goes by what was swapped takes the partner's label. What follows a given beginning is decoded freely and
-greedily; a picture is asked about anew as the answers were made.
+greedily; an image is asked about again as the answers were made.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import CheckpointError, EmoR3Error
-from ..images.loading import GREY, fit_picture, load_image
+from ..images.loading import GREY, fit_image, load_image
 from ..inference.engine import Batch, Rows
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
@@ -49,14 +49,14 @@ from ..utils import chunks
 from .examples import SEED, Items, Row
 
 CONTINUED = ("step1_removed", "step1_swapped", "image_shuffled")
-ASKED_ANEW = ("image_grey", "triggers_removed", "trigger_masked", "control_masked")
+ASKED_AGAIN = ("image_grey", "triggers_removed", "trigger_masked", "control_masked")
 PARTNERED = ("step1_swapped", "image_shuffled")
 NEXT = "<step2>"
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A model that reads a label out of a text, without the picture.
+    """A model that reads a label out of a text, without the image.
 
     Args:
         model (`PreTrainedModel`): the model.
@@ -159,7 +159,7 @@ class Probe:
 
             - `dataset`, `id` and `label`, which is `None` where there was no answer;
             - `read_by_itself` and, with a judge, `read_by_judge`: the label that steps 1 and 2 (or a plain thought)
-              suggest to it without the picture; `None` where there is no such text;
+              suggest to it without the image; `None` where there is no such text;
             - `partner` and `partner_label`;
             - `after`: the label under each change; changes that the item doesn't allow are missing.
         """
@@ -181,7 +181,7 @@ class Probe:
             }
         asked = [place for place in places if records[place]["label"]]
         self._read_texts(asked, records)
-        for change, place, label in [*self._go_on(asked), *self._ask_anew(asked)]:
+        for change, place, label in [*self._go_on(asked), *self._ask_again(asked)]:
             records[place]["after"][change] = label
         return [records[place] for place in places]
 
@@ -220,26 +220,26 @@ class Probe:
                 begun["step1_swapped"][place] = (place, other)
                 begun["image_shuffled"][place] = (partner, own)
         for change, started in begun.items():
-            pictures = [self._picture(shown) for shown, _ in started.values()]
+            images = [self._image(shown) for shown, _ in started.values()]
             beginnings = [beginning for _, beginning in started.values()]
-            after = go_on(self.pipe, pictures, beginnings, self.items.labels, self.options["max_new_tokens"])
+            after = go_on(self.pipe, images, beginnings, self.items.labels, self.options["max_new_tokens"])
             yield from ((change, place, label_of(spread)) for place, spread in zip(started, after, strict=True))
 
-    def _ask_anew(self, places: Sequence[int]) -> Iterator[tuple[str, int, str | None]]:
-        changed: dict[str, dict[int, Image.Image]] = {change: {} for change in ASKED_ANEW}
+    def _ask_again(self, places: Sequence[int]) -> Iterator[tuple[str, int, str | None]]:
+        changed: dict[str, dict[int, Image.Image]] = {change: {} for change in ASKED_AGAIN}
         for place in places:
-            picture = self._picture(place)
-            changed["image_grey"][place] = Image.new("RGB", picture.size, GREY)
+            original = self._image(place)
+            changed["image_grey"][place] = Image.new("RGB", original.size, GREY)
             if self.scenes:
                 rng = np.random.default_rng([SEED, place])
-                for change, image in mask_scene(self.scenes[place], picture, rng).items():
+                for change, image in mask_scene(self.scenes[place], original, rng).items():
                     changed[change][place] = image
-        for change, pictures in changed.items():
-            results = self.pipe(list(pictures.values()), labels=self.items.labels, **self.options)
-            for place, result in zip(pictures, results, strict=True):
+        for change, images in changed.items():
+            results = self.pipe(list(images.values()), labels=self.items.labels, **self.options)
+            for place, result in zip(images, results, strict=True):
                 yield change, place, label_of(result.probabilities)
 
-    def _picture(self, place: int) -> Image.Image:
+    def _image(self, place: int) -> Image.Image:
         return load_image(self.items.rows[place]["image"]).image
 
 
@@ -249,7 +249,7 @@ def label_of(distribution: Mapping[str, float]) -> str | None:
 
 
 def draw_partners(labels: Sequence[str | None]) -> list[int | None]:
-    """For each item the place of another one with another label, drawn by lot; `None` where there is none."""
+    """For each item the place of another one with another label, drawn at random; `None` where there is none."""
     partners: list[int | None] = []
     by_label = {label: [place for place, other in enumerate(labels) if other not in (label, None)] for label in labels}
     for place, label in enumerate(labels):
@@ -261,30 +261,30 @@ def draw_partners(labels: Sequence[str | None]) -> list[int | None]:
 
 def go_on(
     pipe: EmoR3Pipeline,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     beginnings: Sequence[str],
     labels: LabelSet,
     max_new_tokens: int,
 ) -> list[dict[str, float]]:
     """Label distributions of answers in three steps that begin as given; the model writes the rest, greedily."""
-    if not pictures:
+    if not images:
         return []
-    request = pipe._request(labels, "set", "free", max_new_tokens=max_new_tokens, batch_size=len(pictures))
-    slots: list[Any] = [fit_picture(load_image(picture), pipe.info.square) for picture in pictures]
+    request = pipe._request(labels, "set", "free", max_new_tokens=max_new_tokens, batch_size=len(images))
+    slots: list[Any] = [fit_image(load_image(image), pipe.info.square) for image in images]
     prompts = [request.prompt + beginning for beginning in beginnings]
     inputs = pipe._engine.encode(prompts, [slot.image for slot in slots])
     results = pipe._engine.predict(Batch(slots, [Rows(slots, inputs, [0] * len(slots))]), request)
     return [result.probabilities for result in results]
 
 
-def mask_scene(scene: Scene, picture: Image.Image, rng: np.random.Generator) -> dict[str, Image.Image]:
-    """The pictures of `triggers_removed`, `trigger_masked` and `control_masked`.
+def mask_scene(scene: Scene, image: Image.Image, rng: np.random.Generator) -> dict[str, Image.Image]:
+    """The images of `triggers_removed`, `trigger_masked` and `control_masked`.
 
     The last two are missing where no trigger stands somewhere, or where no free rectangle is as large as it.
 
     Args:
         scene ([`Scene`]): what there is.
-        picture (`Image`): its picture.
+        image (`Image`): its image.
         rng (`np.random.Generator`): for the trigger and the free place.
     """
     boxes = {name: box for name, box in render_with_boxes(scene)[1].items() if name in scene.triggers and box != WHOLE}
@@ -292,34 +292,34 @@ def mask_scene(scene: Scene, picture: Image.Image, rng: np.random.Generator) -> 
     changed = {"triggers_removed": removed}
     if not boxes:
         return changed
-    taken = np.zeros((picture.height, picture.width), bool)
+    taken = np.zeros((image.height, image.width), bool)
     for box in boxes.values():
-        left, top, right, bottom = _whole(box, picture)
+        left, top, right, bottom = _whole(box, image)
         taken[top:bottom, left:right] = True
-    trigger = _whole(boxes[list(boxes)[rng.integers(len(boxes))]], picture)
+    trigger = _whole(boxes[list(boxes)[rng.integers(len(boxes))]], image)
     control = free_rectangle(taken, (trigger[2] - trigger[0], trigger[3] - trigger[1]), rng)
     if control is None:
         return changed
     for change, rectangle in (("trigger_masked", trigger), ("control_masked", control)):
-        changed[change] = picture.copy()
+        changed[change] = image.copy()
         changed[change].paste(GREY, rectangle)
     return changed
 
 
-def _whole(box: Box, picture: Image.Image) -> tuple[int, int, int, int]:
+def _whole(box: Box, image: Image.Image) -> tuple[int, int, int, int]:
     left, top, right, bottom = box
     return (
         max(0, int(left)),
         max(0, int(top)),
-        min(picture.width, int(np.ceil(right))),
-        min(picture.height, int(np.ceil(bottom))),
+        min(image.width, int(np.ceil(right))),
+        min(image.height, int(np.ceil(bottom))),
     )
 
 
 def free_rectangle(
     taken: np.ndarray[Any, Any], size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[int, int, int, int] | None:
-    """A rectangle (left, top, right, bottom) of about the area of `size` on no pixel that is taken, drawn by lot.
+    """A rectangle (left, top, right, bottom) of about the area of `size` on no pixel that is taken, drawn at random.
 
     Its sides are at least half the shorter one of `size`, so that it hides things as well; its area is off by at most
     half of its longer side. `None` if there is no place for one.
@@ -365,7 +365,7 @@ def summarize(records: Sequence[Row]) -> dict[str, Any]:
             found[name] = share(hits)
     flips: dict[str, Any] = {}
     followed: dict[str, Any] = {}
-    for change in (*CONTINUED, *ASKED_ANEW):
+    for change in (*CONTINUED, *ASKED_AGAIN):
         allowed = [record for record in records if change in record["after"]]
         if allowed:
             flips[change] = share([record["after"][change] != record["label"] for record in allowed])

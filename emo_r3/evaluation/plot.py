@@ -1,4 +1,4 @@
-"""A comparison as a picture, with Pillow alone: a point with its interval for each system and column."""
+"""A comparison as an image, with Pillow alone: a point with its interval for each system and column."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..plotting import COLOURS, FAINT, FINE, INK, PAPER, ticks
 from .comparison import AVERAGES, Column, Table
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 900, 270, 30, 20, 50  # of the picture and its margins, in pixels
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 900, 270, 30, 20, 50  # of the image and its margins, in pixels
 STEP, GAP = 20, 18  # between systems, and between columns
 
 

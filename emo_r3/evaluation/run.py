@@ -4,8 +4,8 @@ Answers are made in batches that never change: a batch is written as one line wh
 not items, and what a kill cut short is made again whole. So a resumed run, or one of many processes, computes the same
 numbers to the last bit.
 
-A row is final where there is an answer, or a picture that can't be read, or that a server refuses. Where a server
-failed (time-outs, 429, 500 ..), or refused every picture, there are no results: the same command asks for those rows
+A row is final where there is an answer, or an image that can't be read, or that a server refuses. Where a server
+failed (time-outs, 429, 500 ..), or refused every image, there are no results: the same command asks for those rows
 again, and for no others.
 """
 
@@ -52,7 +52,7 @@ VERSIONS = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 """Libraries whose version can change a number."""
 
 SERVER_FAILURES = 20
-"""So many pictures without an answer in a row end a run: the server is down."""
+"""So many images without an answer in a row end a run: the server is down."""
 
 Batches = Iterator[tuple[int, list[Row]]]
 """Number and rows of each batch as it is done."""
@@ -209,7 +209,7 @@ def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[st
 
 
 def _load_endpoint(asked: Evaluation) -> tuple[Engine, dict[str, Any]]:
-    """A server's model, asked about as many pictures at once as are in a batch."""
+    """A server's model, asked about as many images at once as are in a batch."""
     given = {"--revision": asked.revision, "--dtype": asked.dtype, "--faithfulness": asked.faithfulness}
     given |= {"--method sepm": asked.method == "sepm", "--decoding constrained": asked.decoding == "constrained"}
     if wrong := [name for name, value in given.items() if value]:
@@ -282,7 +282,7 @@ def _do(
             failures = failures + 1 if row.get("unanswered") == FAILED else 0
             if failures == SERVER_FAILURES:
                 raise EndpointError(
-                    f"{failures} pictures in a row without an answer, the last because of {row['error']}; what is "
+                    f"{failures} images in a row without an answer, the last because of {row['error']}; what is "
                     "done is kept, the same command goes on from there"
                 )
     except KeyboardInterrupt:
@@ -301,7 +301,7 @@ def _check_answered(journal: Journal) -> None:
     rows, kept = journal.read(), journal.kept()
     if again := [row for key in rows for row, mine in zip(rows[key], kept[key], strict=True) if mine is None]:
         raise EndpointError(
-            f"{len(again)} of {sum(map(len, rows.values()))} pictures have no answer, so there are no results yet; "
+            f"{len(again)} of {sum(map(len, rows.values()))} images have no answer, so there are no results yet; "
             f"the same command asks about them again. The first: {again[0]['error']}"
         )
 

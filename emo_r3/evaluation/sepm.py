@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, repeat_kv
 
 from ..errors import CheckpointError, EmoR3Error, ImageError
-from ..images.loading import LoadedImage, fit_picture, load_image, source_name
+from ..images.loading import LoadedImage, fit_image, load_image, source_name
 from ..inference.engine import not_finite
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet, label_key, resolve_labels
@@ -36,7 +36,7 @@ from ..models.turns import turns_of
 from ..results import EmotionResult
 
 PRESETS: dict[str, tuple[float, float]] = {"paper": (0.632, 0.2), "code": (0.447, 0.1)}
-"""Difference of the two probabilities below which a picture is ambiguous, and share of visual tokens to drop."""
+"""Difference of the two probabilities below which an image is ambiguous, and share of visual tokens to drop."""
 
 # Not in `prompts.toml`: they belong to a baseline that is never trained, so no checkpoint carries them. The question
 # for the label is the prompt `direct` of the pipeline, like that of the other methods.
@@ -63,7 +63,7 @@ class Look:
     attention: Tensor
 
     def polarity(self, threshold: float) -> str | None:
-        """`"positive"` or `"negative"`; `None` for a picture that is ambiguous."""
+        """`"positive"` or `"negative"`; `None` for an image that is ambiguous."""
         if abs(self.positive - self.negative) < threshold:
             return None
         return "positive" if self.positive > self.negative else "negative"
@@ -72,9 +72,9 @@ class Look:
 class SepmPipeline:
     """Answers as SEPM does, with the model of a pipeline.
 
-    Both stages share what the vision tower made of the picture. Dropped tokens are left out before the language
+    Both stages share what the vision tower made of the image. Dropped tokens are left out before the language
     model's first layer. All others, the text's too, keep the M-RoPE positions that they would have if nothing had been
-    dropped: a visual token's position is its place in the picture's grid, so renumbering would move what is seen, and
+    dropped: a visual token's position is its place in the image's grid, so renumbering would move what is seen, and
     text that moved closer would change for a second reason than what is missing.
 
     Labels have the polarity of their `LabelSet`, else that of their valence (`AFFECT`); a label with neither, such as
@@ -93,7 +93,7 @@ class SepmPipeline:
 
     ```python
     >>> sepm = SepmPipeline(EmoR3Pipeline.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct"))
-    >>> [result.label for result in sepm(["picture.png"], labels="emotion6")]
+    >>> [result.label for result in sepm(["image.png"], labels="emotion6")]
     ```
     """
 
@@ -115,13 +115,13 @@ class SepmPipeline:
         on_error: Literal["raise", "return"] = "raise",
         allow_private_hosts: bool = False,
     ) -> Iterator[EmotionResult]:
-        r"""Reads the emotion of pictures, one by one.
+        r"""Reads the emotion of images, one by one.
 
         Args:
-            images (`Iterable`): pictures, each as [`EmoR3Pipeline`] takes it.
+            images (`Iterable`): images, each as [`EmoR3Pipeline`] takes it.
             labels (`LabelSet`, `list[str]` or `str`, *optional*): to choose from; the checkpoint's unless given.
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` gives a result with `error` set for a
-                picture that can't be read.
+                image that can't be read.
             allow_private_hosts (`bool`, *optional*, defaults to `False`): fetch URLs of private networks too.
 
         Returns:
@@ -130,25 +130,25 @@ class SepmPipeline:
             dropped tokens.
 
         Raises:
-            [`ImageError`]: a picture can't be read.
+            [`ImageError`]: an image can't be read.
         """
         label_set = self.pipe.info.label_set if labels is None else resolve_labels(labels)
         for source in images:
             try:
-                picture = load_image(source, allow_private_hosts=allow_private_hosts)
+                loaded = load_image(source, allow_private_hosts=allow_private_hosts)
             except ImageError as error:
                 if on_error == "raise":
                     raise
                 yield EmotionResult(image=source_name(source), error=str(error))
             else:
                 with turns_of(self.pipe.model).turn():
-                    result = self._result(fit_picture(picture, self.pipe.info.square), label_set)
+                    result = self._result(fit_image(loaded, self.pipe.info.square), label_set)
                 yield result
 
     @torch.no_grad()
-    def _result(self, picture: LoadedImage, labels: LabelSet) -> EmotionResult:
+    def _result(self, loaded: LoadedImage, labels: LabelSet) -> EmotionResult:
         info = self.pipe.info
-        asked = Pictured(self.pipe, picture, f"{FOCUS}. {POLARITY}")
+        asked = EncodedImage(self.pipe, loaded, f"{FOCUS}. {POLARITY}")
         look = asked.look(self._options)
         polarity = look.polarity(self.threshold)
         options = options_of(labels, polarity)
@@ -159,9 +159,9 @@ class SepmPipeline:
         log_probs, _ = score_labels(cached, [0], [cached.tokens[0]], trie)
         if not log_probs.isfinite().all():
             raise not_finite(self.pipe.name, self.pipe.model)
-        shares = dict(zip(options, log_probs[0].double().softmax(-1).tolist(), strict=True))
-        probabilities = {label: shares.get(label, 0.0) for label in labels.labels}
-        label = max(shares, key=lambda label: shares[label])
+        by_option = dict(zip(options, log_probs[0].double().softmax(-1).tolist(), strict=True))
+        probabilities = {label: by_option.get(label, 0.0) for label in labels.labels}
+        label = max(by_option, key=lambda label: by_option[label])
         affect = expected_affect(probabilities)
         read = f"A {look.positive:.3f}, B {look.negative:.3f}"
         notes = (
@@ -169,35 +169,35 @@ class SepmPipeline:
             f"dropped {len(dropped)} of {len(look.attention)} visual tokens",
         )
         return EmotionResult(
-            image=picture.name,
+            image=loaded.name,
             label=label,
             probabilities=probabilities,
             valence=affect.valence if affect else None,
             arousal=affect.arousal if affect else None,
             text=f"{BOX}{label}}}",
-            notes=picture.notes + notes,
+            notes=loaded.notes + notes,
             method="sepm",
             prompt_version=info.prompts.version,
             model=self.pipe.name,
         )
 
 
-class Pictured:
-    """A picture that the vision tower has seen once, to be asked about with all of its tokens and with some.
+class EncodedImage:
+    """An image that the vision tower has seen once, to be asked about with all of its tokens and with some.
 
     Args:
         pipe ([`EmoR3Pipeline`]): model and processor.
-        picture (`LoadedImage`): the picture.
+        loaded (`LoadedImage`): the image.
         question (`str`): the first question about it, with the words `FOCUS` in it.
     """
 
-    def __init__(self, pipe: EmoR3Pipeline, picture: LoadedImage, question: str) -> None:
+    def __init__(self, pipe: EmoR3Pipeline, loaded: LoadedImage, question: str) -> None:
         self.model: Any = pipe.model
         self.processor: Any = pipe.processor
         self.prompt = render_prompt(pipe.processor, question, with_image=True)
         inputs = self.processor(
             text=[self.prompt],
-            images=[[picture.image]],
+            images=[[loaded.image]],
             add_special_tokens=adds_special_tokens(pipe.processor, self.prompt),
             return_tensors="pt",
         ).to(input_device(self.model), dtype=self.model.dtype)
@@ -282,7 +282,7 @@ def visual_attention(
     """How much some words of a prompt attend to its visual tokens: the mean over the words and the layer's heads.
 
     It is computed from the layer's own projections, for these words only: asking the model for its attention would
-    keep the whole matrix of each layer, a gigabyte for a large picture.
+    keep the whole matrix of each layer, a gigabyte for a large image.
 
     Args:
         layer (`Qwen2_5_VLAttention`): the attention of the last layer.

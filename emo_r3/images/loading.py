@@ -1,4 +1,4 @@
-"""Any picture that a caller may hold, as an RGB PIL image; or one clear line on why that can't be."""
+"""Any image that a caller may hold, as an RGB PIL image; or one clear line on why that can't be."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _TURNS = {
 }
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _SAVE = ", which is not read; save it as PNG or JPEG"
-_FRAME = "a video, not a picture; save a frame of it as PNG or JPEG"
+_FRAME = "a video, not an image; save a frame of it as PNG or JPEG"
 _RARE = "not a readable image: {} of a rare kind, or damaged; save it as PNG or JPEG"
 # What else is often called .jpg or .png, by what stands at an offset. The last are of kinds that Pillow reads, but not
 # in every variety.
@@ -55,15 +55,15 @@ _SIGNATURES = (
     (0, b"%PDF-", "a PDF document" + _SAVE),
     (0, b"%!PS", "a PostScript document" + _SAVE),
     (0, b"8BPS", "a Photoshop document" + _SAVE),
-    (0, b"\xff\x0a", "a JPEG XL picture" + _SAVE),
-    (4, b"JXL ", "a JPEG XL picture" + _SAVE),
-    (4, b"jP  ", "a JPEG 2000 picture" + _SAVE),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 picture" + _SAVE),
+    (0, b"\xff\x0a", "a JPEG XL image" + _SAVE),
+    (4, b"JXL ", "a JPEG XL image" + _SAVE),
+    (4, b"jP  ", "a JPEG 2000 image" + _SAVE),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image" + _SAVE),
     (0, b"\0\0\1\0", "an icon" + _SAVE),
-    (128, b"DICM", "a DICOM picture" + _SAVE),
+    (128, b"DICM", "a DICOM image" + _SAVE),
     (0, b"\x1a\x45\xdf\xa3", _FRAME),
     (8, b"AVI ", _FRAME),
-    (0, b"PK\3\4", "an archive or an office document, not an image; take the picture out of it"),
+    (0, b"PK\3\4", "an archive or an office document, not an image; take the image out of it"),
     (0, b"\x1f\x8b", "an archive, not an image; unpack it"),
     (0, b"\xff\xd8\xff", _RARE.format("JPEG")),
     (0, b"\x89PNG", _RARE.format("PNG")),
@@ -79,10 +79,10 @@ _warnings_lock = threading.Lock()
 @dataclass(frozen=True)
 class LoadedImage:
     """
-    A picture that is ready for a processor.
+    An image that is ready for a processor.
 
     Args:
-        image (`PIL.Image.Image`): the decoded picture, mode RGB, upright.
+        image (`PIL.Image.Image`): the decoded image, mode RGB, upright.
         name (`str`): what to call it in messages and rows: its path, its URL without the query, or its type.
         notes (`tuple[str, ...]`): what was done to it: "first frame of 12", "first of several pages",
             "rotated by EXIF", "flattened on white", "16-bit scaled".
@@ -102,14 +102,14 @@ def load_image(
     allow_private_hosts: bool = False,
 ) -> LoadedImage:
     """
-    Reads one picture from wherever it is and makes it RGB.
+    Reads one image from wherever it is and makes it RGB.
 
     Args:
         source (`str`, `os.PathLike`, `PIL.Image.Image`, `bytes`, `np.ndarray`, file or `dict`): a path, an http(s) or
             `data:` URL, an image (taken at its current frame), the bytes of an image file, a file opened in binary
             mode (`BytesIO` too; read from its start), an array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
             holding `uint8`, `uint16`, `bool` or floats in [0, 1], an undecoded row of a `datasets` image column,
-            `{"bytes": ..., "path": ...}`, or a row of a data set with such a picture in its column `image`.
+            `{"bytes": ..., "path": ...}`, or a row of a data set with such an image in its column `image`.
         max_bytes (`int`, *optional*, defaults to `67108864`): the largest file or download to read.
         max_pixels (`int`, *optional*, defaults to `67108864`): the most pixels to decode; the header is asked first.
             Above twice `PIL.Image.MAX_IMAGE_PIXELS` (178,956,970), Pillow's own limit has to be raised too.
@@ -117,7 +117,7 @@ def load_image(
         allow_private_hosts (`bool`, *optional*, defaults to `False`): fetch URLs of private networks too.
 
     Returns:
-        [`LoadedImage`]: the picture, its name and what was done to it.
+        [`LoadedImage`]: the image, its name and what was done to it.
 
     Raises:
         [`ImageError`]: one line with the name of the source, what is wrong and what to do.
@@ -136,7 +136,7 @@ def load_image(
         name, data = source.get("path"), source.get("bytes")
         if name is None and data is None:
             columns = _one_line(", ".join(map(str, source)) or "none")
-            raise ImageError(f"row with the columns {columns}: no 'image', 'bytes' or 'path' in it; give the picture")
+            raise ImageError(f"row with the columns {columns}: no 'image', 'bytes' or 'path' in it; give the image")
         source = name if data is None else data
     if isinstance(source, Image.Image):
         return _finish(source, _one_line(getattr(source, "filename", "") or "PIL image"), max_pixels)
@@ -159,7 +159,7 @@ def load_image(
 
 
 def is_file(source: Any) -> bool:
-    """Whether this is an open file or something like it, and not a collection of pictures or of lines."""
+    """Whether this is an open file or something like it, and not a collection of images or of lines."""
     return callable(getattr(source, "read", None))
 
 
@@ -177,7 +177,7 @@ def source_name(source: Any) -> str:
 
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
     """
-    Lists the pictures of files, URLs and folders, in a fixed order and each once.
+    Lists the images of files, URLs and folders, in a fixed order and each once.
 
     Args:
         paths (`str`, `os.PathLike` or an iterable of them): a folder stands for all files in and under it that have
@@ -188,7 +188,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         `list[str]`: the paths.
 
     Raises:
-        [`ImageError`]: if a folder can't be read or holds no picture.
+        [`ImageError`]: if a folder can't be read or holds no image.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
@@ -248,7 +248,7 @@ def _read_open_file(file: Any, max_bytes: int) -> bytes:
         if isinstance(file, io.TextIOBase):
             raise ImageError(f"{name}: opened as text; open it with mode 'rb'")
         if callable(getattr(file, "seekable", None)) and file.seekable():
-            file.seek(0)  # whoever has just saved a picture into it stands at its end
+            file.seek(0)  # whoever has just saved an image into it stands at its end
         data = b""
         while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
             data += more
@@ -270,7 +270,7 @@ def _read_data_url(url: str, max_bytes: int) -> bytes:
         joined = b"".join(data.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
         return base64.b64decode(joined + b"=" * (-len(joined) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageError("data URL: not base64, or cut short; encode the picture again") from error
+        raise ImageError("data URL: not base64, or cut short; encode the image again") from error
 
 
 def _decode(data: bytes, name: str, max_bytes: int, max_pixels: int) -> LoadedImage:
@@ -311,7 +311,7 @@ def _scans(data: bytes) -> int:
 
 def _frame_note(image: Image.Image) -> str | None:
     if image.format == "MPO" or not getattr(image, "is_animated", False):
-        return None  # the further pictures of an MPO, as phones write it, are previews and depth maps
+        return None  # the further images of an MPO, as phones write it, are previews and depth maps
     if image.format == "TIFF":  # counting pages takes quadratic time, which a hostile file can use
         return "first of several pages"
     return f"first frame of {getattr(image, 'n_frames', 1)}"
@@ -469,14 +469,14 @@ MAX_SQUARE = 2048
 GREY = (127, 127, 127)
 
 
-def fit_picture(picture: LoadedImage, square: bool = False) -> LoadedImage:
-    """Brings a picture into a shape that any processor takes, and notes it: not too narrow, not tiny.
+def fit_image(loaded: LoadedImage, square: bool = False) -> LoadedImage:
+    """Brings an image into a shape that any processor takes, and notes it: not too narrow, not tiny.
 
     Args:
-        picture (`LoadedImage`): the picture.
+        loaded (`LoadedImage`): the image.
         square (`bool`, *optional*, defaults to `False`): pad to a square.
     """
-    image, notes = picture.image, list(picture.notes)
+    image, notes = loaded.image, list(loaded.notes)
     if square and max(image.size) > MAX_SQUARE:
         large = image.size
         factor = MAX_SQUARE / max(large)
@@ -495,4 +495,4 @@ def fit_picture(picture: LoadedImage, square: bool = False) -> LoadedImage:
         small = image.size
         image = image.resize((small[0] * factor, small[1] * factor), Image.Resampling.NEAREST)
         notes.append(f"enlarged from {small[0]}x{small[1]} to {image.width}x{image.height}")
-    return LoadedImage(image, picture.name, tuple(notes))
+    return LoadedImage(image, loaded.name, tuple(notes))

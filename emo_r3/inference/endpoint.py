@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import EmoR3Error, ImageError
 from ..images.download import TEMPORARY, public_name, retry_seconds
-from ..images.loading import LoadedImage, fit_picture, load_image, source_name
+from ..images.loading import LoadedImage, fit_image, load_image, source_name
 from ..labels import LabelSet, resolve_labels
 from ..lexicon import expected_affect
 from ..models.checkpoint import CheckpointInfo
@@ -31,7 +31,7 @@ from ..parsing import parse_completion
 from ..prompts import Method
 from ..results import EmotionResult
 from .endpoint_reply import Reply, label_shares, read_reply
-from .engine import picture_digest, sampling_seed
+from .engine import image_digest, sampling_seed
 from .options import check_on_error, check_temperature, positive, whole_number
 from .pipeline import one_or_many
 
@@ -39,7 +39,7 @@ TOKEN_VARIABLE = "EMO_R3_ENDPOINT_TOKEN"
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between the attempts at one answer, unless the server asks for more."""
 TOP_TOKENS = 20  # the most that OpenAI's API and vLLM give
-# These say that the address, the token or the model's name is wrong: no picture will fare better.
+# These say that the address, the token or the model's name is wrong: no image will fare better.
 _USELESS = frozenset({401, 402, 403, 404, 405})
 
 
@@ -48,15 +48,15 @@ class EndpointError(EmoR3Error):
 
 
 class Unanswered(EmotionResult):
-    """No answer to a picture, because the server failed: it may answer another time."""
+    """No answer to an image, because the server failed: it may answer another time."""
 
 
 class Refused(Unanswered):
-    """No answer to a picture, because the server answered that it can't use this request."""
+    """No answer to an image, because the server answered that it can't use this request."""
 
 
 class _NoAnswer(EndpointError):
-    """No answer for one picture; others may have one."""
+    """No answer for one image; others may have one."""
 
     def __init__(self, message: str, result: type[Unanswered] = Unanswered) -> None:
         super().__init__(message)
@@ -84,7 +84,7 @@ class _Request:
 
 
 class EndpointPipeline:
-    r"""The call of [`EmoR3Pipeline`] on a server: same pictures, same question, same reading of the answer.
+    r"""The call of [`EmoR3Pipeline`] on a server: same images, same question, same reading of the answer.
 
     The server writes as it likes, which is the decoding `"free"`. It uses its own settings for what has no standard
     name; start vLLM with `--generation-config vllm`, or a checkpoint's repetition penalty changes its answers.
@@ -96,7 +96,7 @@ class EndpointPipeline:
             `model` is a folder here too, and else the package's defaults.
         token (`str`, *optional*): sent to the server and never shown; `$EMO_R3_ENDPOINT_TOKEN` unless given. The one
             that is logged in goes to huggingface.co alone.
-        timeout (`float`, *optional*, defaults to 300.0): seconds for one picture, all attempts and pauses included.
+        timeout (`float`, *optional*, defaults to 300.0): seconds for one image, all attempts and pauses included.
             One request gets half of it, so that one that hangs is made again.
         concurrency (`int`, *optional*, defaults to 8): requests under way at once.
 
@@ -107,7 +107,7 @@ class EndpointPipeline:
 
     ```python
     >>> pipe = EmoR3Pipeline.from_endpoint("http://localhost:8000/v1")
-    >>> pipe("picture.png").label
+    >>> pipe("image.png").label
     ```
     """
 
@@ -146,7 +146,7 @@ class EndpointPipeline:
         allow_private_hosts: bool = False,
         **others: Any,
     ) -> Any:
-        """Reads the emotion of pictures.
+        """Reads the emotion of images.
 
         Args:
             images: as [`EmoR3Pipeline`] takes them.
@@ -154,15 +154,15 @@ class EndpointPipeline:
             decoding (`str`, *optional*, defaults to `"free"`): nothing else: a server can't be made to keep a form.
             batch_size (`int`, *optional*): instead of the pipeline's `concurrency`.
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` gives a result with `error` set for a
-                picture that can't be read, or that the server has no answer to. A server that is not there, or that
+                image that can't be read, or that the server has no answer to. A server that is not there, or that
                 refuses the token or the model, is an error all the same.
 
         Returns:
-            `EmotionResult`, `list[EmotionResult]` or `Iterator[EmotionResult]`: in the order of the pictures. Without
+            `EmotionResult`, `list[EmotionResult]` or `Iterator[EmotionResult]`: in the order of the images. Without
             log-probabilities from the server, `probabilities` is empty and a note says so.
 
         Raises:
-            ImageError: a picture can't be read.
+            ImageError: an image can't be read.
             EndpointError: the server gives no answer.
             EmoR3Error: an option can't be used.
         """
@@ -181,7 +181,7 @@ class EndpointPipeline:
         return one_or_many(images, lambda many: self._run(many, request, at_once))
 
     def _run(self, images: Iterable[Any], request: _Request, at_once: int) -> Iterator[EmotionResult]:
-        """Results in order. A slow picture holds up the output, not the requests: those go on for a while."""
+        """Results in order. A slow image holds up the output, not the requests: those go on for a while."""
         waiting: deque[Any] = deque()
         # What the client is without a token would be the one that is logged in, which is not for any server.
         client = AsyncInferenceClient(base_url=self._chat_url, api_key=self._token or "EMPTY")
@@ -201,24 +201,24 @@ class EndpointPipeline:
         name = source_name(source)
         async with turns:
             try:
-                picture, data_url = await asyncio.to_thread(self._picture, source, request.allow_private_hosts)
-                name = picture.name
-                reply = await self._persist(client, name, self._body(data_url, picture, request))
+                loaded, data_url = await asyncio.to_thread(self._image, source, request.allow_private_hosts)
+                name = loaded.name
+                reply = await self._persist(client, name, self._body(data_url, loaded, request))
             except (ImageError, _NoAnswer) as error:
                 if request.on_error == "raise":
                     raise
                 made = error.result if isinstance(error, _NoAnswer) else EmotionResult
                 return made(image=name, error=str(error))
-        return self._result(picture, reply, request)
+        return self._result(loaded, reply, request)
 
-    def _picture(self, source: Any, allow_private_hosts: bool) -> tuple[LoadedImage, str]:
-        """The picture as the local pipeline gives it to a processor, and the same pixels as a data URL."""
-        picture = fit_picture(load_image(source, allow_private_hosts=allow_private_hosts), self.info.square)
+    def _image(self, source: Any, allow_private_hosts: bool) -> tuple[LoadedImage, str]:
+        """The image as the local pipeline gives it to a processor, and the same pixels as a data URL."""
+        loaded = fit_image(load_image(source, allow_private_hosts=allow_private_hosts), self.info.square)
         png = io.BytesIO()
-        picture.image.save(png, "PNG", compress_level=1)
-        return picture, "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
+        loaded.image.save(png, "PNG", compress_level=1)
+        return loaded, "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
 
-    def _body(self, data_url: str, picture: LoadedImage, request: _Request) -> dict[str, Any]:
+    def _body(self, data_url: str, loaded: LoadedImage, request: _Request) -> dict[str, Any]:
         content = [
             {"type": "image_url", "image_url": {"url": data_url}},
             {"type": "text", "text": request.question},
@@ -226,7 +226,7 @@ class EndpointPipeline:
         if request.temperature is None:
             sampling: dict[str, Any] = {"temperature": 0.0}
         else:
-            seed = sampling_seed(request.seed, picture_digest(picture.image), 0) % 2**31
+            seed = sampling_seed(request.seed, image_digest(loaded.image), 0) % 2**31
             sampling = {"temperature": request.temperature, "top_p": 1.0, "seed": seed}
         return {
             "messages": [{"role": "user", "content": content}],
@@ -294,7 +294,7 @@ class EndpointPipeline:
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # the last, of the client, on NaN
             raise _Again("its answer is no chat completion") from None
 
-    def _result(self, picture: LoadedImage, reply: Reply, request: _Request) -> EmotionResult:
+    def _result(self, loaded: LoadedImage, reply: Reply, request: _Request) -> EmotionResult:
         labels = request.labels
         parsed = parse_completion(reply.text, labels, request.method)
         probabilities, notes = label_shares(reply, labels.labels)
@@ -302,7 +302,7 @@ class EndpointPipeline:
             notes = (*notes, f"cut at max_new_tokens={request.max_new_tokens}")
         affect = expected_affect(probabilities)
         return EmotionResult(
-            image=picture.name,
+            image=loaded.name,
             label=parsed.label if parsed.label in labels.labels else None,
             probabilities=probabilities,
             steps=dict(parsed.steps),
@@ -310,7 +310,7 @@ class EndpointPipeline:
             arousal=affect.arousal if affect else None,
             text=reply.text,
             problems=tuple(parsed.problems),
-            notes=picture.notes + notes,
+            notes=loaded.notes + notes,
             method=request.method,
             prompt_version=self.info.prompts.version,
             model=self.name,

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors import CheckpointError, EmoR3Error, ImageError
-from ..images.loading import LoadedImage, fit_picture, load_image, source_name
+from ..images.loading import LoadedImage, fit_image, load_image, source_name
 from ..labels import LabelSet
 from ..lexicon import Affect, expected_affect
 from ..models.checkpoint import CheckpointInfo
@@ -79,23 +79,23 @@ class Request:
 
 @dataclass(frozen=True)
 class Rows:
-    """What one forward takes: a picture, or one of its candidates, to a row."""
+    """What one forward takes: an image, or one of its candidates, to a row."""
 
-    pictures: list[LoadedImage]
+    loaded: list[LoadedImage]
     inputs: BatchFeature
     seeds: list[int]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures in input order with those that failed, and the rows of the others, in parts of `batch_size`."""
+    """Images in input order with those that failed, and the rows of the others, in parts of `batch_size`."""
 
     slots: list[LoadedImage | EmotionResult]
     parts: list[Rows]
 
 
 class Engine:
-    """Runs requests on a model: pictures in, results out.
+    """Runs requests on a model: images in, results out.
 
     Args:
         model (`PreTrainedModel`): the model, in evaluation mode.
@@ -139,20 +139,20 @@ class Engine:
         return input_device(self.model)
 
     def prepare(self, sources: Sequence[Any], request: Request) -> Batch:
-        """Decodes pictures and runs the processor, which together are what the model would wait for."""
+        """Decodes images and runs the processor, which together are what the model would wait for."""
         slots: list[LoadedImage | EmotionResult] = []
         for source in sources:
             try:
-                picture = load_image(source, allow_private_hosts=request.allow_private_hosts)
-                slots.append(fit_picture(picture, self.info.square))
+                loaded = load_image(source, allow_private_hosts=request.allow_private_hosts)
+                slots.append(fit_image(loaded, self.info.square))
             except ImageError as error:
                 slots.append(_failed(source_name(source), error, request))
         parts = self._parts(slots, request)
         too_long = {}
         for part in parts:
-            for picture, tokens in zip(part.pictures, part.inputs["attention_mask"].sum(-1).tolist(), strict=True):
+            for loaded, tokens in zip(part.loaded, part.inputs["attention_mask"].sum(-1).tolist(), strict=True):
                 if self.positions is not None and tokens + request.max_new_tokens > self.positions:
-                    too_long[id(picture)] = tokens
+                    too_long[id(loaded)] = tokens
         if not too_long:
             return Batch(slots, parts)
         for at, slot in enumerate(slots):
@@ -160,7 +160,7 @@ class Engine:
                 tokens = too_long[id(slot)]
                 refusal = ImageError(
                     f"{slot.name}: {tokens:,} tokens with its question, and max_new_tokens={request.max_new_tokens} "
-                    f"are more than the {self.positions:,} positions of {self.name}; use a smaller picture or "
+                    f"are more than the {self.positions:,} positions of {self.name}; use a smaller image or "
                     "max_pixels, fewer labels, or a smaller max_new_tokens"
                 )
                 slots[at] = _failed(slot.name, refusal, request)
@@ -170,22 +170,22 @@ class Engine:
         rows = []
         for slot in slots:
             if isinstance(slot, LoadedImage):
-                digest = "" if request.temperature is None else picture_digest(slot.image)
+                digest = "" if request.temperature is None else image_digest(slot.image)
                 for candidate in range(request.num_candidates):
                     rows.append((slot, sampling_seed(request.seed, digest, candidate)))
         parts = []
         for part in chunks(rows, request.batch_size):
-            inputs = self.encode(request.prompt, [picture.image for picture, _ in part])
-            parts.append(Rows([picture for picture, _ in part], inputs, [seed for _, seed in part]))
+            inputs = self.encode(request.prompt, [loaded.image for loaded, _ in part])
+            parts.append(Rows([loaded for loaded, _ in part], inputs, [seed for _, seed in part]))
         return parts
 
-    def encode(self, prompt: str | Sequence[str], pictures: Sequence[Image.Image]) -> BatchFeature:
-        """The processor's tensors of one prompt about each picture, or of a prompt for each; from any thread."""
-        prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
+    def encode(self, prompt: str | Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
+        """The processor's tensors of one prompt about each image, or of a prompt for each; from any thread."""
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         with self._lock:
             return self._ahead(
                 text=prompts,
-                images=[[picture] for picture in pictures],
+                images=[[image] for image in images],
                 padding=True,
                 padding_side="left",
                 add_special_tokens=adds_special_tokens(self._ahead, prompts[0]),
@@ -227,8 +227,7 @@ class Engine:
                 if not answers:  # it was cancelled
                     return []
                 found = [
-                    self._result(picture, answer, request)
-                    for picture, answer in zip(part.pictures, answers, strict=True)
+                    self._result(loaded, answer, request) for loaded, answer in zip(part.loaded, answers, strict=True)
                 ]
                 results += self._reflect(cached, found, request) if request.reflect else found
         best = iter([_best(candidates) for candidates in chunks(results, request.num_candidates)])
@@ -278,7 +277,7 @@ class Engine:
     def _form(self, request: Request) -> AnswerForm:
         key = (request.method, request.labels.labels)
         if key not in self._forms:
-            if len(self._forms) >= 16:  # a caller with a list per picture must not fill the memory
+            if len(self._forms) >= 16:  # a caller with a list per image must not fill the memory
                 self._forms.clear()
             self._forms[key] = AnswerForm(self.vocabulary, *key)
         return self._forms[key]
@@ -318,12 +317,12 @@ class Engine:
             (mask == 0).sum(-1).tolist(),
             position_offsets(self.model, len(prompts)),
             ends,
-            lambda row, prompt=request.prompt: self.encode(prompt, [part.pictures[row].image]),
+            lambda row, prompt=request.prompt: self.encode(prompt, [part.loaded[row].image]),
             [len(prompt) for prompt in prompts],
             max_rows=request.batch_size,
         )
 
-    def _result(self, picture: LoadedImage, answer: Answer, request: Request) -> EmotionResult:
+    def _result(self, loaded: LoadedImage, answer: Answer, request: Request) -> EmotionResult:
         if not answer.log_probs.isfinite().all():
             raise not_finite(self.name, self.model)
         parsed = parse_completion(answer.text, request.labels, request.method)
@@ -331,7 +330,7 @@ class Engine:
         probabilities = dict(zip(request.labels.labels, shares, strict=True))
         affect = expected_affect(probabilities, self.lexicon)
         return EmotionResult(
-            image=picture.name,
+            image=loaded.name,
             label=parsed.label if parsed.label in probabilities else None,
             probabilities=probabilities,
             steps=dict(parsed.steps),
@@ -339,7 +338,7 @@ class Engine:
             arousal=affect.arousal if affect else None,
             text=answer.text,
             problems=tuple(parsed.problems),
-            notes=picture.notes + answer.notes,
+            notes=loaded.notes + answer.notes,
             method=request.method,
             prompt_version=self.info.prompts.version,
             model=self.name,
@@ -398,7 +397,7 @@ def _best(candidates: list[EmotionResult]) -> EmotionResult:
 
 
 def _failed(name: str, error: ImageError, request: Request) -> EmotionResult:
-    """The row of a picture that can't be read, if the call wants one."""
+    """The row of an image that can't be read, if the call wants one."""
     if request.on_error == "raise":
         raise error
     return EmotionResult(image=name, error=str(error))
@@ -433,18 +432,18 @@ def not_finite(name: str, model: PreTrainedModel) -> EmoR3Error:
     return EmoR3Error(f"{name} computes no finite numbers in {model.dtype}: load it with dtype='float32'")
 
 
-def picture_digest(image: Image.Image) -> str:
+def image_digest(image: Image.Image) -> str:
     """The same for the same pixels, wherever they come from."""
     return hashlib.blake2b(repr((image.mode, image.size)).encode() + image.tobytes(), digest_size=16).hexdigest()
 
 
-def sampling_seed(seed: int, picture: str, candidate: int) -> int:
-    """Seed of one sample: of the picture's content, not of its place in a list that may be resumed or added to.
+def sampling_seed(seed: int, digest: str, candidate: int) -> int:
+    """Seed of one sample: of the image's content, not of its place in a list that may be resumed or added to.
 
     Args:
         seed (`int`): the call's.
-        picture (`str`): its [`picture_digest`].
+        digest (`str`): its [`image_digest`].
         candidate (`int`): which of its samples.
     """
-    digest = hashlib.blake2b(f"{seed} {picture} {candidate}".encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
+    drawn = hashlib.blake2b(f"{seed} {digest} {candidate}".encode(), digest_size=7).digest()
+    return int.from_bytes(drawn, "big")

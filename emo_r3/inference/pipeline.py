@@ -1,4 +1,4 @@
-"""A picture goes in, structured emotional reasoning comes out."""
+"""An image goes in, structured emotional reasoning comes out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class EmoR3Pipeline:
         model (`PreTrainedModel`): the model, in evaluation mode.
         processor (`ProcessorMixin`): its processor, with a chat template.
         info (`CheckpointInfo`, *optional*): how the model wants to be asked.
-        batch_size (`int`, *optional*, defaults to 8): the most rows (pictures times candidates) in one forward.
+        batch_size (`int`, *optional*, defaults to 8): the most rows (images times candidates) in one forward.
         name (`str`, *optional*): what results call the model.
         lexicon (`dict[str, Affect]`, `str` or `Path`, *optional*): valence and arousal of words, or a file as
             [`~emo_r3.lexicon.load_lexicon`] takes it; the shipped norms unless given.
@@ -52,7 +52,7 @@ class EmoR3Pipeline:
 
     ```python
     >>> pipe = EmoR3Pipeline.from_pretrained()
-    >>> result = pipe("picture.png")
+    >>> result = pipe("image.png")
     >>> result.label, result.step1
     ```
     """
@@ -100,7 +100,7 @@ class EmoR3Pipeline:
             revision (`str`, *optional*): branch, tag or commit of a repository.
             dtype (`str` or `torch.dtype`, *optional*): float32 on a CPU and as saved elsewhere unless given.
             device_map (*optional*): as transformers takes it; the accelerator if there is one unless given.
-            batch_size (`int`, *optional*, defaults to 8): pictures in one forward.
+            batch_size (`int`, *optional*, defaults to 8): images in one forward.
             prompts (`Prompts`, `str` or `Path`, *optional*): prompts, or a TOML file, instead of the checkpoint's own.
             lexicon (`dict[str, Affect]`, `str` or `Path`, *optional*): valence and arousal of words, or a file of
                 them; the shipped norms unless given.
@@ -205,7 +205,7 @@ class EmoR3Pipeline:
         on_error: Literal["raise", "return"] = "raise",
         allow_private_hosts: bool = False,
     ) -> Any:
-        """Reads the emotion of pictures.
+        """Reads the emotion of images.
 
         Args:
             images: a path, URL (`data:` too), PIL image, bytes, array, file opened in binary mode or `datasets` row
@@ -217,26 +217,26 @@ class EmoR3Pipeline:
             decoding (`str`, *optional*, defaults to `"constrained"`): `"constrained"` forces the form, and the most
                 probable label of the list; `"free"` lets the model write, and then reads its distribution at the box
                 that it opened, or at one put at the end of its text.
-            reflect (`bool`, *optional*, defaults to `False`): ask the model whether its text fits the picture and
+            reflect (`bool`, *optional*, defaults to `False`): ask the model whether its text fits the image and
                 which label its text suggests.
             num_candidates (`int`, *optional*, defaults to 1): sample as many answers and return the best by
                 reflection: the well-formed before others, then by `score`.
             max_new_tokens (`int`, *optional*, defaults to 512): budget of an answer.
             temperature (`float`, *optional*): of sampling; greedy unless given, 1.0 if there are several candidates.
-            seed (`int`, *optional*, defaults to 0): of sampling. A picture's samples depend on this and on its pixels
-                alone, not on the batch size, its place or the other pictures: a resumed run draws the same ones, and
-                so do two copies of one picture.
+            seed (`int`, *optional*, defaults to 0): of sampling. An image's samples depend on this and on its pixels
+                alone, not on the batch size, its place or the other images: a resumed run draws the same ones, and
+                so do two copies of one image.
             batch_size (`int`, *optional*): instead of the pipeline's; fewer rows at once than `num_candidates` take
                 several forwards.
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` gives a result with `error` set for a
-                picture that can't be read, and goes on.
+                image that can't be read, and goes on.
             allow_private_hosts (`bool`, *optional*, defaults to `False`): fetch URLs of private networks too.
 
         Returns:
-            `EmotionResult`, `list[EmotionResult]` or `Iterator[EmotionResult]`: in the order of the pictures.
+            `EmotionResult`, `list[EmotionResult]` or `Iterator[EmotionResult]`: in the order of the images.
 
         Raises:
-            ImageError: a picture can't be read.
+            ImageError: an image can't be read.
             EmoR3Error: an option can't be used.
         """
         request = self._request(
@@ -268,10 +268,10 @@ class EmoR3Pipeline:
         allow_private_hosts: bool = False,
         **others: Any,
     ) -> Iterator[StreamEvent]:
-        """Yields the answer for one picture as it grows, then the result.
+        """Yields the answer for one image as it grows, then the result.
 
         Args:
-            image: one picture, as the call takes it.
+            image: one image, as the call takes it.
             labels, method, decoding, reflect, max_new_tokens, temperature, seed, allow_private_hosts: of the call.
 
         Returns:
@@ -279,7 +279,7 @@ class EmoR3Pipeline:
             iterator stops the model.
 
         Raises:
-            ImageError: the picture can't be read.
+            ImageError: the image can't be read.
             EmoR3Error: an option can't be used, or is one that a stream doesn't have.
         """
         if others:
@@ -363,7 +363,7 @@ class EmoR3Pipeline:
 
 
 def one_or_many(images: Any, run: Callable[[Iterable[Any]], Iterator[EmotionResult]]) -> Any:
-    """The results in the form of `images`: one picture gives one, a list or tuple a list, all else an iterator."""
+    """The results in the form of `images`: one image gives one, a list or tuple a list, all else an iterator."""
     one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Mapping)
     if isinstance(images, one) or is_file(images):
         [result] = run([images])
@@ -371,5 +371,5 @@ def one_or_many(images: Any, run: Callable[[Iterable[Any]], Iterator[EmotionResu
     if isinstance(images, (list, tuple)):
         return list(run(images))
     if not isinstance(images, Iterable) and not hasattr(images, "__getitem__"):
-        raise ImageError(f"{type(images).__name__} is no picture: give a path, URL, PIL image, bytes, array, or many")
+        raise ImageError(f"{type(images).__name__} is no image: give a path, URL, PIL image, bytes, array, or many")
     return run(images)

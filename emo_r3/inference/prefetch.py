@@ -1,4 +1,4 @@
-"""Pictures made ready for a model, on a thread that works ahead of it."""
+"""Images made ready for a model, on a thread that works ahead of it."""
 
 from __future__ import annotations
 

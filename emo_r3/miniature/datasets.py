@@ -63,7 +63,7 @@ needs no download. Nothing learned here carries over to photographs.
 
 Each scene holds things that move a viewer, such as a spider or a birthday cake. Its {ANNOTATORS} annotators disagree
 as people do: `distribution` is how they voted, and `label` is what one of them said, so that no model is always
-right. `scene` tells the facts of the picture, against which a description can be checked.""",
+right. `scene` tells the facts of the image, against which a description can be checked.""",
         labels=labels,
         columns={
             "valence": Column("float64", "of the scene, 1 (negative) to 9 (positive)"),
@@ -77,7 +77,7 @@ right. `scene` tells the facts of the picture, against which a description can b
         },
         license="apache-2.0",
         terms="Made by the package `emo_r3` and free like it: Apache License 2.0.",
-        obtain=f"""There are none: `emo-r3 miniature dataset {name} --output DIR` draws the same pictures
+        obtain=f"""There are none: `emo-r3 miniature dataset {name} --output DIR` draws the same images
 again, or more of them.""",
         citation="""@software{emo_r3,
   title = {emo_r3: explainable emotion recognition},
@@ -138,7 +138,7 @@ def drawn_if_ours(name: str) -> str:
 
 
 def read_scenes(rows: Dataset) -> list[world.Scene] | None:
-    """What is in each picture, if these are rows of the miniature: each has a `scene` that its world knows."""
+    """What is in each image, if these are rows of the miniature: each has a `scene` that its world knows."""
     if "scene" not in rows.column_names:
         return None
     try:

@@ -12,7 +12,7 @@ from .sprites import GAY, SPRITES, Pen
 from .world import TRIGGERS, Scene
 
 SIZE = 96
-"""Side of a picture, in pixels."""
+"""Side of an image, in pixels."""
 _CANVAS = 2 * SIZE  # drawn twice as large and reduced, which smooths the edges
 
 _SKIES = {
@@ -49,7 +49,7 @@ def render_with_boxes(scene: Scene, masked: frozenset[str] = frozenset()) -> tup
         masked: contents to leave out; everything else stays where it was, to the pixel as far as it isn't covered.
 
     Returns:
-        The picture, and a box (left, top, right, bottom) in its pixels for each of the contents.
+        The image, and a box (left, top, right, bottom) in its pixels for each of the contents.
     """
     rng = np.random.default_rng(scene.seed)
     image = _sky(scene, rng, masked)
@@ -94,7 +94,7 @@ def _draw_objects(scene: Scene, pen: Pen, masked: frozenset[str]) -> dict[str, B
         pen.place(x, y, size, mirrored=rng.random() < 0.5, angle=rng.uniform(-0.05, 0.05))
         with pen.hidden(name in masked):
             SPRITES[name](pen)
-        half = 2.0  # canvas pixels per picture pixel
+        half = 2.0  # canvas pixels per image pixel
         boxes[name] = ((x - size) / half, (y - size) / half, (x + size) / half, (y + size) / half)
     return boxes
 
@@ -221,7 +221,7 @@ _OVERLAYS = {"rain": _rain, "confetti": _confetti, "fireworks": _fireworks}
 
 @cache
 def _textures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Grain, blotches and paper, each (2 * SIZE, 2 * SIZE, 1): cut at a random place for every picture."""
+    """Grain, blotches and paper, each (2 * SIZE, 2 * SIZE, 1): cut at a random place for every image."""
     rng = np.random.default_rng(0)
     side = 2 * SIZE
     grain = rng.standard_normal((side, side, 1), dtype=np.float32)

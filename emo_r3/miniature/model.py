@@ -16,7 +16,7 @@ from .drawing import SIZE
 
 PATCH, MERGE = 12, 2
 GRID = SIZE // PATCH // MERGE
-"""Side of the grid of image tokens: a picture becomes `GRID` x `GRID` of them."""
+"""Side of the grid of image tokens: an image becomes `GRID` x `GRID` of them."""
 
 END_OF_TEXT, TURN, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"

@@ -13,7 +13,7 @@ from .drawing import render
 
 
 def draw(args: argparse.Namespace) -> None:
-    """The pictures and `scenes.jsonl`."""
+    """The images and `scenes.jsonl`."""
     rng = np.random.default_rng(args.seed)
     rows = []
     for index in range(args.count):

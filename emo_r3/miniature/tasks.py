@@ -27,7 +27,7 @@ CONCEPTS: dict[str, tuple[str, ...]] = (
 CONCEPT_NAMES = tuple(CONCEPTS)
 
 
-class Pictures:
+class ImagePool:
     """A pool of drawn scenes that is slowly replaced, so that pixels are drawn once and used a few times.
 
     Args:
@@ -99,14 +99,14 @@ class Questions:
     Args:
         tokenizer: the miniature's.
         prompts: the questions.
-        pictures: the pool of scenes.
+        images: the pool of scenes.
         rng: source of every choice.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, prompts: Prompts, pictures: Pictures, rng: np.random.Generator
+        self, tokenizer: PreTrainedTokenizerFast, prompts: Prompts, images: ImagePool, rng: np.random.Generator
     ) -> None:
-        self.tokenizer, self.prompts, self.pictures, self.rng = tokenizer, prompts, pictures, rng
+        self.tokenizer, self.prompts, self.images, self.rng = tokenizer, prompts, images, rng
         self.encode = lru_cache(50_000)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         self.concept = torch.full((len(tokenizer),), -1)
         for index, name in enumerate(CONCEPT_NAMES):
@@ -115,13 +115,13 @@ class Questions:
 
     def batch(self, task: str, count: int) -> dict[str, Any]:
         """A batch of one task: `see`, `set`, `think`, `direct`, `consistency` or `coherence`."""
-        chosen = self.pictures.sample(count)
+        chosen = self.images.sample(count)
         batch: dict[str, Any] = {"task": task}
         if task != "coherence":
-            batch |= {"pixel_values": to_patches(self.pictures.pixels[chosen]), "tags": self.pictures.tags[chosen]}
+            batch |= {"pixel_values": to_patches(self.images.pixels[chosen]), "tags": self.images.tags[chosen]}
         if task == "see":
             return batch
-        pairs = [getattr(self, task)(self.pictures.scenes[index]) for index in chosen]
+        pairs = [getattr(self, task)(self.images.scenes[index]) for index in chosen]
         image = "" if task == "coherence" else VISION_START + IMAGE * TOKENS + VISION_END
         rows = []
         for question, reply in pairs:
@@ -166,7 +166,7 @@ class Questions:
                 contents.pop(self.rng.integers(len(contents)))
             return self.prompts.consistency_question(world.describe(scene, self.rng, contents)), "Yes"
         kind = self.rng.random()
-        other = self.pictures.scenes[self.rng.integers(len(self.pictures.scenes))]
+        other = self.images.scenes[self.rng.integers(len(self.images.scenes))]
         if kind < 0.25 and not set(other.triggers) <= set(scene.triggers):
             text = world.describe(other, self.rng)
         elif kind < 0.5:
@@ -182,13 +182,13 @@ class Questions:
 
 
 def positions(ids: Tensor, image: bool, tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """M-RoPE positions of right-padded rows that all hold their picture at the same place: (3, rows, length)."""
+    """M-RoPE positions of right-padded rows that all hold their image at the same place: (3, rows, length)."""
     rows, length = ids.shape
     if not image:
         return torch.arange(length).expand(3, rows, length)
     start = ids[0].tolist().index(tokenizer.convert_tokens_to_ids(IMAGE))
     down, across = torch.arange(GRID).repeat_interleave(GRID), torch.arange(GRID).repeat(GRID)
-    picture = torch.stack([torch.zeros(TOKENS, dtype=torch.long), down, across]) + start
+    grid = torch.stack([torch.zeros(TOKENS, dtype=torch.long), down, across]) + start
     after = torch.arange(length - start - TOKENS) + start + GRID
-    parts = [torch.arange(start).expand(3, -1), picture, after.expand(3, -1)]
+    parts = [torch.arange(start).expand(3, -1), grid, after.expand(3, -1)]
     return torch.cat(parts, 1)[:, None].expand(3, rows, length)

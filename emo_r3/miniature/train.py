@@ -3,7 +3,7 @@
 Two stages. First the vision tower learns to see: each of the 4 x 4 image tokens must tell which things lie under it,
 by its similarity to the language model's own embeddings of the words for them. Then everything is trained on questions
 and answers. Yes / No about a text is learned through a second, dense signal: at each word that names a thing, a
-throw-away read-out of a middle layer must tell whether the thing is in the picture, so that the answer only collects.
+throw-away read-out of a middle layer must tell whether the thing is in the image, so that the answer only collects.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from ..models.checkpoint import CheckpointInfo, save_checkpoint
 from ..prompts import load_prompts
 from . import world
 from .model import GRID, MERGE, PATCH, make_config, make_processor, make_tokenizer
-from .tasks import CONCEPT_NAMES, CONCEPTS, Pictures, Questions, to_patches, word_id
+from .tasks import CONCEPT_NAMES, CONCEPTS, ImagePool, Questions, to_patches, word_id
 
 PROCESSES = 2
 """Two single-threaded processes that average their gradients: faster on two cores than two threads of one process."""
 SEE_STEPS, MIX_STEPS, PEAK = 700, 1800, 1.5e-3
 POOL = 8000
 READ_OUT_LAYER = 3
-"""Index of the layer after which a word must know whether its thing is in the picture."""
+"""Index of the layer after which a word must know whether its thing is in the image."""
 
 
 class Learner(nn.Module):
@@ -117,9 +117,9 @@ class Learner(nn.Module):
 
 @contextmanager
 def fast_vision() -> Iterator[None]:
-    """The same vision tower, computed faster while all pictures of a batch have one size.
+    """The same vision tower, computed faster while all images of a batch have one size.
 
-    The stock attention loops over pictures, and both the 3-D convolution over whole patches (a matrix product) and the
+    The stock attention loops over images, and both the 3-D convolution over whole patches (a matrix product) and the
     fused attention have slow backward passes on a CPU.
     """
     attention, embedding = modeling_qwen2_5_vl.Qwen2_5_VLVisionAttention, modeling_qwen2_5_vl.Qwen2_5_VisionPatchEmbed
@@ -153,7 +153,7 @@ def init_patch_embedding(model: Qwen2_5_VLForConditionalGeneration, pixels: Tens
     weight = model.model.visual.patch_embed.proj.weight
     top = (vectors * (values.clamp(min=0) + 0.01).rsqrt())[:, -len(weight) :].T
     with torch.no_grad():
-        weight.copy_(top.reshape(len(weight), 3, 1, PATCH, PATCH) / 4)  # a quarter: a picture is two equal frames
+        weight.copy_(top.reshape(len(weight), 3, 1, PATCH, PATCH) / 4)  # a quarter: an image is two equal frames
 
 
 def balanced(said: Tensor, truth: Tensor) -> float:
@@ -161,7 +161,7 @@ def balanced(said: Tensor, truth: Tensor) -> float:
     return (said[truth].float().mean() + (~said[~truth]).float().mean()).item() / 2
 
 
-# Share of the batches of each task, and pictures per batch and process.
+# Share of the batches of each task, and images per batch and process.
 MIX = {"set": 0.34, "consistency": 0.42, "coherence": 0.08, "think": 0.06, "direct": 0.06, "see": 0.04}
 ROWS = {"see": 48, "set": 16, "think": 16, "direct": 32, "consistency": 32, "coherence": 32}
 
@@ -188,7 +188,7 @@ def learning_rate(step: int, steps: int) -> float:
 def train_stage(
     name: str, learner: nn.Module, questions: Questions, steps: int, mix: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Runs `steps` updates over batches of the tasks in `mix`: the same in every process, of its own pictures.
+    """Runs `steps` updates over batches of the tasks in `mix`: the same in every process, of its own images.
 
     Returns:
         A row of mean losses and hit rates per hundred steps, as printed by the first process.
@@ -208,7 +208,7 @@ def train_stage(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        questions.pictures.refresh(16)
+        questions.images.refresh(16)
         for key, value in metrics.items():
             sums[key].append(value)
         if (step + 1) % 100 == 0 or step + 1 == steps:
@@ -232,10 +232,10 @@ def work(rank: int, folder: str, seed: int, pool: int, see_steps: int, mix_steps
     # The plain attention: on a CPU the fused one has a slow backward pass.
     model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(tokenizer), attn_implementation="eager")
     rng = np.random.default_rng([seed, rank])
-    pictures = Pictures(pool, rng)
-    init_patch_embedding(model, pictures.pixels[:1000])
+    images = ImagePool(pool, rng)
+    init_patch_embedding(model, images.pixels[:1000])
     learner = DistributedDataParallel(Learner(model, tokenizer), find_unused_parameters=True)
-    questions = Questions(tokenizer, prompts, pictures, rng)
+    questions = Questions(tokenizer, prompts, images, rng)
     with fast_vision():
         rows = train_stage("see", learner, questions, see_steps, {"see": 1.0}) if see_steps else []
         rows += train_stage("mix", learner, questions, mix_steps, MIX) if mix_steps else []

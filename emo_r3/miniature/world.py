@@ -2,7 +2,7 @@
 
 A scene is a handful of facts (triggers, distractors, place, tone, palette, style). Its annotators disagree: each scene
 has a distribution over emotions, mixed from its triggers, and a label is one draw from it. `drawing.py` turns the same
-facts into pixels, so that every statement about a picture can be checked against the truth.
+facts into pixels, so that every statement about an image can be checked against the truth.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Trigger:
     """Something in a scene that can move a viewer.
 
     Args:
-        kind: an `object` stands somewhere, a `scene` is the surroundings, an `overlay` covers the picture.
+        kind: an `object` stands somewhere, a `scene` is the surroundings, an `overlay` covers the image.
         phrases: ways to name it; the first is the commonest.
         words: the words of the phrases that tell it from all other things.
         valence, arousal: in [-1, 1].
@@ -197,7 +197,7 @@ BIAS_DIAL = 1.5
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of one picture. `seed` fixes all that the renderer draws at random (position, jitter, colour)."""
+    """The facts of one image. `seed` fixes all that the renderer draws at random (position, jitter, colour)."""
 
     triggers: tuple[str, ...]
     distractors: tuple[str, ...]

@@ -59,9 +59,9 @@ _COUNTS_LAYERS = re.compile(r"(?:layers|n_layer|depths?|blocks|experts|stages)$"
 _COUNTS_TILES = re.compile(r"(?:patches|tiles|crops|splits)$")
 # Models of which something here would be wrong without a word, by model_type.
 _REFUSED = {
-    "paligemma": "reads a prompt in both directions, so what it remembers of a picture serves one question alone",
-    "mllama": "sees pictures through layers of their own, so its probabilities can't be read off what it remembers",
-    "minicpmv4_6": "answers otherwise about a picture in a batch than about the same picture alone",
+    "paligemma": "reads a prompt in both directions, so what it remembers of an image serves one question alone",
+    "mllama": "sees images through layers of their own, so its probabilities can't be read off what it remembers",
+    "minicpmv4_6": "answers otherwise about an image in a batch than about the same image alone",
 }
 
 _logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class CheckpointInfo:
         label_set (`LabelSet`, *optional*): labels it chooses from by default; EmoSet's eight unless given.
         prompts (`Prompts`, *optional*): the prompts it was trained with; the package's unless given.
         min_pixels, max_pixels (`int`, *optional*): pixel budget of an image (Qwen-VL processors).
-        square (`bool`, *optional*, defaults to `False`): pad pictures to a square first.
+        square (`bool`, *optional*, defaults to `False`): pad images to a square first.
         base_model (`str`, *optional*): repository or folder of the model it was made from.
         base_commit (`str`, *optional*): commit of that repository.
         recipe_hash (`str`, *optional*): hash of the recipe that made it.
@@ -639,7 +639,7 @@ def _load_processor(folder: Path, model_folder: Path) -> ProcessorMixin:
 
 
 def _try_processor(folder: Path, processor: ProcessorMixin) -> None:
-    """Lets the processor read a small picture, so that one which can't is told now."""
+    """Lets the processor read a small image, so that one which can't is told now."""
     for part in (processor, getattr(processor, "image_processor", None)):
         for name, value in vars(part).items() if part is not None else ():
             _check_processor_entry(folder, name, value, hasattr(part, "merge_size"))
@@ -648,7 +648,7 @@ def _try_processor(folder: Path, processor: ProcessorMixin) -> None:
         processor(text=[prompt], images=[[Image.new("RGB", (64, 48))]], return_tensors="pt")
     except Exception as error:  # sizes, means and tokens that don't fit can make it raise anything
         raise CheckpointError(
-            f"{folder}: {type(processor).__name__} can't read a picture with these settings: {first_line(error)}"
+            f"{folder}: {type(processor).__name__} can't read an image with these settings: {first_line(error)}"
         ) from error
 
 

@@ -66,7 +66,7 @@ def check_weights(path: Path) -> None:
 
 
 def check_parquet(path: Path) -> None:
-    """The footer, every row, and the header of every picture in a column of pictures."""
+    """The footer, every row, and the header of every image in a column of images."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -75,20 +75,20 @@ def check_parquet(path: Path) -> None:
     row = 0
     try:
         with pq.ParquetFile(path) as file:
-            pictures = picture_columns(file.schema_arrow.metadata)
+            images = image_columns(file.schema_arrow.metadata)
             for batch in file.iter_batches(_BATCH):
-                for name in pictures:
-                    for number, picture in enumerate(batch.column(name).to_pylist(), row):
-                        if not is_picture(picture):
-                            raise EmoR3Error(f"{path}: {name} of row {number} is no picture: build the dataset again")
+                for name in images:
+                    for number, image in enumerate(batch.column(name).to_pylist(), row):
+                        if not is_image(image):
+                            raise EmoR3Error(f"{path}: {name} of row {number} is no image: build the dataset again")
                 row += batch.num_rows
     except (OSError, KeyError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise EmoR3Error(f"{path} can't be read as Parquet ({reason}): build the dataset again") from None
 
 
-def picture_columns(metadata: Mapping[bytes, bytes] | None) -> list[str]:
-    """The columns that `datasets` decodes as pictures, from what it keeps in the schema."""
+def image_columns(metadata: Mapping[bytes, bytes] | None) -> list[str]:
+    """The columns that `datasets` decodes as images, from what it keeps in the schema."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return [name for name, feature in features.items() if feature.get("_type") == "Image"]
@@ -96,8 +96,8 @@ def picture_columns(metadata: Mapping[bytes, bytes] | None) -> list[str]:
         return []
 
 
-def is_picture(value: Any) -> bool:
-    """Whether a value of a column of pictures holds one, as far as its header tells. A path alone is none."""
+def is_image(value: Any) -> bool:
+    """Whether a value of a column of images holds one, as far as its header tells. A path alone is none."""
     from PIL import Image
 
     try:

@@ -38,7 +38,7 @@ ANSWERS = {
 USAGE = """from emo_r3 import EmoR3Pipeline
 
 pipe = EmoR3Pipeline.from_pretrained("{repo_id}")
-result = pipe("picture.png")
+result = pipe("image.png")
 print(result.label, result.text)"""
 USAGE_OF_ADAPTER = """from pathlib import Path
 
@@ -254,7 +254,7 @@ def render_model_card(facts: ModelFacts) -> str:
     info, base = facts.info, facts.base
     link = f"[{base.name}](/{base.repo_id})" if base.repo_id else base.name
     about = f"Made from {link}" if link else "A model for image and text whose base is not recorded"
-    about += f", for explainable emotion recognition: it looks at a picture, {ANSWERS[info.method]}."
+    about += f", for explainable emotion recognition: it looks at an image, {ANSWERS[info.method]}."
     if facts.is_adapter:
         about += " **This is the LoRA adapter alone**, to be put on its base."
     usage = USAGE_OF_ADAPTER if facts.is_adapter else USAGE
@@ -286,11 +286,11 @@ _ANNOTATORS = """The labels of this field's data sets are those of a
   few annotators each; how the model does for other viewers is not known."""
 _ANNOTATORS_DRAWN = """The labels here are drawn by a program from a made-up
   distribution, and say nothing about people."""
-_CONSENT = """This field's data sets were collected from the web by their makers. Whether those who took the pictures
+_CONSENT = """This field's data sets were collected from the web by their makers. Whether those who took the images
   or are seen in them agreed is not known here: see the data set's own card."""
-_CONSENT_DRAWN_DATA = """The pictures that it was trained on here were drawn by a program and show no person. For those
+_CONSENT_DRAWN_DATA = """The images that it was trained on here were drawn by a program and show no person. For those
   that its base has seen, see the base's card."""
-_CONSENT_DRAWN = "The pictures were drawn by a program and show no person; nobody's consent was needed."
+_CONSENT_DRAWN = "The images were drawn by a program and show no person; nobody's consent was needed."
 _DRAWINGS_ONLY = """- **Drawings only.** The base knows some forty things of a world of small drawings. A photograph
   gets a fluent, confident, wrong answer.
 """
@@ -500,13 +500,13 @@ def _unmeasured(facts: ModelFacts) -> list[str]:
     if not any("calibration" in domain for domain in domains):
         lines.append("Calibration of its probabilities.")
     if not any("grounding" in run.results for run in facts.results):
-        lines.append("Whether what its text names is in the picture.")
+        lines.append("Whether what its text names is in the image.")
     return [
         *lines,
         "Whether its text is the reason for its label.",
         "Differences between viewers: culture, age, gender, language.",
-        "Pictures made to mislead it, pictures of other kinds than its data, languages other than English.",
-        "What it may have kept of its training pictures, and the energy that training took.",
+        "Images made to mislead it, images of other kinds than its data, languages other than English.",
+        "What it may have kept of its training images, and the energy that training took.",
         *([] if facts.run.get("seconds") is not None else ["How long it was trained."]),
     ]
 

@@ -41,7 +41,7 @@ AGAIN = (408, 412, 429, 500, 502, 503, 504)  # HTTP statuses after which a fresh
 # Larger files are sent one by one before the commit, so that an interrupted push finds them on the Hub.
 LARGE = 1_000_000  # bytes
 SAMPLE, ASKED_AT_ONCE = 512, 256  # bytes of a file and files by which the Hub tells how to upload them
-# What can't hold a picture. Parquet is looked into; anything else is taken for one.
+# What can't hold an image. Parquet is looked into; anything else is taken for one.
 TEXT_SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".toml", ".tsv", ".txt", ".yaml", ".yml")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{10,}")
 _NO_WRITE = "your account may not write to {}: use a token with write access, or another namespace"
@@ -74,7 +74,7 @@ class Target:
         repo_id (`str`): `namespace/name`; a new repository is private.
         files (`dict[str, LocalFile]`): what it shall hold, by name.
         public (`bool`, *optional*, defaults to `False`): let everybody read it, also if it was private before.
-        have_rights (`bool`, *optional*, defaults to `False`): confirm the right to pass pictures on. Needed for a
+        have_rights (`bool`, *optional*, defaults to `False`): confirm the right to pass images on. Needed for a
             public data set that holds some, and to open one whose history may.
         tag (`str`, *optional*): a name for this state; a tag is never moved.
         sdk (`str`, *optional*): of a Space.
@@ -158,7 +158,7 @@ def plan(target: Target) -> Plan:
     """What [`push`] would do; changes nothing.
 
     Raises:
-        `EmoR3Error`: the name or the token can't be used, pictures would become public without `have_rights`, the tag
+        `EmoR3Error`: the name or the token can't be used, images would become public without `have_rights`, the tag
             stands for another commit, or the Hub refuses or can't be reached.
     """
     api = open_hub(target.repo_id)
@@ -359,19 +359,19 @@ def tree_of(api: HfApi, target: Target, commit: str) -> dict[str, RepoFile]:
 def check_rights(
     repo_id: str, files: Mapping[str, LocalFile], have_rights: bool, open_to_all: bool, was_private: bool
 ) -> None:
-    """Refuse to show pictures to everybody unless somebody answers for it."""
+    """Refuse to show images to everybody unless somebody answers for it."""
     if have_rights or not open_to_all:
         return
     sources = ((file.name, file.source) for file in files.values())
-    pictures = next((name for name, path in sources if isinstance(path, Path) and may_hold_pictures(path)), None)
-    if pictures:
+    images = next((name for name, path in sources if isinstance(path, Path) and may_hold_images(path)), None)
+    if images:
         raise EmoR3Error(
-            f"{repo_id} would be public and {pictures} holds pictures: push to a private repository, push the index "
-            "without pixels, or confirm with --i-have-the-rights that you may pass the pictures on"
+            f"{repo_id} would be public and {images} holds images: push to a private repository, push the index "
+            "without pixels, or confirm with --i-have-the-rights that you may pass the images on"
         )
     if was_private:
         raise EmoR3Error(
-            f"{repo_id} is private and its history may hold pictures: push to a new repository, or confirm with "
+            f"{repo_id} is private and its history may hold images: push to a new repository, or confirm with "
             "--i-have-the-rights that you may pass on all that it ever held"
         )
 
@@ -390,7 +390,7 @@ def check_write(api: HfApi, todo: Plan) -> None:
         raise EmoR3Error(_NO_WRITE.format(repo_id))
 
 
-def may_hold_pictures(path: Path) -> bool:
+def may_hold_images(path: Path) -> bool:
     """Whether a file may hold pixels: Parquet with a column of bytes, or anything that isn't plainly text."""
     if path.suffix != ".parquet":
         return path.suffix not in TEXT_SUFFIXES

@@ -15,7 +15,7 @@ from ..data.build import import_datasets
 from ..data.examples import row_name
 from ..data.load import to_prompts
 from ..errors import DataError, ImageError, RecipeError
-from ..images.loading import fit_picture, load_image
+from ..images.loading import fit_image, load_image
 from ..models.prefix_cache import adds_special_tokens, render_prompt
 from ..prompts import Method, Prompts
 from .config import RunArguments
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def check_pictures(
+def check_images(
     rows: Dataset,
     run: RunArguments,
     processor: ProcessorMixin,
@@ -34,19 +34,19 @@ def check_pictures(
     process: tuple[int, int] = (0, 1),
 ) -> None:
     """
-    Decodes every picture once, and counts the tokens of its prompt.
+    Decodes every image once, and counts the tokens of its prompt.
 
     Args:
         rows (`Dataset`): of [`~emo_r3.data.examples.load_rows`].
         run (`RunArguments`): with `max_prompt_tokens`.
         processor (`ProcessorMixin`): the model's.
-        question (`str`): what is asked about each picture.
-        square (`bool`, *optional*, defaults to `False`): pad pictures to a square first.
+        question (`str`): what is asked about each image.
+        square (`bool`, *optional*, defaults to `False`): pad images to a square first.
         process (`tuple[int, int]`, *optional*): number of this process, and of all: each looks at its share, and all
             learn of an error.
 
     Raises:
-        [`DataError`]: a picture can't be read, or its prompt is longer than `max_prompt_tokens`; the row is named.
+        [`DataError`]: an image can't be read, or its prompt is longer than `max_prompt_tokens`; the row is named.
     """
     rank, processes = process
     found = _first_fault(rows, range(rank, len(rows), processes), run, processor, question, square)
@@ -62,7 +62,7 @@ def _first_fault(
     lengths: dict[tuple[int, int], int] = {}
     for place in places:
         try:
-            size = open_picture(rows[place]["image"], square).size
+            size = open_image(rows[place]["image"], square).size
         except ImageError as error:
             return f"{row_name(rows, place)}: {error}"
         if run.max_prompt_tokens is None:
@@ -96,11 +96,11 @@ def question_rows(rows: Dataset, method: Method, prompts: Prompts, *, square: bo
         rows (`Dataset`): of [`~emo_r3.data.examples.load_rows`].
         method (`str`): `"set"`, `"think"` or `"direct"`.
         prompts ([`Prompts`]): the questions.
-        square (`bool`, *optional*, defaults to `False`): pad pictures to a square.
+        square (`bool`, *optional*, defaults to `False`): pad images to a square.
     """
 
     def decode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {**batch, "image": [open_picture(image, square) for image in batch["image"]]}
+        return {**batch, "image": [open_image(image, square) for image in batch["image"]]}
 
     return _transformed(to_prompts(rows, method, prompts=prompts), decode)
 
@@ -116,15 +116,15 @@ def label_rows(rows: Dataset, prompts: Prompts, *, square: bool = False) -> Data
         return {
             "prompt": batch["prompt"],
             "completion": [[{"role": "assistant", "content": rf"\boxed{{{label}}}"}] for label in batch["label"]],
-            "images": [[open_picture(image, square)] for image in batch["image"]],
+            "images": [[open_image(image, square)] for image in batch["image"]],
         }
 
     return _transformed(to_prompts(rows, "direct", prompts=prompts), decode)
 
 
-def open_picture(image: Mapping[str, Any], square: bool) -> Image.Image:
-    """The picture of a row, RGB, as the pipeline prepares one; raises `ImageError` if it can't be read."""
-    return fit_picture(load_image(image), square).image
+def open_image(image: Mapping[str, Any], square: bool) -> Image.Image:
+    """The image of a row, RGB, as the pipeline prepares one; raises `ImageError` if it can't be read."""
+    return fit_image(load_image(image), square).image
 
 
 def select_cold_start(rows: Dataset, size: int, selection: str = "balanced", seed: int = 0) -> list[int]:

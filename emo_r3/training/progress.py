@@ -129,7 +129,7 @@ class RunProgress(TrainerCallback):
             raise TrainingError(f"{where}: make room or mend the disk, then run the same command") from error
 
     def _write(self, state: TrainerState) -> None:
-        """Appends the newest row; writes all anew where it has a new column or belongs to the step before."""
+        """Appends the newest row; writes all again where it has a new column or belongs to the step before."""
         row = state.log_history[-1]
         if row["step"] == self._last_step or not set(row) <= set(self._columns):
             self._rewrite(state)

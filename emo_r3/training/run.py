@@ -112,7 +112,7 @@ def cold_start(stage: Stage) -> str:
     )
     first = Stage(stage.recipe, settings, stage.rows, stage.base, chosen)
     if not first.final.is_dir():
-        say(f"cold start on {len(chosen)} labelled pictures")
+        say(f"cold start on {len(chosen)} labelled images")
         if rank() == 0:
             drawn = {
                 "dataset": data_name(run.dataset_name),

@@ -35,7 +35,7 @@ from ..prompts import load_prompts
 from ..utils import without_folders
 from .checkpointing import WholeCheckpoints, last_checkpoint
 from .config import EmoR3Config, SupervisedConfig
-from .examples import check_pictures, label_rows, question_rows
+from .examples import check_images, label_rows, question_rows
 from .progress import follow
 from .recipe import Recipe
 from .trainer import EmoR3Trainer
@@ -123,7 +123,7 @@ class Stage:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         question = info.prompts.question(run.method, info.label_set)
         share = (self.config.process_index, self.config.world_size)
-        check_pictures(self.rows, run, processor, question, square=info.square, process=share)
+        check_images(self.rows, run, processor, question, square=info.square, process=share)
         peft_config: Any = get_peft_config(model_config)
         if run.freeze_vision_tower:
             name = freeze_vision_tower(model)

@@ -1,4 +1,4 @@
-"""What the tasks' YAML files name: the picture, the question and the score are those of `emo_r3` itself."""
+"""What the tasks' YAML files name: the image, the question and the score are those of `emo_r3` itself."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from emo_r3 import LABEL_SETS, LabelSet, load_prompts, normalize_label, parse_completion
-from emo_r3.images.loading import fit_picture, load_image
+from emo_r3.images.loading import fit_image, load_image
 from emo_r3.inference.endpoint_reply import up_to_box
 from emo_r3.models.checkpoint import CheckpointInfo, checkpoint_folder
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:
-    """The picture, RGB, as the pipeline prepares it."""
-    return [fit_picture(load_image(doc["image"])).image]
+    """The image, RGB, as the pipeline prepares it."""
+    return [fit_image(load_image(doc["image"])).image]
 
 
 def doc_to_text(labels: LabelSet, doc: Mapping[str, Any]) -> str:
@@ -26,10 +26,10 @@ def doc_to_text(labels: LabelSet, doc: Mapping[str, Any]) -> str:
 
 
 def doc_to_messages(labels: LabelSet, doc: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Picture and question in one user turn, for lmms-eval's chat models. No system turn: what a checkpoint wants
+    """Image and question in one user turn, for lmms-eval's chat models. No system turn: what a checkpoint wants
     there, its own template adds."""
-    pictures = [{"type": "image", "url": picture} for picture in doc_to_visual(doc)]
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": doc_to_text(labels, doc)}]}]
+    images = [{"type": "image", "url": image} for image in doc_to_visual(doc)]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": doc_to_text(labels, doc)}]}]
 
 
 def process_results(labels: LabelSet, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

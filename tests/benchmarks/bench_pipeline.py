@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_pipeline.py [--images 64] [--batch-size 32] [--tokens 96] [--rounds 3]
 
-All get the same model, pictures, prompt and budget of new tokens. The contenders take turns, and each counts with its
+All get the same model, images, prompt and budget of new tokens. The contenders take turns, and each counts with its
 fastest round, so that another program on the machine disturbs all alike. On the miniature where its checkpoint is
 there, else on a random model of its architecture, which always writes up to the budget.
 """
@@ -40,7 +40,7 @@ def random_model(folder: Path) -> Path:
     return folder
 
 
-def pictures(count: int) -> list[Image.Image]:
+def make_images(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [render(sample_scene("miniature-8", rng)) for _ in range(count)]
 
@@ -93,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = CHECKPOINT if CHECKPOINT.exists() else random_model(Path(folder) / "random")
         pipe = EmoR3Pipeline.from_pretrained(path)
-    images = pictures(args.images)
+    images = make_images(args.images)
     runs = contenders(pipe, images, args.batch_size, args.tokens)
     best = dict.fromkeys(runs, float("inf"))
     with torch.inference_mode():

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/bench_prepare.py [--images 20000] [--rounds 2]
 
-Both read a folder of pictures by label and write Parquet with the files' bytes and the label. Ours also decodes every
-picture, hashes it and looks for duplicates, draws the rows, reads them again, and writes a card and a report. Each run
+Both read a folder of images by label and write Parquet with the files' bytes and the label. Ours also decodes every
+image, hashes it and looks for duplicates, draws the rows, reads them again, and writes a card and a report. Each run
 is a process of its own that has imported everything before the clock starts; the best of the rounds counts. Memory is
-the peak beyond what the process had after its imports, at a quarter of the pictures and at all of them; the growth
-between the two is what one more picture takes.
+the peak beyond what the process had after its imports, at a quarter of the images and at all of them; the growth
+between the two is what one more image takes.
 """
 
 from __future__ import annotations

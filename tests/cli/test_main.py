@@ -30,7 +30,7 @@ STEPS = {"step1": "a wolf", "step2": "it frightens", "step3": "negative, excited
 
 def straw_result(image: str, labels: tuple[str, ...], reflect: bool) -> EmotionResult:
     if "bad" in image:
-        return EmotionResult(image, error=f"{image}: not a picture")
+        return EmotionResult(image, error=f"{image}: not an image")
     shares = {label: 0.75 if index == 0 else 0.25 / (len(labels) - 1) for index, label in enumerate(labels)}
     facts: dict[str, Any] = {"steps": STEPS, "valence": 6.5, "arousal": 5.25, "notes": ("first frame of 2",)}
     if reflect:
@@ -135,7 +135,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 # What is read
 
 
-def test_a_folder_is_every_picture_below_it_in_order(pipeline: type[StrawPipeline], folder: Path) -> None:
+def test_a_folder_is_every_image_below_it_in_order(pipeline: type[StrawPipeline], folder: Path) -> None:
     assert main(["predict", "in", "in/b.png", "missing.png"]) == 0
     assert pipeline.seen == ["in/a.JPG", "in/b.png", "in/deep/c.webp", "missing.png"]
 
@@ -166,7 +166,7 @@ def test_options_reach_the_pipeline(pipeline: type[StrawPipeline], tmp_path: Pat
         (["empty"], "no image in this folder"),
         (["--model", "no/model"], "no/model is nowhere"),
         (["--output", "."], "is a folder"),
-        (["--output", "x.png"], "is one of the pictures"),
+        (["--output", "x.png"], "is one of the images"),
         (["--output", "x.png/y.jsonl"], "can't be written"),
     ],
 )
@@ -219,7 +219,7 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         "consistency 0.88" in first and "coherence fear 0.62" in first and "score 0.75  (best of 0.50, 0.75)" in first
     )
-    assert "not a picture" in second
+    assert "not an image" in second
     assert err == "emo-r3: 1 of 2 failed, see their rows\n"
 
 
@@ -364,7 +364,7 @@ def test_a_loop_of_links_is_one_line(capsys: pytest.CaptureFixture[str], tmp_pat
     assert main(["predict", "x.png", "--output", "a"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("emo-r3: a can't be written") and err.count("\n") == 1
-    assert main(["predict", "a", "--output", "rows"]) == 0  # the picture's name is the pipeline's affair
+    assert main(["predict", "a", "--output", "rows"]) == 0  # the image's name is the pipeline's affair
 
 
 def test_names_that_look_like_options_and_formulas(pipeline: type[StrawPipeline], tmp_path: Path) -> None:

@@ -34,10 +34,10 @@ def test_the_index_has_a_card_of_its_own(tmp_path: Path) -> None:
     whole = (out / "README.md").read_text()
     assert "`[image]`" in whole and "60 images had more than 300 pixels. They were scaled down" in whole
 
-    assert 'load_dataset("you/pictures"' in card_of(out, "you/pictures")
-    there = card_of(index, "you/pictures-index")
-    assert 'load_dataset("you/pictures-index"' in there and "prepare rebuild you/pictures-index ORIGINALS" in there
-    assert "emo-r3/emotion6" not in there + card_of(out, "you/pictures")
+    assert 'load_dataset("you/images"' in card_of(out, "you/images")
+    there = card_of(index, "you/images-index")
+    assert 'load_dataset("you/images-index"' in there and "prepare rebuild you/images-index ORIGINALS" in there
+    assert "emo-r3/emotion6" not in there + card_of(out, "you/images")
     assert card_of(index, "emo-r3/emotion6-index") == text
     licence = {name: value for name, value in metadata_of(text).items() if name.startswith("license")}
     assert licence["license"] == "other" and licence["license_name"] and licence["license_link"].startswith("http")

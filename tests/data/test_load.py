@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a picture was decoded")
+        raise AssertionError("an image was decoded")
 
     monkeypatch.setattr(datasets.Image, "decode_example", refuse)
 
@@ -174,7 +174,7 @@ def test_the_question_is_the_pipelines(method: Any) -> None:
 def test_prompts_of_rows(streamed: bool) -> None:
     given = rows(count=8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("a picture was decoded"))
+        patch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("an image was decoded"))
         made = to_prompts(given.to_iterable_dataset() if streamed else given)
         assert list(made.features) == ["prompt", "image", "label", "labels"]
         plain = list(made.cast_column("image", datasets.Image(decode=False)))
@@ -247,10 +247,10 @@ def test_prompts_that_cannot_be_made() -> None:
 
 
 def related(answers: Sequence[str], images: int = 1) -> datasets.Dataset:
-    pictures = [[{"bytes": png(number), "path": None}] * images for number in range(len(answers))]
+    images = [[{"bytes": png(number), "path": None}] * images for number in range(len(answers))]
     text = datasets.Value("string")
     features = datasets.Features({"images": datasets.List(datasets.Image()), "problem": text, "answer": text})
-    values = {"images": pictures, "problem": ["<image> Which emotion?"] * len(answers), "answer": list(answers)}
+    values = {"images": images, "problem": ["<image> Which emotion?"] * len(answers), "answer": list(answers)}
     return datasets.Dataset.from_dict(values, features)
 
 

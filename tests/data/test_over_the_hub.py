@@ -32,7 +32,7 @@ def push_client(folders: dict[str, str], index: str, raw: str) -> None:
 
 
 def load_client(folders: dict[str, str]) -> None:
-    """In full and streaming, by branch and by tag: the rows of the local Parquet files, bytes of pictures included."""
+    """In full and streaming, by branch and by tag: the rows of the local Parquet files, bytes of images included."""
     from pathlib import Path
 
     import pyarrow.parquet as pq
@@ -52,7 +52,7 @@ def load_client(folders: dict[str, str]) -> None:
 
 
 def outsider_client(private: list[str], token: str) -> None:
-    """Without a token, and as a stranger: the index can be read, what holds pictures is as if it were not there."""
+    """Without a token, and as a stranger: the index can be read, what holds images is as if it were not there."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 

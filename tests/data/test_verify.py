@@ -36,7 +36,7 @@ WHOLE = encoded("RGB", "JPEG", (64, 64))
         (None, "undecodable", "can't be read"),
         (b"", "empty", "no bytes"),
         (b"<!doctype html><title>gone</title>", "undecodable", "a web page"),
-        (b"\xff\xd8\xff\xe0 not a picture", "undecodable", "not a readable image|damaged"),
+        (b"\xff\xd8\xff\xe0 not an image", "undecodable", "not a readable image|damaged"),
         (WHOLE[: len(WHOLE) // 2], "undecodable", "cut short"),
         (WHOLE[:-40], "undecodable", "cut short"),
         (encoded("RGB", "PNG", (64, 64))[:-200], "undecodable", "cut short"),

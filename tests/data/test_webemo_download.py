@@ -22,9 +22,9 @@ from test_download import Handler, Server, answer, running
 from emo_r3.data import webemo
 from emo_r3.data.archive import open_raw
 from emo_r3.data.webemo_download import (
+    DownloadLimits,
     DownloadReport,
     Link,
-    Manners,
     _host,
     _Schedule,
     download_webemo,
@@ -42,7 +42,7 @@ def server() -> Iterator[Server]:
         yield one
 
 
-def picture(number: int, kind: str = "PNG") -> bytes:
+def make_image(number: int, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (6, 4), (number % 256, number // 256, 7)).save(buffer, kind)
     return buffer.getvalue()
@@ -55,9 +55,9 @@ def lists(folder: Path, train: list[tuple[str, int]], test: list[tuple[str, int]
     return folder
 
 
-def download(folder: Path, output: Path, count: int | None = None, **manners: Any) -> DownloadReport:
-    limits = Manners(**{**QUICK, "allow_private_hosts": True, **manners})
-    return download_webemo(folder, output, count=count, manners=limits)
+def download(folder: Path, output: Path, count: int | None = None, **limits: Any) -> DownloadReport:
+    limits = DownloadLimits(**{**QUICK, "allow_private_hosts": True, **limits})
+    return download_webemo(folder, output, count=count, limits=limits)
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -84,20 +84,20 @@ def files(folder: Path) -> list[str]:
 
 
 def test_every_way_to_fail(server: Server, tmp_path: Path) -> None:
-    jpeg = answer(picture(1, "JPEG"))
+    jpeg = answer(make_image(1, "JPEG"))
     server.paths = {
         "/fine": jpeg,
-        "/slow-down": once(answer(b"", "429 Too Many Requests", Retry_After="1"), answer(picture(2))),
-        "/broken-once": once(answer(b"", "500 Oops"), answer(picture(3)), times=2),
-        "/cut-once": once(answer(picture(4), Content_Length=9999), answer(picture(4))),
+        "/slow-down": once(answer(b"", "429 Too Many Requests", Retry_After="1"), answer(make_image(2))),
+        "/broken-once": once(answer(b"", "500 Oops"), answer(make_image(3)), times=2),
+        "/cut-once": once(answer(make_image(4), Content_Length=9999), answer(make_image(4))),
         "/moved": answer(status="301 Moved", Location="/new-place"),
-        "/new-place": answer(picture(5, "WEBP")),
-        "/odd": answer(picture(6, "GIF")),
-        "/stall": server.drip(answer(picture(7), Content_Length=9999), b""),
-        "/cut": answer(picture(8), Content_Length=9999),
+        "/new-place": answer(make_image(5, "WEBP")),
+        "/odd": answer(make_image(6, "GIF")),
+        "/stall": server.drip(answer(make_image(7), Content_Length=9999), b""),
+        "/cut": answer(make_image(8), Content_Length=9999),
         "/broken": answer(b"", "503 Oops"),
         "/page": answer(b"<!DOCTYPE html><html>This photo is no longer available</html>"),
-        "/half": answer(picture(9, "JPEG")[:-40]),
+        "/half": answer(make_image(9, "JPEG")[:-40]),
         "/empty": answer(b""),
         "/huge": answer(b"x", Content_Length=2**40),
         "/huge-unsaid": answer(b"\x89PNG" * 50_000, Content_Length=None),
@@ -110,7 +110,7 @@ def test_every_way_to_fail(server: Server, tmp_path: Path) -> None:
     names = [*good, *later, *dead]
     train = [(f"{server.url}/{name}", number) for number, name in enumerate(names)]
     raw = lists(tmp_path / "raw", [*train, ("ftp://example.org/ftp", 3)], [(f"{server.url}/fine2", 24)])
-    server.paths["/fine2"] = answer(picture(10))
+    server.paths["/fine2"] = answer(make_image(10))
 
     out = tmp_path / "out"
     report = download(raw, out, attempts=3, failures=99)
@@ -120,7 +120,7 @@ def test_every_way_to_fail(server: Server, tmp_path: Path) -> None:
     found = rows(out / "urls.jsonl")
     assert set(found) == {*good, "fine2"}
     assert files(out) == sorted(["dead.jsonl", "urls.jsonl", *(row["file"] for row in found.values())])
-    assert (out / found["fine"]["file"]).read_bytes() == picture(1, "JPEG")
+    assert (out / found["fine"]["file"]).read_bytes() == make_image(1, "JPEG")
     assert {name: row["file"].rpartition("/")[0] for name, row in found.items()} == {
         **{name: f"train/{number}" for number, name in enumerate(good)},
         "fine2": "test/24",
@@ -148,7 +148,7 @@ def test_every_way_to_fail(server: Server, tmp_path: Path) -> None:
 
     # The next run asks for what may be there now, and for nothing else.
     server.requests.clear()
-    server.paths["/stall"] = answer(picture(7))
+    server.paths["/stall"] = answer(make_image(7))
     (out / found["fine2"]["file"]).unlink()
     assert download(raw, out, attempts=1) == DownloadReport(had=6, downloaded=2, dead=9, later=2)
     assert sorted(asked(server)) == ["broken", "cut", "fine2", "stall"]
@@ -166,7 +166,7 @@ def test_a_private_host_is_not_asked_unless_allowed(server: Server, tmp_path: Pa
 def test_killed_again_and_again(server: Server, tmp_path: Path) -> None:
     def slowly(number: int) -> Handler:
         def send(stream: socket.socket) -> None:
-            reply = answer(picture(number))
+            reply = answer(make_image(number))
             stream.sendall(reply[:-9])
             time.sleep(0.03)
             stream.sendall(reply[-9:])
@@ -178,7 +178,7 @@ def test_killed_again_and_again(server: Server, tmp_path: Path) -> None:
     raw, out = lists(tmp_path / "raw", links), tmp_path / "out"
     code = (
         "import sys; from emo_r3.data.webemo_download import *;"
-        "download_webemo(*sys.argv[1:], manners=Manners(per_host=4, delay=0.0, allow_private_hosts=True))"
+        "download_webemo(*sys.argv[1:], limits=DownloadLimits(per_host=4, delay=0.0, allow_private_hosts=True))"
     )
     for enough in (25, 60):
         child = subprocess.Popen([sys.executable, "-c", code, str(raw), str(out)])
@@ -212,7 +212,7 @@ def test_hosts_are_asked_politely_and_side_by_side(server: Server, tmp_path: Pat
             time.sleep(0.12 if host == "a" else 0.01)
             with lock:
                 under_way[host] -= 1
-            stream.sendall(answer(picture(number)))
+            stream.sendall(answer(make_image(number)))
 
         return send
 
@@ -232,7 +232,7 @@ def test_hosts_are_asked_politely_and_side_by_side(server: Server, tmp_path: Pat
 def test_the_schedule_by_a_clock_of_its_own(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, now = random.Random(seed), [100.0]
     monkeypatch.setattr("emo_r3.data.webemo_download.time", SimpleNamespace(monotonic=lambda: now[0]))
-    schedule = _Schedule(Manners(per_host=2, delay=0.5, failures=3, patience=60))
+    schedule = _Schedule(DownloadLimits(per_host=2, delay=0.5, failures=3, patience=60))
     links = [Link(f"http://{rng.choice('abc')}.test/{number}", 0, "train") for number in range(40)]
     waits: dict[Link, float] = {}  # when a link may be asked for at the earliest
     running: list[Link] = []
@@ -276,7 +276,7 @@ def test_the_schedule_by_a_clock_of_its_own(seed: int, monkeypatch: pytest.Monke
 
 
 def test_a_link_that_waits_holds_up_no_other() -> None:
-    schedule = _Schedule(Manners())
+    schedule = _Schedule(DownloadLimits())
     schedule.add(Link("http://a.test/1", 0, "train"), 1, 50.0)
     assert schedule.take() is None and 49 < (schedule.wait() or 0) <= 50
     schedule.add(fresh := Link("http://a.test/2", 0, "train"))
@@ -291,7 +291,7 @@ def test_retry_after_holds_for_the_whole_host(server: Server, tmp_path: Path) ->
     def send(stream: socket.socket) -> None:
         times.append(time.monotonic())
         slow_down = answer(b"", "429 Too Many Requests", Retry_After="1")
-        stream.sendall(slow_down if len(times) == 1 else answer(picture(1)))
+        stream.sendall(slow_down if len(times) == 1 else answer(make_image(1)))
 
     links = [(f"{server.url}/{number}", 0) for number in range(5)]
     server.paths = {f"/{number}": send for number in range(5)}
@@ -304,7 +304,7 @@ def test_a_host_that_fails_is_left_for_the_next_run(reply: bytes, tries: int, se
     names = [str(number) for number in range(40)]
     server.paths = {f"/{name}": reply for name in names}
     raw = lists(tmp_path, [(f"{server.url}/{name}", 0) for name in names], [(f"http://localhost:{server.port}/x", 1)])
-    server.paths["/x"] = answer(picture(1))
+    server.paths["/x"] = answer(make_image(1))
     report = download(raw, tmp_path, per_host=1, failures=5, count=10)
     assert report == DownloadReport(had=0, downloaded=1, dead=0, later=40)
     assert len(server.requests) == tries + 1
@@ -313,7 +313,7 @@ def test_a_host_that_fails_is_left_for_the_next_run(reply: bytes, tries: int, se
 
 def test_only_as_many_as_asked_for_and_the_same_ones(server: Server, tmp_path: Path) -> None:
     links = [(f"{server.url}/{number}", number % 25) for number in range(60)]
-    server.paths = {f"/{number}": answer(picture(number)) for number in range(0, 60, 2)}  # the others are gone
+    server.paths = {f"/{number}": answer(make_image(number)) for number in range(0, 60, 2)}  # the others are gone
     raw = lists(tmp_path / "raw", links, links[:20])
     report = download(raw, tmp_path / "a", count=8)
     assert report.downloaded == 16 and len(server.requests) == 16 + report.dead
@@ -372,7 +372,7 @@ def test_no_lists(tmp_path: Path) -> None:
 
 def test_folders_that_cannot_be_used(server: Server, tmp_path: Path) -> None:
     raw = lists(tmp_path / "raw", [(f"{server.url}/a", 3)])
-    server.paths["/a"] = answer(picture(1))
+    server.paths["/a"] = answer(make_image(1))
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file: can't be written"):
         download(raw, tmp_path / "file")
@@ -388,5 +388,5 @@ def test_folders_that_cannot_be_used(server: Server, tmp_path: Path) -> None:
 
 def test_progress(server: Server, tmp_path: Path) -> None:
     raw, said = lists(tmp_path, [(f"{server.url}/a", 3)]), []
-    download_webemo(raw, tmp_path, manners=Manners(allow_private_hosts=True), progress=said.append)
+    download_webemo(raw, tmp_path, limits=DownloadLimits(allow_private_hosts=True), progress=said.append)
     assert said == ["0 downloaded, 0 there already, 1 dead, 0 not available now (run again to try these)"]

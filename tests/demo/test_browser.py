@@ -79,9 +79,9 @@ def visit(server: Server, browser: Any) -> Iterator[Any]:
 
 
 def give(page: Any, path: Path) -> None:
-    """Uploads a picture and waits for its preview."""
-    page.set_input_files("#picture input[type=file]", path)
-    page.wait_for_selector("#picture img[src*='file=']")
+    """Uploads an image and waits for its preview."""
+    page.set_input_files("#image input[type=file]", path)
+    page.wait_for_selector("#image img[src*='file=']")
 
 
 def read(page: Any) -> None:
@@ -102,7 +102,7 @@ def violations(page: Any) -> list[str]:
     ]
 
 
-def test_a_picture_is_read_in_three_steps_one_after_another(visit: Any) -> None:
+def test_an_image_is_read_in_three_steps_one_after_another(visit: Any) -> None:
     page = visit("?labels=emoset&check=1")
     give(page, SAMPLES[3])
     page.evaluate(WATCH)
@@ -171,7 +171,7 @@ def test_examples_by_keyboard(visit: Any) -> None:
         if first.evaluate("button => button === document.activeElement"):
             break
     page.keyboard.press("Enter")
-    page.wait_for_selector("#picture img[src*='example-1']")
+    page.wait_for_selector("#image img[src*='example-1']")
     for _ in range(40):
         page.keyboard.press("Tab")
         if page.locator("#read").evaluate("button => button === document.activeElement"):
@@ -180,12 +180,12 @@ def test_examples_by_keyboard(visit: Any) -> None:
     page.wait_for_selector("#answer .plane")
 
 
-def test_what_is_no_picture_is_told_in_words(visit: Any, tmp_path: Path) -> None:
+def test_what_is_no_image_is_told_in_words(visit: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(SAMPLES[0].read_bytes()[:400])
     page = visit()
     page.click("#read")
-    page.get_by_text("no picture yet").wait_for()
+    page.get_by_text("no image yet").wait_for()
     give(page, broken)
     page.click("#read")
     page.get_by_text("broken.png: damaged or cut short").wait_for()
@@ -193,16 +193,16 @@ def test_what_is_no_picture_is_told_in_words(visit: Any, tmp_path: Path) -> None
     large = tmp_path / "large.png"
     large.write_bytes(bytes(30 * 2**20))
     page = visit()
-    page.set_input_files("#picture input[type=file]", large)
+    page.set_input_files("#image input[type=file]", large)
     page.get_by_text("exceed the maximum allowed size").first.wait_for()
 
 
-def test_several_pictures_give_a_gallery_and_a_table_to_download(visit: Any, tmp_path: Path) -> None:
+def test_several_images_give_a_gallery_and_a_table_to_download(visit: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(SAMPLES[0].read_bytes()[:400])
     page = visit()
-    page.get_by_role("tab", name="Several pictures").click()
-    page.set_input_files("#pictures input[type=file]", [*SAMPLES[:3], broken])
+    page.get_by_role("tab", name="Several images").click()
+    page.set_input_files("#images input[type=file]", [*SAMPLES[:3], broken])
     page.get_by_label("broken.png").wait_for()
     page.click("#read-many")
     page.wait_for_selector("#downloads a")
@@ -251,7 +251,7 @@ def test_the_place_in_the_queue_is_shown(visit: Any, slow_server: Server) -> Non
     first, second, third = (visit(at=slow_server) for _ in range(3))
     for page in (first, second, third):
         page.locator(".examples button").first.click()
-        page.wait_for_selector("#picture img[src*='example-1']")
+        page.wait_for_selector("#image img[src*='example-1']")
     first.click("#read")
     first.wait_for_selector(".step.writing")
     second.click("#read")
@@ -263,22 +263,20 @@ def test_the_place_in_the_queue_is_shown(visit: Any, slow_server: Server) -> Non
     assert not third.get_by_text("Nothing is read yet").first.is_visible()
     assert violations(third) == []
     assert first.locator(".status").get_by_text("queue:").count() == 0
-    third.locator(".examples button").nth(1).click()  # who changes the picture leaves the queue
+    third.locator(".examples button").nth(1).click()  # who changes the image leaves the queue
     second.wait_for_selector("#answer .plane", timeout=90_000)
     third.wait_for_timeout(1500)
     assert is_blank(third)
 
 
-def test_another_picture_or_label_list_ends_the_old_answer_while_it_is_written(
-    visit: Any, slow_server: Server
-) -> None:
+def test_another_image_or_label_list_ends_the_old_answer_while_it_is_written(visit: Any, slow_server: Server) -> None:
     page = visit(at=slow_server)
     page.locator(".examples button").first.click()
-    page.wait_for_selector("#picture img[src*='example-1']")
+    page.wait_for_selector("#image img[src*='example-1']")
     page.click("#read")
     page.wait_for_selector("#step2 .step.writing")
     page.locator(".examples button").nth(1).click()
-    page.wait_for_selector("#picture img[src*='example-2']")
+    page.wait_for_selector("#image img[src*='example-2']")
     page.wait_for_selector("#step1 .step.waiting")
     page.wait_for_timeout(3000)
     assert is_blank(page), "nothing of the old run came after"
@@ -294,7 +292,7 @@ def test_another_picture_or_label_list_ends_the_old_answer_while_it_is_written(
     assert "Traceback" not in slow_server.log.read_text()
 
 
-def test_no_answer_stands_beside_another_picture(visit: Any) -> None:
+def test_no_answer_stands_beside_another_image(visit: Any) -> None:
     page = visit()
     give(page, SAMPLES[0])
     read(page)
@@ -307,8 +305,8 @@ def test_no_answer_stands_beside_another_picture(visit: Any) -> None:
     page.get_by_label("Self-check").check()
     page.wait_for_selector("#step1 .step.waiting")
     assert is_blank(page)
-    page.get_by_role("tab", name="Several pictures").click()
-    page.set_input_files("#pictures input[type=file]", SAMPLES[:2])
+    page.get_by_role("tab", name="Several images").click()
+    page.set_input_files("#images input[type=file]", SAMPLES[:2])
     page.get_by_label(SAMPLES[1].name).wait_for()
     page.click("#read-many")
     page.wait_for_selector("#downloads a")

@@ -126,20 +126,20 @@ def charts_labels() -> Any:
 def test_an_upload_is_read_once_deleted_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "KEEP_SECONDS", 0.2)
     uploads, file = Uploads(tmp_path, tmp_path / "examples"), tmp_path / "upload.png"
-    file.write_bytes(b"picture")
-    assert uploads.take(str(file), "mine.png") == {"bytes": b"picture", "path": "mine.png"}
+    file.write_bytes(b"image")
+    assert uploads.take(str(file), "mine.png") == {"bytes": b"image", "path": "mine.png"}
     assert not file.exists()
-    assert uploads.take(str(file), None)["bytes"] == b"picture", "asked again with other settings"
+    assert uploads.take(str(file), None)["bytes"] == b"image", "asked again with other settings"
     time.sleep(0.5)
     assert not uploads._kept
     with pytest.raises(EmoR3Error, match="add it again"):
         uploads.take(str(file), None)
 
 
-def test_a_second_upload_of_the_same_picture_is_deleted_too(tmp_path: Path) -> None:
+def test_a_second_upload_of_the_same_image_is_deleted_too(tmp_path: Path) -> None:
     uploads, file = Uploads(tmp_path, tmp_path / "examples"), tmp_path / "upload.png"
     for _ in range(2):
-        file.write_bytes(b"picture")
+        file.write_bytes(b"image")
         uploads.take(str(file), None)
         assert not file.exists()
 
@@ -158,13 +158,13 @@ def test_what_nobody_reads_is_swept_away(tmp_path: Path, monkeypatch: pytest.Mon
     files = [tmp_path / "examples/1.png", tmp_path / "new.png", tmp_path / "folder/old.png"]
     files[2].parent.mkdir()
     for file in files:
-        file.write_bytes(b"picture")
+        file.write_bytes(b"image")
     uploads = Uploads(tmp_path, tmp_path / "examples")
     uploads.sweep()
     assert all(file.exists() for file in files), "the time has not come"
     monkeypatch.setattr(serving, "KEEP_SECONDS", 0.3)
     time.sleep(0.4)
-    files[1].write_bytes(b"picture")
+    files[1].write_bytes(b"image")
     uploads.sweep_for_ever(pause=0.01)
     time.sleep(0.2)
     assert [file.exists() for file in files] == [True, True, False]
@@ -175,14 +175,14 @@ def test_nothing_but_uploads_is_read_and_examples_stay(tmp_path: Path) -> None:
     (folder / "examples").mkdir(parents=True)
     uploads, example = Uploads(folder, folder / "examples"), folder / "examples/1.png"
     for file in (secret, example):
-        file.write_bytes(b"picture")
+        file.write_bytes(b"image")
     (folder / "link.png").symlink_to(secret)
     for path in (str(secret), f"{folder}/../secret.png", f"{folder}/link.png", "file:///etc/passwd"):
         with pytest.raises(EmoR3Error, match="no upload"):
             uploads.take(path, None)
     assert secret.exists()
-    assert uploads.take(str(example), None)["bytes"] == b"picture" and example.exists()
-    with pytest.raises(EmoR3Error, match="no picture yet"):
+    assert uploads.take(str(example), None)["bytes"] == b"image" and example.exists()
+    with pytest.raises(EmoR3Error, match="no image yet"):
         uploads.take(None, None)
 
 
@@ -240,7 +240,7 @@ def test_uploads_are_bounded_for_each_address(post: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(serving, "MAX_SENT", 2000)
     monkeypatch.setattr(serving, "KEEP_SECONDS", 0.3)
     assert [post(900), post(900), post(900)] == [200, 200, 429]
-    assert post(900, path="/gradio_api/mcp/") == 429, "an MCP call brings its picture along"
+    assert post(900, path="/gradio_api/mcp/") == 429, "an MCP call brings its image along"
     assert post(900, host="192.0.2.2") == 200, "another person"
     assert post(900, **{"x-forwarded-for": "192.0.2.9"}) == 429, "nobody may say who he is"
     time.sleep(0.4)
@@ -291,9 +291,9 @@ class _Slow:
 def test_a_call_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "TIME_LIMIT", 0.1)
     pipeline: Any = _Slow()
-    picture = type("Upload", (), {"path": "http://example.org/picture.png"})
+    image = type("Upload", (), {"path": "http://example.org/image.png"})
     with pytest.raises(EmoR3Error, match="took longer"):
-        for _ in Answers(pipeline, Uploads(tmp_path, tmp_path)).one(picture, "emoset", False):
+        for _ in Answers(pipeline, Uploads(tmp_path, tmp_path)).one(image, "emoset", False):
             pass
     assert pipeline.stopped
 
@@ -316,7 +316,7 @@ class _ScoresForEver(_Slow):
         yield
 
 
-URL = type("Upload", (), {"path": "http://example.org/picture.png"})
+URL = type("Upload", (), {"path": "http://example.org/image.png"})
 
 
 def test_the_time_limit_ends_scoring_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +425,7 @@ def test_a_label_alone_has_no_self_check(tmp_path: Path) -> None:
 
 def test_a_data_url_is_read_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uploads = Uploads(tmp_path, tmp_path)
-    assert uploads.take("data:image/png;base64,AAEC", None) == {"bytes": b"\0\1\2", "path": "picture"}
+    assert uploads.take("data:image/png;base64,AAEC", None) == {"bytes": b"\0\1\2", "path": "image"}
     monkeypatch.setattr(serving, "MAX_FILE", 9)
     for url, said in (
         ("data:image/png,AAEC", "begins"),
@@ -570,7 +570,7 @@ def test_client_gets_what_the_pipeline_gives(
 
     file = handle_file(SAMPLES[0])
     for check in (False, True):
-        found = client.predict(picture=file, labels=labels, self_check=check, api_name="/predict")
+        found = client.predict(image=file, labels=labels, self_check=check, api_name="/predict")
         assert found == plain(pipeline(SAMPLES[0], labels=labels, reflect=check), SAMPLES[0].name)
     assert not left_over(server)
 
@@ -581,12 +581,12 @@ def test_client_gets_a_list_for_several(server: Server, client: Any, pipeline: E
 
     broken = tmp_path / "broken.png"
     broken.write_bytes(SAMPLES[0].read_bytes()[:300])
-    found = client.predict(pictures=[handle_file(path) for path in (SAMPLES[1], broken)], api_name="/predict_many")
+    found = client.predict(images=[handle_file(path) for path in (SAMPLES[1], broken)], api_name="/predict_many")
     assert found[0] == plain(pipeline(SAMPLES[1]), SAMPLES[1].name)
     assert found[1]["image"] == "broken.png" and "damaged" in found[1]["error"]
     assert not left_over(server)
     with pytest.raises(Exception, match="add 1 to 16"):
-        client.predict(pictures=[handle_file(SAMPLES[0])] * 17, api_name="/predict_many")
+        client.predict(images=[handle_file(SAMPLES[0])] * 17, api_name="/predict_many")
 
 
 @pytest.mark.slow
@@ -594,7 +594,7 @@ def test_only_the_documented_endpoints_are_open(client: Any) -> None:
     described = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(described) == {"/predict", "/predict_many"}
     names = [field["parameter_name"] for field in described["/predict"]["parameters"]]
-    assert names == ["picture", "labels", "self_check"]
+    assert names == ["image", "labels", "self_check"]
     assert "in three steps" in described["/predict"]["description"]
 
 
@@ -622,15 +622,15 @@ def test_no_path_of_the_server_can_be_reached(server: Server) -> None:
     for path in ("/etc/passwd", "/proc/self/environ", str(server.log), str(ROOT / "README.md")):
         answer = httpx.get(f"{server.url}gradio_api/file={path}")
         assert answer.status_code == 403 and TOKEN not in answer.text
-    picture = server.log.with_name("secret.png")
-    Image.new("RGB", (96, 96)).save(picture)
-    for path in (str(picture), f"{server.folder}/../secret.png", f"file://{picture}"):
+    image = server.log.with_name("secret.png")
+    Image.new("RGB", (96, 96)).save(image)
+    for path in (str(image), f"{server.folder}/../secret.png", f"file://{image}"):
         for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
             for endpoint, upload in (("predict", {"path": path, **meta}), ("predict_many", [{"path": path, **meta}])):
                 output = ask(server, endpoint, upload, "emoset", False)
                 assert "data" not in output, (endpoint, upload)
                 assert output["error"] is None or "no upload" in output["error"]
-    assert picture.exists()
+    assert image.exists()
     refused = ask(server, "predict", {"path": f"{server.url}config"}, "emoset", False)
     assert "private" in refused["error"], "nor any address of its network"
 
@@ -658,11 +658,11 @@ def data_url(path: Path) -> str:
 @pytest.mark.slow
 def test_mcp_tools_have_whole_schemas_and_answer_in_json(server: Server, pipeline: EmoR3Pipeline) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="comes with mcp")
-    pictures = [data_url(path) for path in SAMPLES[2:4]]
+    images = [data_url(path) for path in SAMPLES[2:4]]
     calls = [
-        ("predict", {"picture": pictures[0], "labels": "emoset", "self_check": True}),
-        ("predict_many", {"pictures": pictures, "labels": "awe,fear"}),
-        ("predict_many", {"pictures": [pictures[0], "data:image/png;base64,AAAA"]}),
+        ("predict", {"image": images[0], "labels": "emoset", "self_check": True}),
+        ("predict_many", {"images": images, "labels": "awe,fear"}),
+        ("predict_many", {"images": [images[0], "data:image/png;base64,AAAA"]}),
     ]
     before = left_over(server)
     schemas, answers = call_tools(server, *calls)
@@ -671,10 +671,10 @@ def test_mcp_tools_have_whole_schemas_and_answer_in_json(server: Server, pipelin
         jsonschema.Draft202012Validator.check_schema(schemas[name])
         jsonschema.validate(arguments, schemas[name])  # follows each reference
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"pictures": pictures * 9}, schemas["predict_many"])
+        jsonschema.validate({"images": images * 9}, schemas["predict_many"])
     assert not any(answer.isError for answer in answers)
     one, two, broken = [json.loads(answer.content[0].text) for answer in answers]
-    assert one == plain(pipeline(SAMPLES[2], labels="emoset", reflect=True), "picture")
+    assert one == plain(pipeline(SAMPLES[2], labels="emoset", reflect=True), "image")
     several = pipeline(SAMPLES[2:4], labels="awe,fear")
     assert [row["label"] for row in two] == [result.label for result in several]
     assert broken[0]["label"] and "not a readable image" in broken[1]["error"]
@@ -684,10 +684,10 @@ def test_mcp_tools_have_whole_schemas_and_answer_in_json(server: Server, pipelin
 @pytest.mark.slow
 def test_mcp_tools_say_what_is_wrong(server: Server) -> None:
     calls: list[tuple[str, dict[str, Any]]] = [
-        ("predict", {"picture": "/etc/passwd"}),
-        ("predict_many", {"pictures": ["http://127.0.0.1/a.png", str(server.log)]}),
-        ("predict", {"picture": f"{server.url}config"}),
-        ("predict", {"picture": data_url(SAMPLES[0]), "labels": ",".join(f"l{number}" for number in range(100))}),
+        ("predict", {"image": "/etc/passwd"}),
+        ("predict_many", {"images": ["http://127.0.0.1/a.png", str(server.log)]}),
+        ("predict", {"image": f"{server.url}config"}),
+        ("predict", {"image": data_url(SAMPLES[0]), "labels": ",".join(f"l{number}" for number in range(100))}),
     ]
     _, answers = call_tools(server, *calls)
     assert all(answer.isError for answer in answers)
@@ -712,16 +712,16 @@ def bomb() -> bytes:
 
 
 def uploads_of_all_kinds(folder: Path) -> list[Path]:
-    """Fifty files: 38 pictures, among them ten times the same, and what is none."""
+    """Fifty files: 38 images, among them ten times the same, and what is none."""
     kinds: list[tuple[str, bytes]] = []
     for number in range(28):
-        picture, file = Image.new("RGB", (96, 96), (number * 9, 80, 200 - number)), io.BytesIO()
-        picture.save(file, "PNG")
-        kinds.append(("picture.png", file.getvalue()))
+        image, file = Image.new("RGB", (96, 96), (number * 9, 80, 200 - number)), io.BytesIO()
+        image.save(file, "PNG")
+        kinds.append(("image.png", file.getvalue()))
     kinds += [("same.png", SAMPLES[3].read_bytes())] * 10
     whole = SAMPLES[0].read_bytes()
     kinds += [("cut.png", whole[: len(whole) // 2]), ("empty.png", b""), ("page.jpg", b"<!doctype html><p>no")]
-    kinds += [("text.png", b"no picture"), ("zeros.bmp", b"BM" + bytes(999)), ("drawing.svg", b"<svg/>")] * 2
+    kinds += [("text.png", b"no image"), ("zeros.bmp", b"BM" + bytes(999)), ("drawing.svg", b"<svg/>")] * 2
     kinds += [("bomb.png", bomb()), ("bomb.webp", bomb()), ("large.png", bytes(100 * 2**20))]
     paths = []
     for number, (name, data) in enumerate(kinds):
@@ -740,7 +740,7 @@ def test_fifty_uploads_at_once_are_answered_or_refused_clearly(server: Server, c
 
     def upload(path: Path) -> Any:
         try:
-            return client.predict(picture=handle_file(path), api_name="/predict")
+            return client.predict(image=handle_file(path), api_name="/predict")
         except Exception as error:
             return str(error)
 
@@ -750,7 +750,7 @@ def test_fifty_uploads_at_once_are_answered_or_refused_clearly(server: Server, c
         r"damaged|empty|web page|not a readable image|an SVG drawing|pixels, not decoded|maximum file size"
     )
     for path, answer in zip(paths, answers, strict=True):
-        if path.name in ("picture.png", "same.png"):
+        if path.name in ("image.png", "same.png"):
             assert isinstance(answer, dict) or "Queue is full" in answer, answer
         else:
             assert isinstance(answer, str) and (clear.search(answer) or "Queue is full" in answer), (path, answer)
@@ -820,10 +820,10 @@ def test_no_path_of_the_model_in_what_is_sent(thinking: Server) -> None:
     from gradio_client import Client, handle_file
 
     client = Client(thinking.url, verbose=False)
-    [one] = client.predict(pictures=[handle_file(SAMPLES[0])], self_check=True, api_name="/predict_many")
-    same = client.predict(picture=handle_file(SAMPLES[0]), self_check=True, api_name="/predict")
+    [one] = client.predict(images=[handle_file(SAMPLES[0])], self_check=True, api_name="/predict_many")
+    same = client.predict(image=handle_file(SAMPLES[0]), self_check=True, api_name="/predict")
     assert one == same and one["model"] == "my-model" and set(one["steps"]) == {"think"}
-    _, [answer] = call_tools(thinking, ("predict", {"picture": data_url(SAMPLES[0])}))
+    _, [answer] = call_tools(thinking, ("predict", {"image": data_url(SAMPLES[0])}))
     assert json.loads(answer.content[0].text)["model"] == "my-model"
     pages = [
         httpx.get(thinking.url + path).text for path in ("", "config", "gradio_api/info", "gradio_api/mcp/schema")
@@ -878,6 +878,6 @@ def test_the_space_alone_serves(hub: Any, tmp_path: Path, pipeline: EmoR3Pipelin
     paths = {**os.environ, "PYTHONPATH": str(packages)}
     assert str(packages) in subprocess.run(which, cwd=space, env=paths, capture_output=True, text=True).stdout
     for server in serve([sys.executable, "app.py"], space, PYTHONPATH=str(packages)):
-        answer = Client(server.url, verbose=False).predict(picture=handle_file(SAMPLES[0]), api_name="/predict")
+        answer = Client(server.url, verbose=False).predict(image=handle_file(SAMPLES[0]), api_name="/predict")
         assert answer == plain(pipeline(SAMPLES[0]), SAMPLES[0].name)
         server.process.send_signal(signal.SIGINT)  # how a person ends it

@@ -127,7 +127,7 @@ def test_the_plot_shows_values_and_intervals_where_they_are(tmp_path: Path) -> N
     low, high = [place < 20 for place in range(100)], [place < 80 for place in range(100)]
     runs = [write_run(tmp_path / name, {"x": values}, model=name) for name, values in (("a", low), ("b", high))]
     table = make_table([load_run(str(folder)) for folder in runs])
-    picture = np.asarray(plot(table))
+    image = np.asarray(plot(table))
     start, end = (table.accuracy(name, table.columns[0]) for name in "ab")
     shares = [table.accuracy(name, column) for name in "ab" for column in table.columns]
     least, most = min(share["low"] for share in shares), max(share["high"] for share in shares)
@@ -136,7 +136,7 @@ def test_the_plot_shows_values_and_intervals_where_they_are(tmp_path: Path) -> N
     legend = 20 + 2 * 20  # below it, the lines of the data set, then those of the average
     for colour, share in zip(COLOURS, (start, end), strict=False):
         rgb = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-        ys, xs = np.nonzero((np.abs(picture.astype(int) - rgb) < 8).all(-1))
+        ys, xs = np.nonzero((np.abs(image.astype(int) - rgb) < 8).all(-1))
         line = xs[(ys > legend) & (ys < legend + 18 + 3 * 20)]
         for found, name in ((line.min(), "low"), (line.max(), "high")):
             assert found == pytest.approx(LEFT + (share[name] - least + margin) * scale, abs=3)
@@ -240,7 +240,7 @@ def test_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "table" / "plot.png").stat().st_size > 1000
 
 
-def test_pictures_without_an_answer_are_marked_or_refused(tmp_path: Path) -> None:
+def test_images_without_an_answer_are_marked_or_refused(tmp_path: Path) -> None:
     """Accuracy 0.00 with p < 0.001 was shown of a server that answered nothing."""
     runs = [write_run(tmp_path / name, {"x": [True] * 4, "y": [True] * 3}, model=name) for name in ("a", "b_1")]
 
@@ -254,10 +254,10 @@ def test_pictures_without_an_answer_are_marked_or_refused(tmp_path: Path) -> Non
 
     assert spoil().notes == []
     table = spoil(0, 5)
-    told = "1 of 4 pictures of x, 1 of 3 pictures of y"
+    told = "1 of 4 images of x, 1 of 3 images of y"
     assert table.notes == [f"b_1: {told} could not be read and count as wrong"]
     assert markdown(table).endswith(f"\n\n- {table.notes[0]}")
     assert latex(table).endswith(rf"\par{{\footnotesize b\_1: {told} could not be read and count as wrong.}}")
     assert plot(table).width == WIDTH
-    with pytest.raises(EmoR3Error, match=r"no answer to any of the 4 pictures of x \(it answered 500\)"):
+    with pytest.raises(EmoR3Error, match=r"no answer to any of the 4 images of x \(it answered 500\)"):
         spoil(1, 2, 3)

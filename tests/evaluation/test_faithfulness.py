@@ -1,4 +1,4 @@
-"""Whether answers depend on their text and their picture is asked as the definitions say."""
+"""Whether answers depend on their text and their image is asked as the definitions say."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def written(beginning: str, image: Image.Image) -> str:
     return beginning + pipe.processor.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def pictures(items: Items) -> list[Image.Image]:
+def make_images(items: Items) -> list[Image.Image]:
     return [render(read_scene(scene)) for scene in items.rows["scene"]]
 
 
@@ -86,7 +86,7 @@ def beginning_of(row: Row) -> str:
 
 
 def test_an_answer_goes_on_from_what_it_is_given(items: Items, rows: list[Row]) -> None:
-    images, first = pictures(items)[:3], [beginning_of(row) for row in rows[:3]]
+    images, first = make_images(items)[:3], [beginning_of(row) for row in rows[:3]]
     for beginnings in (["<step2>"] * 3, first[::-1]):
         plain = [written(*pair) for pair in zip(beginnings, images, strict=True)]
         after = go_on(miniature(), images, beginnings, LABELS, 128)
@@ -102,11 +102,11 @@ def test_an_answer_goes_on_from_what_it_is_given(items: Items, rows: list[Row]) 
 
 @pytest.mark.slow
 def test_changes_are_those_of_the_definition(items: Items, rows: list[Row], records: list[Row]) -> None:
-    images, scenes = pictures(items), [read_scene(scene) for scene in items.rows["scene"]]
+    images, scenes = make_images(items), [read_scene(scene) for scene in items.rows["scene"]]
     first = [beginning_of(row) for row in rows]
     partners = [items.ids.index(record["partner"]) for record in records]
     grey = Image.new("RGB", images[0].size, GREY)
-    anew = [miniature()(image, labels=LABELS, **OPTIONS).label for image in [grey, *map(without_triggers, scenes)]]
+    again = [miniature()(image, labels=LABELS, **OPTIONS).label for image in [grey, *map(without_triggers, scenes)]]
     for place, (record, partner) in enumerate(zip(records, partners, strict=True)):
         assert (record["id"], record["label"]) == (items.ids[place], rows[place]["prediction"])
         assert record["partner_label"] == rows[partner]["prediction"] != record["label"]
@@ -118,7 +118,7 @@ def test_changes_are_those_of_the_definition(items: Items, rows: list[Row], reco
         }
         for change, (beginning, image) in begun.items():
             assert after[change] == parse_completion(written(beginning, image), LABELS).label, change
-        assert (after["image_grey"], after["triggers_removed"]) == (anew[0], anew[1 + place])
+        assert (after["image_grey"], after["triggers_removed"]) == (again[0], again[1 + place])
         masked = mask_scene(scenes[place], images[place], np.random.default_rng([0, place]))
         assert set(after) == {*begun, "image_grey", *masked}
         for change in {*masked} - {"triggers_removed"}:
@@ -130,7 +130,7 @@ def without_triggers(scene: Scene) -> Image.Image:
 
 
 def test_the_model_reads_its_text_as_in_reflection(items: Items, rows: list[Row], records: list[Row]) -> None:
-    results = miniature()(pictures(items), labels=LABELS, reflect=True, **OPTIONS)
+    results = miniature()(make_images(items), labels=LABELS, reflect=True, **OPTIONS)
     assert [record["read_by_itself"] for record in records] == [result.coherence.label for result in results]
     assert "read_by_judge" not in records[0]
 
@@ -201,7 +201,7 @@ def test_a_free_rectangle_is_found_wherever_there_is_one() -> None:
     assert free_rectangle(taken, (4, 4), np.random.default_rng(0)) is None
     taken[3:7, 11:15] = False
     assert free_rectangle(taken, (4, 4), np.random.default_rng(0)) == (11, 3, 15, 7)
-    taken[:] = False  # any place and form, all over the picture
+    taken[:] = False  # any place and form, all over the image
     drawn = {free_rectangle(taken, (4, 4), np.random.default_rng(seed)) for seed in range(50)}
     assert len(drawn) > 40 and None not in drawn
 
@@ -209,11 +209,11 @@ def test_a_free_rectangle_is_found_wherever_there_is_one() -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_masks_hide_a_trigger_or_none(seed: int) -> None:
     scene = sample_scene(("miniature-8", "miniature-6", "miniature-7")[seed % 3], np.random.default_rng(seed))
-    picture = render(scene)
-    before = np.asarray(picture).copy()
+    image = render(scene)
+    before = np.asarray(image).copy()
     boxes = {name: box for name, box in render_with_boxes(scene)[1].items() if name in scene.triggers and box != WHOLE}
-    changed = mask_scene(scene, picture, np.random.default_rng(seed))
-    assert np.array_equal(np.asarray(picture), before)
+    changed = mask_scene(scene, image, np.random.default_rng(seed))
+    assert np.array_equal(np.asarray(image), before)
     assert np.array_equal(np.asarray(changed["triggers_removed"]), np.asarray(without_triggers(scene)))
     assert ("trigger_masked" in changed) == ("control_masked" in changed)
     assert boxes or "trigger_masked" not in changed

@@ -59,7 +59,7 @@ def test_the_command_measures_and_writes_the_card(tmp_path: Path, capsys: pytest
     assert json.loads((folder / "evaluation.json").read_text()) == numbers
     assert "32 held-out scenes" in (folder / "README.md").read_text()
     results = numbers["results"]["miniature-8"]
-    # Far below the card's intervals, far above chance: a broken prompt, picture or read-out doesn't pass.
+    # Far below the card's intervals, far above chance: a broken prompt, image or read-out doesn't pass.
     assert results["well_formed"]["value"] > 0.8
     assert results["trigger_recall"]["value"] > 0.6
     assert results["consistency"]["value"] > 0.65

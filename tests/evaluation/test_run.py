@@ -1,4 +1,4 @@
-"""The harness with an engine that reads the answer off the picture's bytes, and with the miniature itself."""
+"""The harness with an engine that reads the answer off the image's bytes, and with the miniature itself."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 class Reader:
-    """Answers at random, the same for the same picture in the same batch, and counts; fails before answer `last`."""
+    """Answers at random, the same for the same image in the same batch, and counts; fails before answer `last`."""
 
     def __init__(self, last: int | None = None) -> None:
         self.asked, self.last = 0, last
@@ -67,7 +67,7 @@ class Reader:
 
 @pytest.fixture
 def read(sets: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, int]]:
-    """Evaluates in a folder; gives the exit code and how many pictures the engine was asked about."""
+    """Evaluates in a folder; gives the exit code and how many images the engine was asked about."""
 
     def evaluate(folder: Path, *words: str, last: int | None = None, datasets: Iterable[str] = sets) -> Any:
         reader = Reader(last)
@@ -242,22 +242,22 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, read: Any, capsys
 
 
 def damaged(folder: Path) -> Path:
-    """Two pictures, of which one is none."""
+    """Two images, of which one is none."""
     import datasets
 
     data = load_emotion_dataset(folder, split="test").cast_column("image", datasets.Image(decode=False))
-    two = [{**data[0]}, {**data[1], "image": {"bytes": b"no picture", "path": "1.png"}}]
+    two = [{**data[0]}, {**data[1], "image": {"bytes": b"no image", "path": "1.png"}}]
     target = folder.parent / "damaged"
     (target / "data").mkdir(parents=True)
     datasets.Dataset.from_list(two, features=data.features).to_parquet(target / "data" / "test-0.parquet")
     return target
 
 
-def test_the_miniature_answers_and_a_damaged_picture_is_told(sets: list[str], tmp_path: Path, capsys: Any) -> None:
+def test_the_miniature_answers_and_a_damaged_image_is_told(sets: list[str], tmp_path: Path, capsys: Any) -> None:
     words = ["--datasets", sets[0], str(damaged(Path(sets[0]))), "--limit", "12", "--batch-size", "6"]
     assert main(["evaluate", *words, "--output", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
-    assert "1 of 14 pictures could not be read, see their rows" in captured.err
+    assert "1 of 14 images could not be read, see their rows" in captured.err
     assert captured.out.startswith("| accuracy, % | miniature-8 | damaged | A (all) |\n")
     *good, bad = rows(tmp_path / "out")
     assert bad["prediction"] is None and "error" in bad and not bad["distribution"]
@@ -265,7 +265,7 @@ def test_the_miniature_answers_and_a_damaged_picture_is_told(sets: list[str], tm
     results = outcome(tmp_path / "out")[1]
     assert results["metrics"]["domains"]["damaged"]["unparsed"] == 0.5
     assert results["format"]["damaged"]["unreadable"] == 1 and results["format"]["miniature-8"]["unreadable"] == 0
-    # Chance is 0.125; the wrong label list, picture or prompt doesn't come near.
+    # Chance is 0.125; the wrong label list, image or prompt doesn't come near.
     assert results["format"]["miniature-8"]["well_formed"]["value"] > 0.8
     assert results["grounding"]["miniature-8"]["trigger_recall"]["value"] > 0.6
     assert results["metrics"]["domains"]["miniature-8"]["accuracy"]["value"] > 0.25

@@ -25,21 +25,21 @@ from emo_r3.evaluation.sepm import (
     AMBIGUOUS,
     FOCUS,
     POLARITY,
+    EncodedImage,
     Look,
-    Pictured,
     SepmPipeline,
     least_attended,
     option_tokens,
     options_of,
 )
-from emo_r3.images.loading import fit_picture, load_image
+from emo_r3.images.loading import fit_image, load_image
 from emo_r3.labels import LABEL_SETS, LabelSet
 from emo_r3.miniature.datasets import make_miniature
 from emo_r3.models.decoding import BOX, box_sequences
 from emo_r3.models.prefix_cache import LabelTrie, render_prompt
 
 LABELS = LABEL_SETS["emoset"]
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (112, 84, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (112, 84, 3), dtype=np.uint8))
 
 
 @cache
@@ -59,17 +59,17 @@ def sepm_of(pipe: EmoR3Pipeline, threshold: float = 0.632, share: float = 0.2) -
 
 
 def encoded(pipe: EmoR3Pipeline, question: str) -> dict[str, Any]:
-    """The processor's own tensors of a question about the picture."""
+    """The processor's own tensors of a question about the image."""
     prompt = render_prompt(pipe.processor, question, with_image=True)
-    picture = fit_picture(load_image(PICTURE), pipe.info.square).image
-    return dict(pipe.processor(text=[prompt], images=[[picture]], return_tensors="pt"))
+    image = fit_image(load_image(IMAGE), pipe.info.square).image
+    return dict(pipe.processor(text=[prompt], images=[[image]], return_tensors="pt"))
 
 
 def first_look(pipe: EmoR3Pipeline) -> Look:
     """What stage 1 sees."""
-    picture = fit_picture(load_image(PICTURE), pipe.info.square)
+    image = fit_image(load_image(IMAGE), pipe.info.square)
     with torch.no_grad():
-        return Pictured(pipe, picture, f"{FOCUS}. {POLARITY}").look(option_tokens(pipe.processor.tokenizer))
+        return EncodedImage(pipe, image, f"{FOCUS}. {POLARITY}").look(option_tokens(pipe.processor.tokenizer))
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def test_the_least_attended_tokens_go_and_the_others_stay_in_place(pipe: EmoR3Pi
     count = int(len(attention) * share)
     gone = {at for _, at in sorted((value, at) for at, value in enumerate(attention.tolist()))[:count]}
     with given_positions(pipe) as seen:
-        [result] = sepm_of(pipe, threshold=2.0, share=share)([PICTURE], labels=LABELS)
+        [result] = sepm_of(pipe, threshold=2.0, share=share)([IMAGE], labels=LABELS)
     assert f"dropped {count} of {len(attention)} visual tokens" in result.notes
 
     question = pipe.info.prompts.question("direct", LABELS)
@@ -147,7 +147,7 @@ def test_without_dropping_it_is_the_plain_second_question(
     pipe: EmoR3Pipeline, polarity: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Look, "polarity", lambda self, threshold: polarity)
-    [result] = sepm_of(pipe, share=0.0)([PICTURE], labels=LABELS)
+    [result] = sepm_of(pipe, share=0.0)([IMAGE], labels=LABELS)
     options = options_of(LABELS, polarity)
     question = pipe.info.prompts.question("direct", options)
     prefix = encoded(pipe, question if polarity else f"{AMBIGUOUS}\n{question}")
@@ -172,8 +172,8 @@ def test_without_dropping_it_is_the_plain_second_question(
 def test_dropping_changes_the_answer_only_by_the_tokens_that_are_missing() -> None:
     # Against a forward that has them all and hides some; dropping none gives another answer, so they count.
     pipe = pipe_of("qwen2_5_vl")
-    [half] = sepm_of(pipe, threshold=2.0, share=0.5)([PICTURE], labels=LABELS)
-    [none] = sepm_of(pipe, threshold=2.0, share=0.0)([PICTURE], labels=LABELS)
+    [half] = sepm_of(pipe, threshold=2.0, share=0.5)([IMAGE], labels=LABELS)
+    [none] = sepm_of(pipe, threshold=2.0, share=0.0)([IMAGE], labels=LABELS)
     assert max(abs(half.probabilities[label] - none.probabilities[label]) for label in LABELS.labels) > 1e-3
     attention, model = eager_attention(pipe), pipe.model
     inputs = encoded(pipe, f"{AMBIGUOUS}\n{pipe.info.prompts.question('direct', LABELS)}")
@@ -267,9 +267,9 @@ def test_other_models_and_presets_are_refused() -> None:
         option_tokens(Bytes())  # type: ignore[arg-type]
 
 
-def test_a_picture_that_cannot_be_read_is_a_row_or_an_error() -> None:
+def test_an_image_that_cannot_be_read_is_a_row_or_an_error() -> None:
     sepm = SepmPipeline(pipe_of("qwen2_5_vl"))
-    broken, good = sepm(["no-such.png", PICTURE], on_error="return")
+    broken, good = sepm(["no-such.png", IMAGE], on_error="return")
     assert broken.error and broken.label is None and good.label in LABELS.labels
     with pytest.raises(ImageError):
         next(sepm([b"nothing"]))

@@ -131,7 +131,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, **hosts: list[str]) -> list[str]
 # --- what works
 
 
-def test_a_picture_from_a_url(server: Server) -> None:
+def test_an_image_from_a_url(server: Server) -> None:
     server.paths["/a.png"] = answer(png())
     loaded = load_image(f"{server.url}/a.png{SECRET}", allow_private_hosts=True)
     assert loaded.image.size == (6, 4) and loaded.image.getpixel((0, 0)) == (255, 0, 0)
@@ -141,7 +141,7 @@ def test_a_picture_from_a_url(server: Server) -> None:
     assert f"\r\nHost: 127.0.0.1:{server.port}\r\n" in request
 
 
-def test_a_bad_picture_from_a_url_is_named_without_its_query(server: Server) -> None:
+def test_a_bad_image_from_a_url_is_named_without_its_query(server: Server) -> None:
     server.paths["/a.png"] = answer(b"<!doctype html><title>Log in</title>")
     with pytest.raises(ImageError, match="web page") as caught:
         load_image(f"{server.url}/a.png{SECRET}", allow_private_hosts=True)
@@ -287,7 +287,7 @@ def test_an_address_that_swallows_packets_leaves_time_for_the_next(
         (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 100_000 + b"\r\n\r\n", "download failed"),
     ],
 )
-def test_answers_that_are_no_picture(server: Server, reply: bytes, part: str) -> None:
+def test_answers_that_are_no_image(server: Server, reply: bytes, part: str) -> None:
     server.paths["/a.png"] = reply
     message = refusal(f"{server.url}/a.png{SECRET}")
     assert part in message and message.startswith(f"{server.url}/a.png: ")
@@ -473,25 +473,25 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs the openssl command to make a certificate")
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", str(path), "-out", f"{path}.crt", "-days", "2", "-subj", "/CN=pictures.test"]
-    subprocess.run([*command, "-addext", "subjectAltName=DNS:pictures.test"], check=True, capture_output=True)
+    command += ["-keyout", str(path), "-out", f"{path}.crt", "-days", "2", "-subj", "/CN=images.test"]
+    subprocess.run([*command, "-addext", "subjectAltName=DNS:images.test"], check=True, capture_output=True)
     return path
 
 
 def test_https_checks_the_name_that_was_asked_for(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resolve_to(monkeypatch, pictures=["127.0.0.1"], other=["127.0.0.1"])
+    resolve_to(monkeypatch, images=["127.0.0.1"], other=["127.0.0.1"])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(f"{certificate}.crt", certificate)
     names: list[str | None] = []
     context.sni_callback = lambda _, name, __: names.append(name)
     with running(context) as server:
         server.paths["/a"] = answer(b"secure")
-        url = f"https://pictures.test:{server.port}/a"
+        url = f"https://images.test:{server.port}/a"
         assert "no secure connection (CERTIFICATE_VERIFY_FAILED)" in refusal(url + SECRET)
         monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
         assert fetch(url, **LIMITS) == b"secure"
-        assert names == ["pictures.test", "pictures.test"]
-        assert f"\r\nHost: pictures.test:{server.port}\r\n" in server.requests[0]
+        assert names == ["images.test", "images.test"]
+        assert f"\r\nHost: images.test:{server.port}\r\n" in server.requests[0]
         assert "CERTIFICATE_VERIFY_FAILED" in refusal(f"https://other.test:{server.port}/a")
         assert len(server.requests) == 1
 

@@ -69,16 +69,16 @@ def within(seconds: float) -> Iterator[None]:
 # --- sources
 
 
-def test_every_kind_of_source_gives_the_same_picture(tmp_path: Path) -> None:
+def test_every_kind_of_source_gives_the_same_image(tmp_path: Path) -> None:
     pixels = noise(5, 7, 3)
-    picture = Image.fromarray(pixels)
-    data = encoded(picture)
+    image = Image.fromarray(pixels)
+    data = encoded(image)
     path = tmp_path / "a b é.png"
     path.write_bytes(data)
     sources = {
         "path": (path, str(path)),
         "string": (str(path), str(path)),
-        "pil": (picture, "PIL image"),
+        "pil": (image, "PIL image"),
         "pil from file": (Image.open(path), str(path)),
         "bytes": (data, "image bytes"),
         "bytearray": (bytearray(data), "image bytes"),
@@ -97,9 +97,9 @@ def test_every_kind_of_source_gives_the_same_picture(tmp_path: Path) -> None:
 
 
 def test_the_result_is_a_copy() -> None:
-    picture = Image.new("RGB", (2, 2), RED)
-    load_image(picture).image.putpixel((0, 0), (0, 0, 0))
-    assert picture.getpixel((0, 0)) == RED
+    image = Image.new("RGB", (2, 2), RED)
+    load_image(image).image.putpixel((0, 0), (0, 0, 0))
+    assert image.getpixel((0, 0)) == RED
     pixels = np.full((2, 2, 3), 9, dtype=np.uint8)
     load_image(pixels).image.putpixel((0, 0), (0, 0, 0))
     assert pixels.min() == 9
@@ -253,7 +253,7 @@ def test_values_without_a_known_scale(mode: str, value: float) -> None:
     assert "image bytes: " in refusal(encoded(image, "TIFF"))
 
 
-# where the red top left corner of the picture has to be after turning it as the orientation says
+# where the red top left corner of the image has to be after turning it as the orientation says
 ORIENTATIONS = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "tr", 7: "br", 8: "bl"}
 
 
@@ -276,13 +276,13 @@ def test_exif_rotation(kind: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage!!", b"Exif\0\0II*\0\xff\xff\xff\xff broken"])
-def test_broken_exif_does_not_cost_the_picture(kind: str, exif: bytes) -> None:
+def test_broken_exif_does_not_cost_the_image(kind: str, exif: bytes) -> None:
     loaded = load_image(encoded(Image.new("RGB", (8, 8), RED), kind, exif=exif))
     assert close(loaded.image, RED) and loaded.notes == ()
     assert not loaded.image.info
 
 
-def test_partly_broken_exif_still_turns_the_picture() -> None:
+def test_partly_broken_exif_still_turns_the_image() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "maker", 6
     broken = exif.tobytes().replace(b"\x01\x0f\0\x02", b"\x01\0\0\x02")  # a width that is text
@@ -306,7 +306,7 @@ def test_notes_come_together() -> None:
     assert loaded.notes == ("first frame of 2", "flattened on white")
 
 
-def test_the_further_pictures_of_a_phone_photo_are_no_animation() -> None:
+def test_the_further_images_of_a_phone_photo_are_no_animation() -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert Image.open(io.BytesIO(data)).format == "MPO"
@@ -325,7 +325,7 @@ def test_odd_sizes(size: tuple[int, int], kind: str) -> None:
 
 
 def test_every_bad_file_gets_one_line_with_its_name(tmp_path: Path) -> None:
-    picture = encoded(Image.fromarray(noise(40, 40, 3)), "JPEG")
+    image = encoded(Image.fromarray(noise(40, 40, 3)), "JPEG")
     bad = {
         "empty.jpg": (b"", "empty"),
         "page.jpg": (b"\xef\xbb\xbf \n<!DOCTYPE html><p>Not found", "web page"),
@@ -335,8 +335,8 @@ def test_every_bad_file_gets_one_line_with_its_name(tmp_path: Path) -> None:
         "photo.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
         "text.jpg": (b"hello", "not a readable image"),
         "garbage.png": (noise(1000).tobytes(), "not a readable image"),
-        "start.jpg": (picture[:3], "not a readable image"),
-        "half.jpg": (picture[: len(picture) // 2], "cut short"),
+        "start.jpg": (image[:3], "not a readable image"),
+        "half.jpg": (image[: len(image) // 2], "cut short"),
         "magic.gif": (b"GIF89a", "GIF"),
     }
     for name, (data, part) in bad.items():
@@ -636,7 +636,7 @@ class _Slow(io.RawIOBase):
 
 def test_open_files_are_read_whole_and_bounded(tmp_path: Path) -> None:
     data = encoded(Image.fromarray(noise(6, 5, 3)))
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     written = io.BytesIO()
     written.write(data)
@@ -675,11 +675,11 @@ def test_data_urls() -> None:
 
 
 def test_a_whole_row_of_a_data_set() -> None:
-    picture = Image.new("RGB", (3, 2), RED)
-    for image in (picture, {"bytes": encoded(picture), "path": None}, encoded(picture)):
-        assert load_image({"image": image, "label": 3, "path": "elsewhere.jpg"}).image.size == (3, 2)
-    assert "row with the columns picture, label: no 'image', 'bytes' or 'path' in it" in refusal(
-        {"picture": picture, "label": 3}
+    image = Image.new("RGB", (3, 2), RED)
+    for held in (image, {"bytes": encoded(image), "path": None}, encoded(image)):
+        assert load_image({"image": held, "label": 3, "path": "elsewhere.jpg"}).image.size == (3, 2)
+    assert "row with the columns image, label: no 'image', 'bytes' or 'path' in it" in refusal(
+        {"image": image, "label": 3}
     )
     assert "NoneType: not an image" in refusal({"image": None, "label": 3})
 
@@ -706,8 +706,8 @@ def _boxes(*brands: bytes) -> bytes:
         (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "not a readable image but text"),
         ("404: nicht gefunden, schöne Grüße".encode() * 40, "not a readable image but text"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
-        (b"\xff\x0a" + bytes(20), "a JPEG XL picture"),
-        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(20), "a JPEG 2000 picture"),
+        (b"\xff\x0a" + bytes(20), "a JPEG XL image"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(20), "a JPEG 2000 image"),
         (b"8BPS\0\1" + bytes(20), "a Photoshop document"),
         (b"PK\3\4" + bytes(20), "an archive"),
         (b"\xff\xd8\xff\xf7" + bytes(60), "not a readable image: JPEG of a rare kind, or damaged"),
@@ -715,7 +715,7 @@ def _boxes(*brands: bytes) -> bytes:
     ],
 )
 def test_a_known_name_with_other_content_says_what_it_is(data: bytes, kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(data)
     message = refusal(path)
     assert message.startswith(f"{path}: {kind}") and "damaged or cut short" not in message

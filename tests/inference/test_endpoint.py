@@ -78,8 +78,8 @@ def same(ours: EmotionResult, theirs: EmotionResult) -> None:
 def test_answers_and_distributions_are_the_local_ones(server: ChatServer, method: Any) -> None:
     server.usual = answers_through(local())
     pipe = EmoR3Pipeline.from_endpoint(server.url, info=local().info)
-    pictures = drawings(4)
-    ours, theirs = pipe(pictures, method=method), local()(pictures, method=method, decoding="free")
+    images = drawings(4)
+    ours, theirs = pipe(images, method=method), local()(images, method=method, decoding="free")
     for mine, other in zip(ours, theirs, strict=True):
         same(mine, other)
         assert mine.label is not None and sum(mine.probabilities.values()) == pytest.approx(1)
@@ -115,10 +115,10 @@ def test_transformers_serve_gives_the_local_answers(monkeypatch: pytest.MonkeyPa
             time.sleep(0.05)
         # The name of the model is its folder, which says how it wants to be asked.
         pipe = EmoR3Pipeline.from_endpoint(f"http://127.0.0.1:{port}/v1", str(CHECKPOINT))
-        pictures = drawings(4)
+        images = drawings(4)
         for method in ("set", "direct"):
-            theirs = local()(pictures, method=method, decoding="free")
-            for mine, other in zip(pipe(pictures, method=method), theirs, strict=True):
+            theirs = local()(images, method=method, decoding="free")
+            for mine, other in zip(pipe(images, method=method), theirs, strict=True):
                 same(mine, other)
                 assert mine.label is not None and mine.probabilities == {}
                 assert mine.notes[-1] == "no distribution: the server gives no log-probabilities"
@@ -147,19 +147,19 @@ def test_the_request_is_the_local_question_on_the_same_pixels(server: ChatServer
     assert image["image_url"]["url"].startswith("data:image/png;base64,")
 
 
-def test_sampling_depends_on_the_seed_and_the_picture_alone(server: ChatServer) -> None:
+def test_sampling_depends_on_the_seed_and_the_image_alone(server: ChatServer) -> None:
     """So that a run that goes on in the middle of its list asks for the same samples."""
     pipe = EndpointPipeline(server.url)
-    pictures = [Image.new("RGB", (30, 30), (level, 0, 0)) for level in range(3)]
+    images = [Image.new("RGB", (30, 30), (level, 0, 0)) for level in range(3)]
 
-    def seeds(given: list[Image.Image] = pictures, **options: Any) -> list[int]:
+    def seeds(given: list[Image.Image] = images, **options: Any) -> list[int]:
         server.requests.clear()
         pipe(given, temperature=0.7, batch_size=1, **options)
         assert {(r["body"]["temperature"], r["body"]["top_p"]) for r in server.requests} == {(0.7, 1.0)}
         return [request["body"]["seed"] for request in server.requests]
 
     assert len({*seeds(), *seeds(seed=1)}) == 6 and seeds() == seeds()
-    assert seeds(pictures[1:]) == seeds()[1:] and seeds(pictures[::-1]) == seeds()[::-1]
+    assert seeds(images[1:]) == seeds()[1:] and seeds(images[::-1]) == seeds()[::-1]
 
 
 def test_results_keep_their_order_and_requests_their_bound(server: ChatServer) -> None:
@@ -171,9 +171,9 @@ def test_results_keep_their_order_and_requests_their_bound(server: ChatServer) -
     pipe = EndpointPipeline(server.url, concurrency=3)
     images = [Image.new("RGB", (40 + n, 40)) for n in range(12)]
     for n, image in enumerate(images):
-        image.filename = f"picture {n}"  # type: ignore[attr-defined]
+        image.filename = f"image {n}"  # type: ignore[attr-defined]
     results = pipe(iter(images))
-    assert [result.image for result in results] == [f"picture {n}" for n in range(12)]
+    assert [result.image for result in results] == [f"image {n}" for n in range(12)]
     assert server.most_busy == 3
 
 
@@ -239,7 +239,7 @@ def test_retry_after_is_kept(server: ChatServer) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_what_no_picture_can_change_ends_the_run(server: ChatServer, status: int) -> None:
+def test_what_no_image_can_change_ends_the_run(server: ChatServer, status: int) -> None:
     server.usual = fails(status, json.dumps({"error": f"the key {TOKEN} is unknown"}))
     with pytest.raises(EndpointError, match=rf"it answered {status} \(the key \*\*\* is unknown\); check") as caught:
         EndpointPipeline(f"{server.url}/v1?key=hidden", "m", token=TOKEN)([WHITE] * 3, on_error="return")
@@ -261,7 +261,7 @@ def test_a_server_that_is_gone_ends_the_run(server: ChatServer) -> None:
         EndpointPipeline(url)
 
 
-def test_a_refused_picture_is_a_row(server: ChatServer, tmp_path: Path) -> None:
+def test_a_refused_image_is_a_row(server: ChatServer, tmp_path: Path) -> None:
     server.script = [fails(400, '{"error": {"message": "image too large"}}')]
     missing = tmp_path / "none.png"
     refused, unread, good = EndpointPipeline(server.url)([WHITE, missing, WHITE], on_error="return", batch_size=1)
@@ -464,8 +464,8 @@ def measured(server: ChatServer, tmp_path: Path) -> Any:
     return evaluate
 
 
-def by_picture(handler: Any, body: dict[str, Any]) -> None:
-    """An answer that depends on the picture alone."""
+def by_image(handler: Any, body: dict[str, Any]) -> None:
+    """An answer that depends on the image alone."""
     number = sum(body["messages"][0]["content"][0]["image_url"]["url"].encode())
     handler.send(200, completion(f"{GOOD[:-5]}{['joy', 'fear', 'anger'][number % 3]}}}"))
 
@@ -475,16 +475,16 @@ def test_a_500_is_asked_again(
     server: ChatServer, measured: Any, tmp_path: Path, bad: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It was a final wrong answer: accuracy 0.00, never asked again, and compared with p < 0.001."""
-    server.usual = by_picture
+    server.usual = by_image
     code, whole, asked = measured("whole")
     assert (code, len(whole), asked) == (0, 9, 9)
     server.usual = bad
     assert measured()[:2] == (2, [])
     said = capsys.readouterr().err
-    assert "9 of 9 pictures have no answer, so there are no results yet; the same command asks about them" in said
+    assert "9 of 9 images have no answer, so there are no results yet; the same command asks about them" in said
     assert main(["compare", str(tmp_path / "whole"), str(tmp_path / "out")]) == 2
     assert f"{tmp_path / 'out'} has no results.json: finish it" in capsys.readouterr().err
-    server.usual = by_picture
+    server.usual = by_image
     assert measured() == (0, whole, 9)
     first, second = ((tmp_path / name / "predictions.jsonl").read_bytes() for name in ("whole", "out"))
     assert first == second and not list((tmp_path / "out").glob("predictions-*"))
@@ -492,7 +492,7 @@ def test_a_500_is_asked_again(
 
 def test_only_what_a_server_failed_to_answer_is_asked_again(server: ChatServer, measured: Any, tmp_path: Path) -> None:
     """A good answer stays what it was, whatever the server says now."""
-    server.script = [by_picture] * 3
+    server.script = [by_image] * 3
     server.usual = fails(503)
     assert measured()[:2] == (2, [])
     batches = [json.loads(line) for line in (tmp_path / "out/predictions-0.jsonl").read_text().split("\n") if line]
@@ -510,25 +510,25 @@ def test_a_server_that_stays_down_ends_the_run(
     server: ChatServer, measured: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(emo_r3.evaluation.run, "SERVER_FAILURES", 4)
-    server.script = [by_picture] * 4
+    server.script = [by_image] * 4
     server.usual = fails(500)
     assert measured()[:2] == (2, [])
-    assert "4 pictures in a row without an answer, the last because of " in capsys.readouterr().err
-    server.usual = by_picture
+    assert "4 images in a row without an answer, the last because of " in capsys.readouterr().err
+    server.usual = by_image
     code, rows, asked = measured()
     assert code == 0 and asked == 5 and not any("error" in row for row in rows)
 
 
-def test_a_picture_that_a_server_refuses_is_marked(
+def test_an_image_that_a_server_refuses_is_marked(
     server: ChatServer, measured: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A content filter, or a picture too large for the model, will say the same tomorrow: the row is final."""
-    server.usual = by_picture
+    """A content filter, or an image too large for the model, will say the same tomorrow: the row is final."""
+    server.usual = by_image
     measured("whole")
     server.script = [fails(400, '{"error": {"message": "filtered"}}')]
     code, rows, _ = measured()
     assert code == 1 and sum("error" in row for row in rows) == 1
-    note = "1 of 9 pictures of miniature-6 could not be read and count as wrong"
+    note = "1 of 9 images of miniature-6 could not be read and count as wrong"
     assert f"- miniature: {note}" in capsys.readouterr().out
     assert measured() == (1, rows, 0)
     capsys.readouterr()
@@ -536,10 +536,10 @@ def test_a_picture_that_a_server_refuses_is_marked(
     assert capsys.readouterr().out.endswith(f"\n\n- other: {note}\n")
 
 
-def test_a_server_that_refuses_every_picture_has_measured_nothing(server: ChatServer, measured: Any) -> None:
-    """As one whose model takes no pictures: started again with another model, it is asked again."""
+def test_a_server_that_refuses_every_image_has_measured_nothing(server: ChatServer, measured: Any) -> None:
+    """As one whose model takes no images: started again with another model, it is asked again."""
     server.usual = fails(400, '{"error": {"message": "no images"}}')
     assert measured()[:2] == (2, [])
-    server.usual = by_picture
+    server.usual = by_image
     code, rows, asked = measured()
     assert (code, asked) == (0, 9) and not any("error" in row for row in rows)

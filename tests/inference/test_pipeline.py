@@ -49,13 +49,13 @@ def qwen() -> EmoR3Pipeline:
     return pipe_of("qwen2_5_vl")
 
 
-def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
+def make_images(*sizes: tuple[int, int]) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     sizes = sizes or ((60, 40), (90, 200), (28, 28))
     return [Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)) for width, height in sizes]
 
 
-def asked_anew(pipe: EmoR3Pipeline, image: Image.Image | None, question: str, continuation: list[int]) -> torch.Tensor:
+def ask_again(pipe: EmoR3Pipeline, image: Image.Image | None, question: str, continuation: list[int]) -> torch.Tensor:
     """The reference: next-token logits of one full forward on the processor's own tensors."""
     prompt = render_prompt(pipe.processor, question, with_image=image is not None)
     if image is None:
@@ -97,14 +97,14 @@ def check_distribution(
     count, opening = find_box(tokenizer, ids)
     sequences = [encode_after(tokenizer, f"{opening}{label}}}") for label in labels]
     question = pipe.info.prompts.question(result.method, labels)  # type: ignore[arg-type]
-    shares, _ = walk(sequences, lambda path: asked_anew(pipe, image, question, ids[:count] + path))
+    shares, _ = walk(sequences, lambda path: ask_again(pipe, image, question, ids[:count] + path))
     np.testing.assert_allclose(list(result.probabilities.values()), shares, atol=1e-3)
     assert sum(result.probabilities.values()) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["set", "think", "direct"])
 def test_constrained_answers_are_well_formed(pipe: EmoR3Pipeline, method: str) -> None:
-    for result in pipe(pictures(), max_new_tokens=TOKENS, method=method):
+    for result in pipe(make_images(), max_new_tokens=TOKENS, method=method):
         assert result.well_formed and result.label in result.probabilities
         assert parse_completion(result.text, list(result.probabilities), method).well_formed  # type: ignore[arg-type]
         assert set(result.steps) == {"set": {"step1", "step2", "step3"}, "think": {"think"}, "direct": set()}[method]
@@ -119,7 +119,7 @@ def test_constrained_distribution_equals_brute_force(
     pipe: EmoR3Pipeline, labels: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Text that a tokenizer would not have cut the same way is compared by the tokens that were written."""
-    images, written = pictures(), []
+    images, written = make_images(), []
     original = emo_r3.inference.engine.forced_answers
 
     def spy(cached: Any, tokens: Any, forced: Any, tokenizer: Any) -> Any:
@@ -144,7 +144,7 @@ def test_constrained_distribution_equals_brute_force(
             assert f"{spelled}{BOX}{name}}}".startswith(whole)
         shares = np.ones(len(names))
         for path, children in zip(trie.paths, trie.children, strict=True):
-            logits = asked_anew(pipe, image, question, ids + list(path))
+            logits = ask_again(pipe, image, question, ids + list(path))
             for share, under in zip(logits[list(children)].softmax(-1).tolist(), children.values(), strict=True):
                 shares[under] *= share
         np.testing.assert_allclose(list(result.probabilities.values()), shares, atol=1e-3)
@@ -178,7 +178,7 @@ SCRIPTS = {
 def test_free_distribution_equals_brute_force(pipe: EmoR3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emo_r3.inference.engine, "FreeDecoding", Scripted)
     monkeypatch.setattr(Scripted, "texts", tuple(SCRIPTS))
-    images = pictures((60, 40), (90, 200), (28, 28), (50, 50))
+    images = make_images((60, 40), (90, 200), (28, 28), (50, 50))
     results = pipe(images, decoding="free", labels="emotion6", max_new_tokens=TOKENS)
     for result, image, (text, (label, problems)) in zip(results, images, SCRIPTS.items(), strict=True):
         assert (result.text, result.label, result.problems) == (text, label, problems)
@@ -188,24 +188,24 @@ def test_free_distribution_equals_brute_force(pipe: EmoR3Pipeline, monkeypatch: 
 
 def test_free_decoding_is_plain_greedy_decoding(qwen: EmoR3Pipeline) -> None:
     """The tiny checkpoint asks for sampling and a repetition penalty, which must not leak in."""
-    [image] = pictures((60, 40))
+    [image] = make_images((60, 40))
     result = qwen(image, decoding="free", max_new_tokens=12)
     question = qwen.info.prompts.question("set", qwen.info.label_set)
     suppressed = qwen._engine.vocabulary.suppressed.clone()
     suppressed[qwen._engine.end_tokens] = False
     ids: list[int] = []
     for _ in range(12):
-        ids.append(int(asked_anew(qwen, image, question, ids).masked_fill(suppressed, -torch.inf).argmax()))
+        ids.append(int(ask_again(qwen, image, question, ids).masked_fill(suppressed, -torch.inf).argmax()))
     assert result.text == read(qwen.processor.tokenizer, ids).strip()
     assert "cut at max_new_tokens=12" in result.notes
 
 
 def test_reflection_equals_asking_anew(pipe: EmoR3Pipeline) -> None:
-    images = pictures()
+    images = make_images()
     prompts, tokenizer = pipe.info.prompts, pipe.processor.tokenizer
     for result, image in zip(pipe(images, max_new_tokens=TOKENS, reflect=True), images, strict=True):
         step1, step2 = (" ".join((result.steps[name]).split()) for name in ("step1", "step2"))
-        logits = asked_anew(pipe, image, prompts.consistency_question(step1), [])
+        logits = ask_again(pipe, image, prompts.consistency_question(step1), [])
         yes, no = emo_r3.models.reflection.answer_tokens(tokenizer)
         expected = torch.sigmoid(logits[yes].max() - logits[no].max())
         assert result.consistency == pytest.approx(float(expected), abs=1e-3)
@@ -214,7 +214,7 @@ def test_reflection_equals_asking_anew(pipe: EmoR3Pipeline) -> None:
         end = pipe._engine.end_tokens[0]
         sequences = [[*tokenizer.encode(label, add_special_tokens=False), end] for label in labels]
         question = prompts.coherence_question(f"{step1} {step2}", labels)
-        shares, greedy = walk(sequences, lambda path, question=question: asked_anew(pipe, None, question, path))
+        shares, greedy = walk(sequences, lambda path, question=question: ask_again(pipe, None, question, path))
         assert result.coherence is not None
         assert result.coherence.label == labels[greedy]
         assert result.coherence.probability == pytest.approx(shares[greedy], abs=1e-3)
@@ -230,14 +230,14 @@ def test_the_image_is_encoded_once(name: str) -> None:
     calls = []
     hook = tower.register_forward_hook(lambda *_: calls.append(1))
     try:
-        pipe(pictures(), max_new_tokens=TOKENS, reflect=True, batch_size=3)
+        pipe(make_images(), max_new_tokens=TOKENS, reflect=True, batch_size=3)
     finally:
         hook.remove()
     assert len(calls) == 1
 
 
 def test_batch_size_changes_nothing(pipe: EmoR3Pipeline) -> None:
-    images = pictures()
+    images = make_images()
     together, alone = (pipe(images, max_new_tokens=TOKENS, reflect=True, batch_size=size) for size in (3, 1))
     for one, other in zip(together, alone, strict=True):
         assert one.text == other.text
@@ -247,7 +247,7 @@ def test_batch_size_changes_nothing(pipe: EmoR3Pipeline) -> None:
 
 def test_preparing_ahead_does_not_disturb_asking(qwen: EmoR3Pipeline) -> None:
     """A fast tokenizer breaks when a thread pads with it while another asks a question."""
-    images = pictures(*[(40, 40), (60, 90)] * 20)
+    images = make_images(*[(40, 40), (60, 90)] * 20)
     for _ in range(3):
         results = qwen(iter(images), method="think", reflect=True, max_new_tokens=25, batch_size=2)
         for result in results:
@@ -260,7 +260,7 @@ def test_threads_that_share_a_model_get_the_answers_of_one_thread(name: str) -> 
     """These classes keep the positions of the last prompt on the model. Calls, a batch, a stream, two pipelines."""
     pipe = pipe_of(name)
     second = EmoR3Pipeline(pipe.model, pipe.processor, pipe.info, name=pipe.name)
-    images = pictures((60, 40), (90, 200))
+    images = make_images((60, 40), (90, 200))
     options: dict[str, Any] = {"method": "think", "reflect": True, "max_new_tokens": 20}
     alone, together = [pipe(image, **options) for image in images], pipe(images, **options)
     wrong: list[Any] = []
@@ -288,7 +288,7 @@ def test_threads_that_share_a_model_get_the_answers_of_one_thread(name: str) -> 
 
 
 def test_a_stream_that_is_left_or_not_read_lets_others_in(qwen: EmoR3Pipeline) -> None:
-    [image] = pictures((60, 40))
+    [image] = make_images((60, 40))
     expected = qwen(image, method="direct")
     left, unread = (qwen.stream(image, max_new_tokens=tokens) for tokens in (3000, TOKENS))
     next(left)
@@ -307,8 +307,8 @@ def test_extreme_shapes(pipe: EmoR3Pipeline, size: tuple[int, int]) -> None:
 
 
 def test_inputs_and_their_results(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
-    [image] = pictures((60, 40))
-    path = tmp_path / "picture.png"
+    [image] = make_images((60, 40))
+    path = tmp_path / "image.png"
     image.save(path)
     row = {"bytes": path.read_bytes(), "path": None}
     expected = qwen(image, max_new_tokens=TOKENS)
@@ -323,7 +323,7 @@ def test_inputs_and_their_results(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
 
 
 def test_an_iterable_streams_lazily(qwen: EmoR3Pipeline) -> None:
-    images, taken = pictures(*[(40, 40)] * 40), []
+    images, taken = make_images(*[(40, 40)] * 40), []
 
     def source() -> Iterator[Image.Image]:
         for index, image in enumerate(images):
@@ -340,9 +340,9 @@ def test_an_iterable_streams_lazily(qwen: EmoR3Pipeline) -> None:
     assert everything == [result.text for result in qwen(images, method="direct", batch_size=16)]
 
 
-def test_files_data_urls_and_rows_are_one_picture(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
-    [image] = pictures((60, 40))
-    path = tmp_path / "picture.png"
+def test_files_data_urls_and_rows_are_one_image(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
+    [image] = make_images((60, 40))
+    path = tmp_path / "image.png"
     image.save(path)
     expected = qwen(image, method="direct")
     data_url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
@@ -363,16 +363,18 @@ def test_files_data_urls_and_rows_are_one_picture(qwen: EmoR3Pipeline, tmp_path:
 
 def test_a_datasets_column_streams(qwen: EmoR3Pipeline) -> None:
     datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_dict({"image": pictures((40, 40), (30, 50))}).cast_column("image", datasets.Image())
+    rows = datasets.Dataset.from_dict({"image": make_images((40, 40), (30, 50))}).cast_column(
+        "image", datasets.Image()
+    )
     results = qwen(rows["image"], method="direct")
     assert iter(results) is results
     assert len(list(results)) == 2
 
 
-def test_a_bad_picture_among_good_ones(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
+def test_a_bad_image_among_good_ones(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"<!doctype html><html>")
-    good = pictures((60, 40), (40, 60))
+    good = make_images((60, 40), (40, 60))
     images = [good[0], str(bad), good[1]]
     with pytest.raises(ImageError, match=r"bad\.png"):
         qwen(images, method="direct")
@@ -389,7 +391,7 @@ def test_a_bad_picture_among_good_ones(qwen: EmoR3Pipeline, tmp_path: Path) -> N
 
 
 def test_the_best_of_candidates(qwen: EmoR3Pipeline) -> None:
-    images = pictures((60, 40), (90, 60))
+    images = make_images((60, 40), (90, 60))
     state = torch.get_rng_state()
     results = qwen(images, num_candidates=3, seed=5, max_new_tokens=TOKENS)
     assert torch.equal(torch.get_rng_state(), state)
@@ -402,8 +404,8 @@ def test_the_best_of_candidates(qwen: EmoR3Pipeline) -> None:
     assert [result.text for result in other] != [result.text for result in results]
 
 
-def test_samples_depend_on_the_picture_and_not_on_its_place(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
-    images = pictures((60, 40), (90, 60), (30, 50))
+def test_samples_depend_on_the_image_and_not_on_its_place(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
+    images = make_images((60, 40), (90, 60), (30, 50))
     options: dict[str, Any] = {"num_candidates": 2, "seed": np.int64(5), "max_new_tokens": TOKENS}
     texts = [result.text for result in qwen(images, **options)]
     assert len(set(texts)) == 3
@@ -417,9 +419,9 @@ def test_samples_depend_on_the_picture_and_not_on_its_place(qwen: EmoR3Pipeline,
 def test_a_resumed_predict_with_candidates_gives_the_same_rows(tmp_path: Path) -> None:
     from emo_r3.cli.main import main
 
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    for name, image in zip("bdc", pictures((60, 40), (90, 60), (30, 50)), strict=True):
+    for name, image in zip("bdc", make_images((60, 40), (90, 60), (30, 50)), strict=True):
         image.save(folder / f"{name}.png")
     common = ["--model", str(tiny_checkpoint("qwen2_5_vl")), "--candidates", "2", "--max-new-tokens", str(TOKENS)]
     common += ["--format", "jsonl"]
@@ -435,7 +437,7 @@ def test_a_resumed_predict_with_candidates_gives_the_same_rows(tmp_path: Path) -
 @pytest.mark.parametrize("decoding", ["constrained", "free"])
 def test_batch_size_bounds_the_rows_of_every_forward(qwen: EmoR3Pipeline, decoding: Any) -> None:
     """Candidates, reflection and the labels' branches included."""
-    images = pictures((60, 40), (90, 60))
+    images = make_images((60, 40), (90, 60))
     options: dict[str, Any] = {"num_candidates": 5, "decoding": decoding, "max_new_tokens": 30, "labels": LABELS}
     options["method"] = "think"
     rows: list[int] = []
@@ -464,7 +466,7 @@ def test_well_formed_candidates_come_first() -> None:
 
 
 def test_stream_grows_and_ends_with_the_result(pipe: EmoR3Pipeline) -> None:
-    [image] = pictures((60, 40))
+    [image] = make_images((60, 40))
     events = list(pipe.stream(image, max_new_tokens=TOKENS, reflect=True))
     result = events[-1].result
     expected = pipe(image, max_new_tokens=TOKENS, reflect=True)
@@ -481,7 +483,7 @@ def test_leaving_a_stream_stops_the_model(qwen: EmoR3Pipeline) -> None:
     steps = []
     hook = qwen.model.register_forward_hook(lambda *_: steps.append(1))
     try:
-        events = qwen.stream(pictures((60, 40))[0], max_new_tokens=3000)
+        events = qwen.stream(make_images((60, 40))[0], max_new_tokens=3000)
         next(events)
         events.close()
     finally:
@@ -495,13 +497,13 @@ def test_an_error_in_the_model_surfaces_from_a_stream(qwen: EmoR3Pipeline, monke
 
     monkeypatch.setattr(qwen.model, "generate", fail)
     with pytest.raises(EmoR3Error, match="out of memory"):
-        list(qwen.stream(pictures((60, 40))[0], max_new_tokens=TOKENS))
+        list(qwen.stream(make_images((60, 40))[0], max_new_tokens=TOKENS))
 
 
 def test_options_that_a_stream_does_not_have(qwen: EmoR3Pipeline) -> None:
     for option in ("num_candidates", "batch_size", "on_error", "colour"):
         with pytest.raises(EmoR3Error, match=f"{option}: a stream has no such option"):
-            qwen.stream(pictures((60, 40))[0], **{option: 2})
+            qwen.stream(make_images((60, 40))[0], **{option: 2})
 
 
 @pytest.mark.parametrize(
@@ -532,7 +534,7 @@ def test_options_that_a_stream_does_not_have(qwen: EmoR3Pipeline) -> None:
 )
 def test_options_that_cannot_be_used(qwen: EmoR3Pipeline, options: dict[str, Any], message: str) -> None:
     with pytest.raises(EmoR3Error, match=message):
-        qwen(pictures((60, 40))[0], **options)
+        qwen(make_images((60, 40))[0], **options)
 
 
 def test_a_model_that_computes_nan_is_told_what_is_to_blame() -> None:
@@ -542,20 +544,18 @@ def test_a_model_that_computes_nan_is_told_what_is_to_blame() -> None:
     with torch.no_grad():
         head.fill_(1e38)
     with pytest.raises(EmoR3Error, match=r"its weights are finite and in torch\.float32: .* another checkpoint"):
-        model(pictures((60, 40))[0], method="direct", max_new_tokens=TOKENS)
+        model(make_images((60, 40))[0], method="direct", max_new_tokens=TOKENS)
     half = emo_r3.inference.engine.not_finite("m", model.model.to(torch.bfloat16))
     assert str(half).endswith("in torch.bfloat16: load it with dtype='float32'")
     with torch.no_grad():
         head.fill_(torch.nan)
     model.model.to(torch.float32)
     with pytest.raises(EmoR3Error, match=r"broken weights: .*weight holds NaN or infinity; .* again"):
-        model(pictures((60, 40))[0], method="direct", max_new_tokens=TOKENS)
+        model(make_images((60, 40))[0], method="direct", max_new_tokens=TOKENS)
 
 
-def test_a_picture_beyond_the_models_positions_is_refused(
-    qwen: EmoR3Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small, large = pictures((28, 28), (110, 110))
+def test_an_image_beyond_the_models_positions_is_refused(qwen: EmoR3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = make_images((28, 28), (110, 110))
     plain = len(qwen._request(None, "direct", "constrained").plain)
     monkeypatch.setattr(qwen.model.config.get_text_config(), "max_position_embeddings", plain + 40 + 8)
     own = EmoR3Pipeline(qwen.model, qwen.processor, qwen.info, name="tiny")
@@ -594,7 +594,7 @@ def test_every_attention_gives_the_same_answers(name: str) -> None:
     for kind in ("eager", "sdpa"):
         own = EmoR3Pipeline.from_pretrained(tiny_checkpoint(name), attn_implementation=kind)
         assert own.model.config._attn_implementation == kind
-        results = own(pictures(), labels=LABELS, reflect=True, max_new_tokens=TOKENS)
+        results = own(make_images(), labels=LABELS, reflect=True, max_new_tokens=TOKENS)
         scores = [number for result in results for number in (*result.probabilities.values(), result.score)]
         found.append(([result.text for result in results], scores))
     assert found[0][0] == found[1][0]
@@ -638,8 +638,8 @@ def test_a_quantized_model_answers_and_is_loaded_again(bits: int, tmp_path: Path
     own = EmoR3Pipeline.from_pretrained(quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}))
     own.save_pretrained(tmp_path / "quantized")
     again = EmoR3Pipeline.from_pretrained(tmp_path / "quantized")
-    picture = Path(__file__).parents[2] / "docs/samples/03-mountains-fireworks.png"
-    full, *others = (each(picture, method="direct") for each in (EmoR3Pipeline.from_pretrained(), own, again))
+    image = Path(__file__).parents[2] / "docs/samples/03-mountains-fireworks.png"
+    full, *others = (each(image, method="direct") for each in (EmoR3Pipeline.from_pretrained(), own, again))
     for result in others:
         assert result.label == full.label
         assert result.probabilities == pytest.approx(full.probabilities, abs=0.05)
@@ -666,7 +666,7 @@ def test_checkpoint_facts_are_saved_and_followed(qwen: EmoR3Pipeline, tmp_path: 
     own.save_pretrained(tmp_path / "saved")
     loaded = EmoR3Pipeline.from_pretrained(tmp_path / "saved")
     assert loaded.info == info
-    result = loaded(pictures((60, 30))[0], max_new_tokens=TOKENS)
+    result = loaded(make_images((60, 30))[0], max_new_tokens=TOKENS)
     assert (result.method, result.prompt_version, list(result.probabilities)) == ("think", "mine", ["joy", "gloom"])
     assert "padded from 60x30 to 60x60" in result.notes
     assert loaded.processor.image_processor.size["longest_edge"] == 28 * 28 * 4

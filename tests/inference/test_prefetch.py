@@ -1,4 +1,4 @@
-"""Pictures in any shape made fit, and work done ahead without changing its order."""
+"""Images in any shape made fit, and work done ahead without changing its order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import pytest
 from PIL import Image
 
-from emo_r3.images.loading import GREY, LoadedImage, fit_picture
+from emo_r3.images.loading import GREY, LoadedImage, fit_image
 from emo_r3.inference.prefetch import prefetch
 from emo_r3.utils import chunks
 
@@ -31,8 +31,8 @@ from emo_r3.utils import chunks
         ((1, 3), True, (30, 30), ("padded from 1x3 to 3x3", "enlarged from 3x3 to 30x30")),
     ],
 )
-def test_fit_picture(size: tuple[int, int], square: bool, expected: tuple[int, int], notes: tuple[str, ...]) -> None:
-    fitted = fit_picture(LoadedImage(Image.new("RGB", size, "red"), "x", ("first",)), square)
+def test_fit_image(size: tuple[int, int], square: bool, expected: tuple[int, int], notes: tuple[str, ...]) -> None:
+    fitted = fit_image(LoadedImage(Image.new("RGB", size, "red"), "x", ("first",)), square)
     assert (fitted.image.size, fitted.name, fitted.notes) == (expected, "x", ("first", *notes))
     middle = fitted.image.getpixel((expected[0] // 2, expected[1] // 2))
     assert middle == (255, 0, 0)

@@ -10,7 +10,7 @@ from emo_r3.miniature.tasks import (
     CONCEPT_NAMES,
     CONCEPTS,
     TOKENS,
-    Pictures,
+    ImagePool,
     Questions,
     tag_cells,
     to_patches,
@@ -31,7 +31,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def questions(tokenizer: PreTrainedTokenizerFast) -> Questions:
     rng = np.random.default_rng(1)
-    return Questions(tokenizer, load_prompts(), Pictures(40, rng), rng)
+    return Questions(tokenizer, load_prompts(), ImagePool(40, rng), rng)
 
 
 def test_each_telling_word_is_one_token_of_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -60,7 +60,7 @@ def test_lessons_ask_exactly_what_the_pipeline_asks(task: str, questions: Questi
         asked = ids[: int(targets.nonzero()[0])].tolist()
         text = questions.tokenizer.decode(asked).split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
         question = text.split("<|vision_end|>")[-1]
-        images = [[render(questions.pictures.scenes[0])]] if with_image else None
+        images = [[render(questions.images.scenes[0])]] if with_image else None
         prompt = render_prompt(processor, question, with_image=with_image)
         stock = processor(text=[prompt], images=images, return_tensors="pt")
         assert stock["input_ids"][0].tolist() == asked
@@ -72,7 +72,7 @@ def test_lessons_ask_exactly_what_the_pipeline_asks(task: str, questions: Questi
 
 
 def test_patches_are_what_the_processor_makes(questions: Questions) -> None:
-    scenes = questions.pictures.scenes[:3]
+    scenes = questions.images.scenes[:3]
     images = [render(scene) for scene in scenes]
     stock = make_processor(questions.tokenizer).image_processor(images, return_tensors="pt")
     ours = to_patches(torch.stack([torch.from_numpy(np.array(image)) for image in images]))
@@ -82,14 +82,14 @@ def test_patches_are_what_the_processor_makes(questions: Questions) -> None:
 
 @pytest.mark.parametrize("method", ["set", "think", "direct"])
 def test_replies_are_well_formed(method: str, questions: Questions) -> None:
-    for scene in questions.pictures.scenes:
+    for scene in questions.images.scenes:
         _, reply = getattr(questions, method)(scene)
         assert parse_completion(reply, method=method).well_formed
 
 
 def test_yes_and_no_are_true(questions: Questions) -> None:
     answers = []
-    for scene in questions.pictures.scenes * 10:
+    for scene in questions.images.scenes * 10:
         question, reply = questions.consistency(scene)
         told = world.mentioned(question.split("Text: ")[1].split("\n")[0])
         if reply == "Yes":
@@ -101,7 +101,7 @@ def test_yes_and_no_are_true(questions: Questions) -> None:
     assert 0.4 < np.mean([answer == "Yes" for answer in answers]) < 0.6
 
 
-def test_word_truths_say_what_is_in_the_picture(questions: Questions) -> None:
+def test_word_truths_say_what_is_in_the_image(questions: Questions) -> None:
     batch = questions.batch("consistency", 16)
     known = batch["truth"] >= 0
     assert known.any(1).all()
@@ -121,8 +121,8 @@ def test_tags_lie_where_things_are() -> None:
 
 
 def test_the_pool_replaces_its_oldest_scenes(questions: Questions) -> None:
-    pictures = Pictures(6, np.random.default_rng(2))
-    before, pixels = list(pictures.scenes), pictures.pixels.clone()
-    pictures.refresh(2)
-    assert pictures.scenes[2:] == before[2:] and pictures.scenes[:2] != before[:2]
-    assert (pictures.pixels[2:] == pixels[2:]).all() and (pictures.pixels[:2] != pixels[:2]).any()
+    images = ImagePool(6, np.random.default_rng(2))
+    before, pixels = list(images.scenes), images.pixels.clone()
+    images.refresh(2)
+    assert images.scenes[2:] == before[2:] and images.scenes[:2] != before[:2]
+    assert (images.pixels[2:] == pixels[2:]).all() and (images.pixels[:2] != pixels[:2]).any()

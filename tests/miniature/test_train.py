@@ -12,7 +12,7 @@ from emo_r3.errors import EmoR3Error
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.miniature import train
 from emo_r3.miniature.model import make_config, make_tokenizer
-from emo_r3.miniature.tasks import Pictures, Questions
+from emo_r3.miniature.tasks import ImagePool, Questions
 from emo_r3.prompts import load_prompts
 
 
@@ -21,9 +21,9 @@ def parts() -> tuple[train.Learner, Questions]:
     torch.manual_seed(0)
     tokenizer = make_tokenizer(load_prompts(), seed=0)
     rng = np.random.default_rng(0)
-    pictures = Pictures(40, rng)
+    images = ImagePool(40, rng)
     model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(tokenizer), attn_implementation="eager")
-    return train.Learner(model, tokenizer), Questions(tokenizer, load_prompts(), pictures, rng)
+    return train.Learner(model, tokenizer), Questions(tokenizer, load_prompts(), images, rng)
 
 
 def test_fast_vision_computes_the_same(parts: tuple[train.Learner, Questions]) -> None:
@@ -58,7 +58,7 @@ def test_every_task_teaches(task: str, parts: tuple[train.Learner, Questions]) -
 
 def test_the_first_patch_embedding_is_white_on_the_world(parts: tuple[train.Learner, Questions]) -> None:
     learner, questions = parts
-    train.init_patch_embedding(learner.model, questions.pictures.pixels)
+    train.init_patch_embedding(learner.model, questions.images.pixels)
     batch = questions.batch("see", 20)
     embedded = batch["pixel_values"] @ learner.model.model.visual.patch_embed.proj.weight.flatten(1).T
     spread = embedded.std(0)

@@ -27,7 +27,7 @@ from emo_r3.models import checkpoint
 from emo_r3.models.checkpoint import CheckpointInfo, load_for_training, load_model_and_processor
 
 BASE = "qwen2_5_vl"
-PICTURE = Image.effect_noise((60, 40), 50).convert("RGB")
+IMAGE = Image.effect_noise((60, 40), 50).convert("RGB")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -116,7 +116,7 @@ def test_it_is_saved_as_a_plain_model(folder: Path, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("adapter*"))
     saved = EmoR3Pipeline.from_pretrained(tmp_path / "saved")
-    one, other = (each(PICTURE, method="direct", max_new_tokens=8) for each in (pipe, saved))
+    one, other = (each(IMAGE, method="direct", max_new_tokens=8) for each in (pipe, saved))
     assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
 
 
@@ -303,8 +303,8 @@ def test_over_the_hub_with_the_revision_of_its_base(hub: HubServer, folder: Path
 
 def test_a_damaged_adapter_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     without("layers.1.self_attn.q_proj.lora_A")(folder)
-    PICTURE.save(tmp_path / "picture.png")
-    command = [sys.executable, "-m", "emo_r3", "predict", str(tmp_path / "picture.png"), "--model", str(folder)]
+    IMAGE.save(tmp_path / "image.png")
+    command = [sys.executable, "-m", "emo_r3", "predict", str(tmp_path / "image.png"), "--model", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert not done.stdout

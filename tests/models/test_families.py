@@ -50,8 +50,8 @@ def test_every_family_is_one_or_the_other() -> None:
 def test_a_family_works_in_every_mode(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"method": "think", "max_new_tokens": 40}
     both = pipe(name)([SMALL, LARGE], reflect=True, **options)
-    alone = [pipe(name)(picture, reflect=True, **options) for picture in (SMALL, LARGE)]
-    assert both[0].probabilities != pytest.approx(both[1].probabilities, abs=1e-6), "the picture makes no difference"
+    alone = [pipe(name)(image, reflect=True, **options) for image in (SMALL, LARGE)]
+    assert both[0].probabilities != pytest.approx(both[1].probabilities, abs=1e-6), "the image makes no difference"
     for one, other in zip(both, alone, strict=True):
         assert one.well_formed and one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
         assert one.consistency == pytest.approx(other.consistency, abs=1e-4)

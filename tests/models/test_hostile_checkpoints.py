@@ -39,12 +39,12 @@ HARMLESS = {
 SMALLER = {"no layers"}
 CASES = [("llava", name) for name in LLAVA] + [("qwen2_5_vl", name) for name in QWEN]
 SECONDS = 60
-PICTURE = Image.effect_noise((60, 40), 50).convert("RGB")
+IMAGE = Image.effect_noise((60, 40), 50).convert("RGB")
 
 
 def answered(folder: Path) -> dict[str, float]:
     pipe = EmoR3Pipeline.from_pretrained(folder)
-    results = [pipe(PICTURE, method="direct", max_new_tokens=30, decoding=how) for how in ("free", "constrained")]
+    results = [pipe(IMAGE, method="direct", max_new_tokens=30, decoding=how) for how in ("free", "constrained")]
     return results[1].probabilities | {results[0].text: 0.0}
 
 
@@ -89,8 +89,8 @@ def with_limits() -> None:
 )
 def test_hostile_checkpoint_on_the_command_line(name: str, tmp_path: Path) -> None:
     folder = damaged("llava", name, tmp_path / "model")
-    PICTURE.save(tmp_path / "picture.png")
-    command = [sys.executable, "-m", "emo_r3", "predict", str(tmp_path / "picture.png"), "--model", str(folder)]
+    IMAGE.save(tmp_path / "image.png")
+    command = [sys.executable, "-m", "emo_r3", "predict", str(tmp_path / "image.png"), "--model", str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=SECONDS * 2, preexec_fn=with_limits
     )

@@ -1,4 +1,4 @@
-"""Reading from the cache must equal running everything anew, on every architecture."""
+"""Reading from the cache must equal running everything again, on every architecture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from emo_r3.models.prefix_cache import (
 )
 
 
-def pictures() -> list[Image.Image]:
+def make_images() -> list[Image.Image]:
     """Different sizes, so that prompts of different lengths are padded on the left."""
     rng = np.random.default_rng(0)
     sizes = ((40, 60), (200, 90), (28, 28))
@@ -37,11 +37,11 @@ def pictures() -> list[Image.Image]:
 
 
 class Prefilled:
-    """A batch that the model has read and continued, with what is needed to run any row anew."""
+    """A batch that the model has read and continued, with what is needed to run any row again."""
 
     def __init__(self, name: str) -> None:
         self.model, self.processor, _ = load_model_and_processor(tiny_checkpoint(name))
-        self.images = pictures()
+        self.images = make_images()
         self.prompt = render_prompt(self.processor, "Which emotion best describes the image?", with_image=True)
         inputs = self.encode(None)
         output = self.model.generate(**inputs, max_new_tokens=7, do_sample=False, return_dict_in_generate=True)
@@ -72,7 +72,7 @@ class Prefilled:
             return_tensors="pt",
         )
 
-    def anew(self, row: int, continuation: list[int], prompt: str | None = None) -> torch.Tensor:
+    def again(self, row: int, continuation: list[int], prompt: str | None = None) -> torch.Tensor:
         """The reference: the processor's own tensors of one row, no cache, no padding, no positions of ours."""
         inputs = dict(self.encode(row, prompt))
         extra = torch.tensor([continuation], dtype=torch.long)
@@ -102,7 +102,7 @@ def test_next_logits_equals_uncached_forward(prefilled: Prefilled) -> None:
         [row for row, _ in cases], [prefilled.prompts[row] + extra for row, extra in cases]
     )
     for logits, (row, extra) in zip(found, cases, strict=True):
-        torch.testing.assert_close(logits, prefilled.anew(row, extra), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, prefilled.again(row, extra), atol=1e-4, rtol=1e-4)
     assert prefilled.cached.cache.get_seq_length() == before  # type: ignore[union-attr]
 
 
@@ -117,7 +117,7 @@ def test_another_prompt_about_the_same_image(prefilled: Prefilled) -> None:
         sequences.append(spliced)
     found = prefilled.cached.next_logits(range(3), sequences)
     for row, logits in enumerate(found):
-        torch.testing.assert_close(logits, prefilled.anew(row, [], prompt), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, prefilled.again(row, [], prompt), atol=1e-4, rtol=1e-4)
 
 
 def test_a_cache_that_forgets_is_not_used(prefilled: Prefilled) -> None:
@@ -144,7 +144,7 @@ def test_rows_may_repeat_and_see_less(prefilled: Prefilled) -> None:
     assert cached.cache is not None
     found = suffix_logits(prefilled.model, cached.cache, mask, position, [row, row], [[21, 22, 23], [24]])
     for logits, extra in zip(found, ([21, 22, 23], [24]), strict=True):
-        torch.testing.assert_close(logits, prefilled.anew(row, extra), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, prefilled.again(row, extra), atol=1e-4, rtol=1e-4)
 
 
 def test_score_labels_equals_brute_force(prefilled: Prefilled) -> None:
@@ -153,13 +153,13 @@ def test_score_labels_equals_brute_force(prefilled: Prefilled) -> None:
     contexts = [prompt + written[:3] for prompt, written in zip(prefilled.prompts, prefilled.written, strict=True)]
     found, greedy = score_labels(prefilled.cached, range(3), contexts, trie)
     for row in range(3):
-        shares = brute_force(sequences, lambda path, row=row: prefilled.anew(row, prefilled.written[row][:3] + path))
+        shares = brute_force(sequences, lambda path, row=row: prefilled.again(row, prefilled.written[row][:3] + path))
         torch.testing.assert_close(found[row].exp(), shares, atol=1e-4, rtol=0)
         assert abs(float(found[row].exp().sum()) - 1) < 1e-5
         path: list[int] = []
         while path not in sequences:
             allowed = sorted({s[len(path)] for s in sequences if s[: len(path)] == path})
-            logits = prefilled.anew(row, prefilled.written[row][:3] + path)
+            logits = prefilled.again(row, prefilled.written[row][:3] + path)
             path.append(max(allowed, key=lambda token: float(logits[token])))
         assert sequences[greedy[row]] == path
 

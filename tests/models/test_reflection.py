@@ -1,4 +1,4 @@
-"""What is put to the model in reflection, and how its answer is read; `test_pipeline.py` compares with asking anew."""
+"""What is put to the model in reflection and how its answer is read. `test_pipeline.py` compares with asking again."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_a_parquet_with_damaged_rows_is_refused(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"<html>gone</html>", None])
-def test_a_row_without_a_picture_is_refused(dataset: Path, value: bytes | None) -> None:
+def test_a_row_without_an_image_is_refused(dataset: Path, value: bytes | None) -> None:
     path = next(dataset.glob("data/test-*"))
     table = pq.read_table(path)
     images = table.column("image").to_pylist()
@@ -65,7 +65,7 @@ def test_a_row_without_a_picture_is_refused(dataset: Path, value: bytes | None) 
     place = table.schema.get_field_index("image")
     changed = table.set_column(place, table.schema.field("image"), pa.array(images, table.schema.field("image").type))
     pq.write_table(changed, path)
-    with pytest.raises(EmoR3Error, match="image of row 2 is no picture"):
+    with pytest.raises(EmoR3Error, match="image of row 2 is no image"):
         dataset_target(dataset, "a/b")
 
 

@@ -213,11 +213,11 @@ def test_a_base_in_a_folder_keeps_its_licence_and_hides_the_folder(tmp_path: Pat
     base.mkdir(parents=True)
     licence = {"license": "other", "license_name": "research", "license_link": "https://example.org/licence"}
     (base / "README.md").write_text("---\n" + "".join(f"{key}: {value}\n" for key, value in licence.items()) + "---\n")
-    data = {"name": str(tmp_path / "home/somebody/pictures"), "split": "train", "rows": 3}
+    data = {"name": str(tmp_path / "home/somebody/images"), "split": "train", "rows": 3}
     text = card_of(make_run(tmp_path / "run", base_model=str(base), dataset=data))
     assert "[research](https://example.org/licence), the base model's." in text
     assert {key: metadata_of(text)[key] for key in licence} == licence
-    assert "Made from base-model," in text and "| data | pictures, a local folder, split train" in text
+    assert "Made from base-model," in text and "| data | images, a local folder, split train" in text
     assert "somebody" not in text
 
 
@@ -238,12 +238,12 @@ def test_data_and_base_have_their_commits(tmp_path: Path, monkeypatch: pytest.Mo
         return str(tmp_path / name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    data = {"name": "pictures", "repo_id": "you/pictures", "revision": "main", "commit": COMMIT, "split": "train"}
+    data = {"name": "images", "repo_id": "you/images", "revision": "main", "commit": COMMIT, "split": "train"}
     base = "f" * 40
     run = make_run(tmp_path / "run", dataset=data, base_model="qwen/base", base_commit=base, adapter=True)
     text = card_of(run)
-    assert f"| data | [you/pictures](/datasets/you/pictures), commit `{COMMIT}`, split train," in text
-    assert metadata_of(text)["datasets"] == ["you/pictures"] and asked == [base]
+    assert f"| data | [you/images](/datasets/you/images), commit `{COMMIT}`, split train," in text
+    assert metadata_of(text)["datasets"] == ["you/images"] and asked == [base]
     assert f"| base model | qwen/base, commit `{base}` |" in text
     # A file beside the base's card is not beside ours.
     assert metadata_of(text)["license_link"] == "https://huggingface.co/qwen/base/blob/main/LICENSE"

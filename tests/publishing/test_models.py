@@ -32,7 +32,7 @@ def pusher(running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> 
 # Models
 
 
-def round_trip_client(picture: str, repo_id: str) -> None:
+def round_trip_client(image: str, repo_id: str) -> None:
     """Push a pipeline, load it by branch, tag and commit: weights, `emo_r3.json` and answers are the same."""
     from dataclasses import replace
 
@@ -48,7 +48,7 @@ def round_trip_client(picture: str, repo_id: str) -> None:
     assert here.push_to_hub(repo_id, tag="v1") == commit, "the same model is no commit"
     info = HfApi().model_info(repo_id)
     assert info.private and info.sha == commit and info.card_data.library_name == "transformers"
-    expected = here(picture, max_new_tokens=20)
+    expected = here(image, max_new_tokens=20)
     assert "think" in expected.to_dict()["steps"]
     for revision in (None, "v1", commit):
         there = EmoR3Pipeline.from_pretrained(repo_id, revision=revision)
@@ -56,7 +56,7 @@ def round_trip_client(picture: str, repo_id: str) -> None:
         theirs = there.model.state_dict()
         assert all(torch.equal(weight, theirs[name]) for name, weight in here.model.state_dict().items())
         assert len(theirs) == len(here.model.state_dict())
-        result = there(picture, max_new_tokens=20)
+        result = there(image, max_new_tokens=20)
         assert (result.text, result.label) == (expected.text, expected.label)
         # The last bits depend on where the weights lie in memory.
         assert all(abs(result.probabilities[label] - p) < 1e-6 for label, p in expected.probabilities.items())
@@ -66,8 +66,8 @@ def round_trip_client(picture: str, repo_id: str) -> None:
 
 @pytest.mark.slow
 def test_a_pipeline_there_and_back(hub: HubServer, tmp_path: Path) -> None:
-    picture = ROOT / "docs/samples/01-clown-laugh.png"
-    run_client(hub, tmp_path / "home", round_trip_client, str(picture), "emo-r3/there-and-back")
+    image = ROOT / "docs/samples/01-clown-laugh.png"
+    run_client(hub, tmp_path / "home", round_trip_client, str(image), "emo-r3/there-and-back")
     assert len(titles(hub, "emo-r3/there-and-back", "models")) == 1
     files = files_on(hub, "emo-r3/there-and-back", kind="models")
     assert json.loads(files["emo_r3.json"])["recipe_hash"] == "abc"

@@ -29,7 +29,7 @@ def pusher(running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def write_rows(path: Path, count: int, size: int = 100, pixels: bool = True) -> None:
-    """A Parquet file of random rows, `size` bytes of picture each."""
+    """A Parquet file of random rows, `size` bytes of image each."""
     chance = random.Random(f"{path.name} {count}")
     rows: dict[str, Any] = {"id": [f"{path.stem}-{row}" for row in range(count)], "label": [0] * count}
     if pixels:
@@ -40,7 +40,7 @@ def write_rows(path: Path, count: int, size: int = 100, pixels: bool = True) -> 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small dataset with pictures, and a hidden file that is nobody's business."""
+    """A small dataset with images, and a hidden file that is nobody's business."""
     folder = tmp_path / "set"
     write_rows(folder / "data/test-00000-of-00001.parquet", 3)
     write_rows(folder / "data/train-00000-of-00001.parquet", 5)
@@ -161,7 +161,7 @@ def test_rights(hub: HubServer, pusher: Pusher, folder: Path, tmp_path: Path) ->
     write_rows(index / "data/test-00000-of-00001.parquet", 3, pixels=False)
 
     refused = pusher.push(folder, "emo-r3/shown", "--public", "--yes", code=2)
-    assert "data/test-00000-of-00001.parquet holds pictures" in refused and "--i-have-the-rights" in refused
+    assert "data/test-00000-of-00001.parquet holds images" in refused and "--i-have-the-rights" in refused
     assert hub.store.find("datasets", "emo-r3/shown") is None
     pusher.push(folder, "emo-r3/shown", "--public", "--i-have-the-rights", "--yes")
     assert status_for(hub, "emo-r3/shown") == 200
@@ -174,7 +174,7 @@ def test_rights(hub: HubServer, pusher: Pusher, folder: Path, tmp_path: Path) ->
 
     pusher.push(folder, "emo-r3/opened", "--i-have-the-rights", "--yes")
     assert status_for(hub, "emo-r3/opened") == 401
-    assert "history may hold pictures" in pusher.push(index, "emo-r3/opened", "--public", "--yes", code=2)
+    assert "history may hold images" in pusher.push(index, "emo-r3/opened", "--public", "--yes", code=2)
     assert files_on(hub, "emo-r3/opened") == files_in(folder)
     listing = pusher.push(folder, "emo-r3/opened", "--public", "--i-have-the-rights", "--yes")
     assert "public (was private)" in listing and status_for(hub, "emo-r3/opened") == 200
@@ -220,7 +220,7 @@ def test_a_gitignore_that_names_our_files_is_told_before_the_commit(
     pusher.push(folder, "emo-r3/ignoring-ours", "--yes")
     repo = hub.store.find("datasets", "emo-r3/ignoring-ours")
     tree = repo.tree(repo.branches["main"])
-    tree[".gitignore"] = hub.store.add_regular(b"# pictures stay at home\ndata/\n")
+    tree[".gitignore"] = hub.store.add_regular(b"# images stay at home\ndata/\n")
     repo.commit("main", tree, "a .gitignore", "owner")
     assert "nothing to do" in pusher.push(folder, "emo-r3/ignoring-ours", "--yes")  # nothing is sent, nothing left out
     write_rows(folder / "data/test-00000-of-00001.parquet", 7)
@@ -396,7 +396,7 @@ def test_a_token_in_an_error_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "column, pictures",
+    "column, images",
     [
         (["text"], False),
         ([1.5], False),
@@ -410,20 +410,20 @@ def test_a_token_in_an_error_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> 
     ],
     ids=str,
 )
-def test_parquet_that_may_hold_pictures(tmp_path: Path, column: Any, pictures: bool) -> None:
+def test_parquet_that_may_hold_images(tmp_path: Path, column: Any, images: bool) -> None:
     pq.write_table(pa.table({"id": ["a"], "column": column}), tmp_path / "a.parquet")
-    assert sync.may_hold_pictures(tmp_path / "a.parquet") is pictures
+    assert sync.may_hold_images(tmp_path / "a.parquet") is images
 
 
-@pytest.mark.parametrize("name, pictures", [("a.md", False), ("a.json", False), ("a.png", True), ("a", True)])
-def test_other_files_that_may_hold_pictures(tmp_path: Path, name: str, pictures: bool) -> None:
-    assert sync.may_hold_pictures(tmp_path / name) is pictures
+@pytest.mark.parametrize("name, images", [("a.md", False), ("a.json", False), ("a.png", True), ("a", True)])
+def test_other_files_that_may_hold_images(tmp_path: Path, name: str, images: bool) -> None:
+    assert sync.may_hold_images(tmp_path / name) is images
 
 
 def test_broken_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no")
     with pytest.raises(EmoR3Error, match=r"a\.parquet can't be read"):
-        sync.may_hold_pictures(tmp_path / "a.parquet")
+        sync.may_hold_images(tmp_path / "a.parquet")
 
 
 def test_same_content_is_recognised(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from emo_r3.training.trainer import EmoR3Trainer
 
 
 @cache
-def pictures(count: int = 16) -> tuple[tuple[Image.Image, str], ...]:
+def make_images(count: int = 16) -> tuple[tuple[Image.Image, str], ...]:
     """Scenes of miniature-8 and their labels."""
     records = miniature_records("miniature-8", {"train": count})["train"]
     return tuple((Image.open(io.BytesIO(record.read())).convert("RGB"), record.label) for record in records)
@@ -29,7 +29,7 @@ def training_rows(count: int = 16, method: Any = "set") -> datasets.Dataset:
 
     names = list(LABEL_SETS["emoset"].labels)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    rows = [{"image": image, "label": label} for image, label in pictures(count)]
+    rows = [{"image": image, "label": label} for image, label in make_images(count)]
     return to_prompts(datasets.Dataset.from_list(rows, features=features), method)
 
 

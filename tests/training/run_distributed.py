@@ -18,7 +18,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset, Features, Image, Value
 from peft import LoraConfig
-from PIL import Image as Pictures
+from PIL import Image as ImagePool
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
@@ -96,7 +96,7 @@ def rows(number: int = 16) -> Dataset:
         made.append(
             {
                 "prompt": [{"role": "user", "content": content}],
-                "image": Pictures.fromarray(pixels.numpy()),
+                "image": ImagePool.fromarray(pixels.numpy()),
                 "label": labels[index % 3],
                 "labels": list(labels),
             }
@@ -108,7 +108,7 @@ def rows(number: int = 16) -> Dataset:
     )
 
 
-def completion(image: Pictures.Image, place: int) -> str:
+def completion(image: ImagePool.Image, place: int) -> str:
     """An answer that follows from the image and the place in the group; a third of them lack something."""
     number = int.from_bytes(hashlib.sha256(image.tobytes() + bytes([place])).digest()[:4], "big")
     label = [*PLAIN, *ALIKE[0], *ALIKE[1]][number % 17]

@@ -1,4 +1,4 @@
-"""A training run of a few seconds: a tiny model, eight pictures, updates that share a generation, dropout-free."""
+"""A training run of a few seconds: a tiny model, eight images, updates that share a generation, dropout-free."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Supervised(WholeCheckpoints, SFTTrainer):
 
 
 def rows(count: int = 8) -> Dataset:
-    """Questions about pictures of noise, which are as good as others to a model that has learned nothing."""
+    """Questions about images of noise, which are as good as others to a model that has learned nothing."""
     draw = np.random.default_rng(0)
     images = []
     for _ in range(count):

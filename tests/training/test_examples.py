@@ -24,7 +24,7 @@ from emo_r3.prompts import load_prompts
 from emo_r3.training import examples as module
 from emo_r3.training.config import RunArguments
 from emo_r3.training.examples import (
-    check_pictures,
+    check_images,
     label_rows,
     prompt_length,
     question_rows,
@@ -89,12 +89,12 @@ def test_a_missing_column(tmp_path: Path) -> None:
         load(build(tmp_path, [0, 1], drop="image"))
 
 
-def test_a_picture_that_cannot_be_read(tmp_path: Path, processor: ProcessorMixin) -> None:
+def test_an_image_that_cannot_be_read(tmp_path: Path, processor: ProcessorMixin) -> None:
     run = build(tmp_path, [0, 1, 2], [png(), png(), png()[:40]])
     rows = load(run)
     with pytest.raises(DataError, match=r"row 2 \(id-2\): 2.png: "):
-        check_pictures(rows, run, processor, QUESTION)
-    check_pictures(rows.select([0, 1]), run, processor, QUESTION)
+        check_images(rows, run, processor, QUESTION)
+    check_images(rows.select([0, 1]), run, processor, QUESTION)
 
 
 def test_prompts_are_counted_with_their_images(tmp_path: Path, processor: ProcessorMixin) -> None:
@@ -105,10 +105,10 @@ def test_prompts_are_counted_with_their_images(tmp_path: Path, processor: Proces
     text = len(prompt_tokens(processor, prompt))
     assert text < small < large
     run.max_prompt_tokens = large
-    check_pictures(rows, run, processor, QUESTION)
+    check_images(rows, run, processor, QUESTION)
     run.max_prompt_tokens = large - 1
     with pytest.raises(DataError, match=rf"row 1 \(id-1\): its prompt has {large} tokens.*448 x 448.*{large - 1}"):
-        check_pictures(rows, run, processor, QUESTION)
+        check_images(rows, run, processor, QUESTION)
 
 
 def test_processes_share_the_check_and_its_outcome(
@@ -118,11 +118,11 @@ def test_processes_share_the_check_and_its_outcome(
     rows = load(run)
     opened: list[Any] = []
     monkeypatch.setattr(
-        module, "open_picture", lambda image, square: opened.append(image["path"]) or Image.new("RGB", (9, 9))
+        module, "open_image", lambda image, square: opened.append(image["path"]) or Image.new("RGB", (9, 9))
     )
     monkeypatch.setattr(module, "gather_object", lambda faults: [None, *faults, "row 9: told by another process"])
     with pytest.raises(DataError, match="row 9: told by another process"):
-        check_pictures(rows, run, processor, QUESTION, process=(1, 2))
+        check_images(rows, run, processor, QUESTION, process=(1, 2))
     assert opened == ["1.png", "3.png"]
 
 
@@ -133,12 +133,12 @@ def test_questions(tmp_path: Path) -> None:
     assert (row["label"], row["labels"]) == ("anger", LABELS)
     assert row["prompt"][0]["content"][1]["text"] == QUESTION
     assert (row["image"].mode, row["image"].size) == ("RGB", (40, 40))  # padded as the pipeline does
-    # Each picture stays with its row, in whatever order they are asked for.
+    # Each image stays with its row, in whatever order they are asked for.
     assert [image.getpixel((20, 20))[0] for image in rows[[2, 0, 1]]["image"]] == [2, 0, 1]
     assert rows.select([2])[0]["image"].getpixel((20, 20)) == (2, 0, 0)
 
 
-def test_pictures_are_decoded_when_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_when_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = question_rows(load(build(tmp_path, [0, 1])), "set", load_prompts())
     opened: list[str] = []
     real = module.load_image
@@ -186,11 +186,11 @@ def test_too_few_of_a_label(tmp_path: Path) -> None:
         select_cold_start(rows, 12)
 
 
-def test_the_fingerprint_is_of_pictures_and_labels(tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_images_and_labels(tmp_path: Path) -> None:
     images = [png(colour=(place, 0, 0)) for place in range(2)]
 
-    def of(name: str, labels: list[int], pictures: list[bytes]) -> str:
-        return fingerprint(load(build(tmp_path / name, labels, pictures)))
+    def of(name: str, labels: list[int], images: list[bytes]) -> str:
+        return fingerprint(load(build(tmp_path / name, labels, images)))
 
     plain = of("a", [0, 1], images)
     assert of("b", [0, 1], images) == plain

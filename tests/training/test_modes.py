@@ -10,7 +10,7 @@ import torch
 import trl.trainer.grpo_trainer as grpo
 from datasets import Dataset, Features, Image, Value
 from peft import LoraConfig
-from PIL import Image as Pictures
+from PIL import Image as ImagePool
 from tiny_models import ARCHITECTURES, tiny_checkpoint
 
 from emo_r3.labels import LABEL_SETS
@@ -36,12 +36,12 @@ STEPS = (
 SIZES = ((56, 56), (112, 56), (56, 84))
 
 
-def image(number: int) -> Pictures.Image:
+def image(number: int) -> ImagePool.Image:
     """Noise of one of three sizes."""
     width, height = SIZES[number % 3]
     generator = torch.Generator().manual_seed(number)
     pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
-    return Pictures.fromarray(pixels.numpy())
+    return ImagePool.fromarray(pixels.numpy())
 
 
 def answer(number: int) -> str:
@@ -57,11 +57,11 @@ TEXTS = [answer(number) for number in range(9)]
 CHOICES = [LABELS if number % 2 else ALIKE for number in range(9)]
 
 
-def asked_plainly(model: Any, processor: Any, question: str, picture: Pictures.Image | None, after: Any = ()) -> Any:
+def asked_plainly(model: Any, processor: Any, question: str, image: ImagePool.Image | None, after: Any = ()) -> Any:
     """Logits of the next token: one prompt, one whole forward, nothing remembered, nothing padded."""
     content: list[Any] = [{"type": "text", "text": question}]
-    if picture is not None:
-        content.insert(0, {"type": "image", "image": picture})
+    if image is not None:
+        content.insert(0, {"type": "image", "image": image})
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -83,9 +83,9 @@ def reflected_plainly(model: Any, processor: Any, end: int) -> list[tuple[float,
     prompts, tokenizer = load_prompts(), processor.tokenizer
     yes, no = answer_tokens(tokenizer)
     found = []
-    for picture, text, labels in zip(IMAGES, TEXTS, CHOICES, strict=True):
+    for image, text, labels in zip(IMAGES, TEXTS, CHOICES, strict=True):
         steps = parse_completion(text).steps
-        logits = asked_plainly(model, processor, prompts.consistency_question(steps["step1"]), picture)
+        logits = asked_plainly(model, processor, prompts.consistency_question(steps["step1"]), image)
         probability = float((logits[yes].max() - logits[no].max()).sigmoid())
         question = prompts.coherence_question(f"{steps['step1']} {steps['step2']}", labels)
         left = {label: [*tokenizer.encode(label, add_special_tokens=False), end] for label in labels}

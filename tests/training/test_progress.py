@@ -125,16 +125,16 @@ def test_panels_hold_what_was_logged():
 
 def test_a_line_goes_where_its_points_are(tmp_path):
     draw_curves([Panel("Rising", [Series("one", [(0, 0.0), (10, 1.0)])])], tmp_path / "curves.png")
-    picture = Image.open(tmp_path / "curves.png").convert("RGB")
+    image = Image.open(tmp_path / "curves.png").convert("RGB")
     blue = [
         (x, y)
-        for x in range(picture.width)
-        for y in range(picture.height)
-        if (pixel := picture.getpixel((x, y)))[2] > pixel[0] + 100
+        for x in range(image.width)
+        for y in range(image.height)
+        if (pixel := image.getpixel((x, y)))[2] > pixel[0] + 100
     ]
     (left, low), (right, high) = min(blue), max(blue)
     assert right - left > WIDTH * 0.8 and low - high > HEIGHT * 0.5
-    assert picture.getpixel((1, 1)) == (255, 255, 255)
+    assert image.getpixel((1, 1)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.2, 0.37), (-3e-5, 2e-4), (1, 300), (0, 0.06), (-1000, 20000)])

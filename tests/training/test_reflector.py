@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature_rows import pictures
+from miniature_rows import make_images
 from PIL import Image
 
 from emo_r3.labels import LABEL_SETS
@@ -28,10 +28,10 @@ def miniature() -> tuple[Any, Any, Any]:
 
 @pytest.fixture(scope="module")
 def answers(miniature: Any) -> list[str]:
-    """What the miniature itself says of the first pictures."""
+    """What the miniature itself says of the first images."""
     from emo_r3 import EmoR3Pipeline
 
-    results = EmoR3Pipeline.from_pretrained()([image for image, _ in pictures()][:4])
+    results = EmoR3Pipeline.from_pretrained()([image for image, _ in make_images()][:4])
     return [result.text for result in results]
 
 
@@ -43,7 +43,7 @@ def reflect(miniature: Any, images: Any, texts: Any, labels: Any = None, **optio
 
 
 def test_another_image_changes_the_answer(miniature: Any, answers: list[str]) -> None:
-    images = [image for image, _ in pictures()][:4]
+    images = [image for image, _ in make_images()][:4]
     own = reflect(miniature, images, answers)
     others = reflect(miniature, images[2:] + images[:2], answers)
     assert [one.consistency for one in own] == [1.0] * 4
@@ -52,14 +52,14 @@ def test_another_image_changes_the_answer(miniature: Any, answers: list[str]) ->
 
 
 def test_the_text_decides_what_label_is_read(miniature: Any, answers: list[str]) -> None:
-    images = [image for image, _ in pictures()][:4]
+    images = [image for image, _ in make_images()][:4]
     read = [one.read_label for one in reflect(miniature, images, answers)]
     assert read == [parse_completion(text).label for text in answers]
     assert len(set(read)) > 1
 
 
 def test_order_and_company_do_not_matter(miniature: Any, answers: list[str]) -> None:
-    images = [image for image, _ in pictures()][:4]
+    images = [image for image, _ in make_images()][:4]
     crossed = [(image, text) for image in images for text in answers]
     together = reflect(miniature, *map(list, zip(*crossed, strict=True)), batch_size=7)
     backwards = reflect(miniature, *map(list, zip(*reversed(crossed), strict=True)))[::-1]
@@ -71,7 +71,7 @@ def test_order_and_company_do_not_matter(miniature: Any, answers: list[str]) -> 
 
 
 def test_each_row_has_its_own_labels(miniature: Any, answers: list[str]) -> None:
-    images = [image for image, _ in pictures()][:2]
+    images = [image for image, _ in make_images()][:2]
     lists = [LABELS, ("sadness", "fear")]
     first, second = reflect(miniature, images, answers[:2], lists)
     assert first.read_label in LABELS
@@ -82,14 +82,14 @@ def test_each_row_has_its_own_labels(miniature: Any, answers: list[str]) -> None
 def test_random_state_and_weights_stay(miniature: Any, answers: list[str], mode: str) -> None:
     model = miniature[0]
     before, state = [weight.clone() for weight in model.parameters()], torch.random.get_rng_state()
-    reflect(miniature, [image for image, _ in pictures()][:2], answers[:2], mode=mode)
+    reflect(miniature, [image for image, _ in make_images()][:2], answers[:2], mode=mode)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_what_the_model_writes_is_what_its_probabilities_say(miniature: Any, answers: list[str]) -> None:
-    images = [image for image, _ in pictures()][:4]
+    images = [image for image, _ in make_images()][:4]
     crossed = [(image, text) for image in images for text in answers]
     arguments = tuple(map(list, zip(*crossed, strict=True)))
     read, written = reflect(miniature, *arguments), reflect(miniature, *arguments, mode="generate")
@@ -104,7 +104,7 @@ def test_labels_with_capitals_agree_with_the_box(miniature: Any, answers: list[s
     trainer: Any = SimpleNamespace(
         _log_metric=logged.__setitem__, _log_completion_extra=lambda *_: None, reflector=SimpleNamespace(tokens=0)
     )
-    images, found = [image for image, _ in pictures()][:4], [parse_completion(text) for text in answers]
+    images, found = [image for image, _ in make_images()][:4], [parse_completion(text) for text in answers]
     reflections = reflect(miniature, images, answers, [capitals] * 4)
     assert all(one.read_label in capitals for one in reflections)
     boxed = [replace(one, label=seen.read_label.upper()) for one, seen in zip(found, reflections, strict=True)]
@@ -121,7 +121,7 @@ def test_an_image_is_encoded_once(miniature: Any, answers: list[str]) -> None:
         lambda module, args, kwargs, output: patches.append(len(args[0] if args else kwargs["hidden_states"])),
         with_kwargs=True,
     )
-    image = pictures()[0][0]
+    image = make_images()[0][0]
     reflect(miniature, [image.copy() for _ in range(4)], answers)
     hook.remove()
     assert patches == [64]
@@ -130,7 +130,7 @@ def test_an_image_is_encoded_once(miniature: Any, answers: list[str]) -> None:
 def test_what_is_written_twice_is_asked_once(miniature: Any, answers: list[str]) -> None:
     model, processor, prompts = miniature
     reflector = Reflector(Judge(model, processor), prompts)
-    images, tokens = [image for image, _ in pictures()][:2], []
+    images, tokens = [image for image, _ in make_images()][:2], []
     for copies in (1, 3):
         given = [(image, text) for image in images for text in answers[:2] for _ in range(copies)]
         found = reflector(
@@ -149,7 +149,7 @@ MALFORMED = ["", "no tags at all", "<step1>a cake</step1>", "\\boxed{awe}", "<st
 
 @pytest.mark.parametrize("text", MALFORMED)
 def test_malformed_completions_score_nothing(miniature: Any, text: str) -> None:
-    (found,) = reflect(miniature, [pictures()[0][0]], [text])
+    (found,) = reflect(miniature, [make_images()[0][0]], [text])
     assert (found.consistency, found.consistency_answer, found.read_label, found.coherence_default) == (
         0,
         None,
@@ -160,7 +160,7 @@ def test_malformed_completions_score_nothing(miniature: Any, text: str) -> None:
 
 def test_quoted_text_brings_no_tokens_of_its_own(miniature: Any, answers: list[str]) -> None:
     _, processor, _ = miniature
-    image = pictures()[0][0]
+    image = make_images()[0][0]
     marks = "".join(processor.tokenizer.all_special_tokens) + "<image><|image_pad|><|im_end|>"
     smuggled = answers[0].replace("<step1>", f"<step1>{marks} ")
     assert reflect(miniature, [image], [smuggled])[0].yes == pytest.approx(
@@ -191,7 +191,7 @@ def test_what_the_paper_quotes(answers: list[str]) -> None:
 
 
 def test_the_authors_preset_gives_half_a_point_for_nothing(miniature: Any) -> None:
-    image = pictures()[0][0]
+    image = make_images()[0][0]
     (found,) = reflect(miniature, [image], ["no tags at all"], preset="authors-code")
     assert (found.consistency, found.read_label, found.coherence_default) == (0.0, None, 0.5)
 
@@ -203,7 +203,7 @@ def test_how_the_authors_code_reads(
     miniature: Any, answers: list[str], monkeypatch: Any, written: str, value: float
 ) -> None:
     monkeypatch.setattr(Reflector, "_generate", lambda self, questions, images: [written] * len(questions))
-    (found,) = reflect(miniature, [pictures()[0][0]], answers[:1], preset="authors-code", mode="generate")
+    (found,) = reflect(miniature, [make_images()[0][0]], answers[:1], preset="authors-code", mode="generate")
     assert found.consistency == value
     assert found.read_label == (None if written == "None" else written)
 

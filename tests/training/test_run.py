@@ -205,23 +205,23 @@ def test_the_adapter_of_a_run_answers_as_its_merged_model(
     path = recipe(use_peft=True, lora_target_modules="all-linear", freeze_vision_tower=True, max_pixels=4000)
     final = train(load_recipe(path))
     adapter = final.parent / "adapter"
-    Image.effect_noise((90, 60), 50).convert("RGB").save(tmp_path / "picture.png")
-    picture = str(tmp_path / "picture.png")
+    Image.effect_noise((90, 60), 50).convert("RGB").save(tmp_path / "image.png")
+    image = str(tmp_path / "image.png")
     pipes = [EmoR3Pipeline.from_pretrained(folder) for folder in (final, adapter)]
     assert pipes[0].info == pipes[1].info
     assert pipes[1].info.recipe_hash == load_recipe(path).hash
     assert pipes[1].processor.image_processor.size["longest_edge"] == 4000
-    wanted, found = (pipe(picture, reflect=True, method="set", max_new_tokens=40) for pipe in pipes)
+    wanted, found = (pipe(image, reflect=True, method="set", max_new_tokens=40) for pipe in pipes)
     assert found.text == wanted.text
     assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
     assert found.score == pytest.approx(wanted.score, abs=1e-4)
-    plain = EmoR3Pipeline.from_pretrained(base())(picture, method="set", max_new_tokens=40)
+    plain = EmoR3Pipeline.from_pretrained(base())(image, method="set", max_new_tokens=40)
     assert plain.probabilities != pytest.approx(wanted.probabilities, abs=1e-6)
 
     capsys.readouterr()
     told = []
     for folder in (final, adapter):
-        assert main(["predict", picture, "--model", str(folder), "--format", "jsonl"]) == 0
+        assert main(["predict", image, "--model", str(folder), "--format", "jsonl"]) == 0
         told.append(json.loads(capsys.readouterr().out))
     assert told[0]["text"] == told[1]["text"]
     assert told[1]["probabilities"] == pytest.approx(told[0]["probabilities"], abs=1e-4)
@@ -264,7 +264,7 @@ def test_targets_follow_the_question_that_the_pipeline_asks(architecture: str, d
 
 
 def label_examples(words: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows as `label_rows` makes them, with grey pictures."""
+    """Rows as `label_rows` makes them, with grey images."""
     asked = [{"type": "image"}, {"type": "text", "text": load_prompts().question("direct", "emotion6")}]
     return [
         {

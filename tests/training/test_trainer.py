@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from miniature_rows import make_trainer, pictures, training_rows
+from miniature_rows import make_images, make_trainer, training_rows
 from peft import LoraConfig
 from trl import GRPOTrainer
 
@@ -124,7 +124,7 @@ def test_adapters(judge: str, tmp_path: Path) -> None:
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     trainer = make_trainer(tmp_path, judge=judge, max_steps=1, peft_config=lora)
     plain = make_trainer(tmp_path, max_steps=1)
-    image = pictures()[0][0]
+    image = make_images()[0][0]
     text = "<step1>A grave and rain.</step1> <step2>It saddens.</step2> <step3>Negative.</step3> \\boxed{sadness}"
     arguments = ([image], [text], [parse_completion(text)], [training_rows()[0]["labels"]])
     assert trainer.reflector is not None and plain.reflector is not None
