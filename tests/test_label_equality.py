@@ -15,7 +15,7 @@ from emo_r3.labels import LabelSet, label_key, match_label, resolve_labels, same
 from emo_r3.metrics.accuracy import domain_accuracy
 from emo_r3.metrics.calibration import distribution_distances
 from emo_r3.parsing import parse_completion
-from emo_r3.training.reflector import Reflection
+from emo_r3.training.judge import Reflection
 from emo_r3.training.rewards import accuracy_reward, coherence_reward, format_reward
 
 LABELS = [

@@ -22,7 +22,7 @@ greedily; an image is asked about again as the answers were made.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +42,8 @@ from ..miniature.drawing import WHOLE, Box, render_with_boxes
 from ..miniature.world import Scene
 from ..models.checkpoint import check_size, checkpoint_folder, load_weights, loading
 from ..models.decoding import special_texts
-from ..models.prefix_cache import Tokens, prompt_tokens, render_prompt
-from ..models.reflection import coherence, quotable, reflected_texts
+from ..models.prefix_cache import Tokens
+from ..models.reflection import LabelReader, quotable, reflected_texts
 from ..parsing import parse_completion
 from ..utils import chunks
 from .examples import SEED, Items, Row
@@ -54,30 +54,8 @@ PARTNERED = ("step1_swapped", "image_shuffled")
 NEXT = "<step2>"
 
 
-@dataclass(frozen=True)
-class Judge:
-    """A model that reads a label out of a text, without the image.
-
-    Args:
-        model (`PreTrainedModel`): the model.
-        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        render (`Callable[[str], list[int]]`): token ids of a question as a turn, up to where the model answers.
-        end_token (`int`): token that ends its turn.
-    """
-
-    model: Any
-    tokenizer: Any
-    render: Callable[[str], Tokens]
-    end_token: int
-
-    @classmethod
-    def itself(cls, pipe: EmoR3Pipeline) -> Judge:
-        """The model that answers, as in reflection (section 3.3)."""
-
-        def render(question: str) -> Tokens:
-            return prompt_tokens(pipe.processor, render_prompt(pipe.processor, question, with_image=False))
-
-        return cls(pipe.model, pipe.processor.tokenizer, render, pipe._engine.end_tokens[0])
+class Judge(LabelReader):
+    """A text model that reads a label out of a text, as independent of the model that wrote it as you choose."""
 
     @classmethod
     def from_pretrained(
@@ -117,14 +95,6 @@ class Judge:
             return tokenizer.encode(text, add_special_tokens=False)
 
         return cls(model.eval(), tokenizer, render, tokenizer.eos_token_id)
-
-    def read(self, questions: Sequence[str], labels: LabelSet) -> list[str]:
-        """The label that it answers to each question, by a greedy walk over the list."""
-        asked = [self.render(question) for question in questions]
-        boxed = [None] * len(asked)
-        return [
-            read.label for read in coherence(self.model, self.tokenizer, asked, labels.labels, boxed, self.end_token)
-        ]
 
 
 @dataclass
@@ -190,14 +160,14 @@ class Probe:
         return dict(parse_completion(self.rows[place]["text"], self.items.labels, method).steps)
 
     def _read_texts(self, places: Sequence[int], records: Mapping[int, Row]) -> None:
-        special = special_texts(self.pipe.processor.tokenizer)
+        labels, reflector = self.items.labels.labels, self.pipe.reflector
         texts = {place: reflected_texts(self._steps(place))[1] for place in places}
-        told = {place: quotable(text, special) for place, text in texts.items() if text}
-        prompts, labels = self.pipe.info.prompts, self.items.labels
-        questions = [prompts.coherence_question(text, labels) for text in told.values()]
-        readers = {"read_by_itself": Judge.itself(self.pipe)} | ({"read_by_judge": self.judge} if self.judge else {})
+        there = {place: text for place, text in texts.items() if text}
+        choices = [labels] * len(there)
+        questions = reflector.coherence_questions(list(there.values()), choices)
+        readers = {"read_by_itself": reflector.reader} | ({"read_by_judge": self.judge} if self.judge else {})
         for name, reader in readers.items():
-            found = dict(zip(told, reader.read(questions, labels), strict=True))
+            found = dict(zip(there, (reading.label for reading in reader(questions, choices)), strict=True))
             for place, record in records.items():
                 record[name] = found.get(place)
 

@@ -7,16 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
 from ..inference.pipeline import EmoR3Pipeline
 from ..metrics.accuracy import wilson
 from ..miniature import world
 from ..miniature.drawing import render
 from ..models import CHECKPOINT
-from ..models.prefix_cache import prompt_tokens, render_prompt
-from ..models.reflection import answer_tokens, coherence
 
 DATASETS = ("miniature-8", "miniature-6", "miniature-7")
 BATCH = 64
@@ -69,8 +65,9 @@ def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Cal
     for index, (scene, other) in enumerate(zip(scenes, others, strict=True)):
         if index % 2 == 0 and set(other.triggers) <= set(scene.triggers):
             false[index] = world.describe(scene, rng, world.swap_one(scene, rng))
-    said_yes = ask(pipe, images, [world.describe(scene, rng) for scene in scenes])
-    said_no = ~ask(pipe, images, false)
+    reflector = pipe.reflector
+    said_yes = np.array(reflector.consistency(images, [world.describe(scene, rng) for scene in scenes]).margin) > 0
+    said_no = np.array(reflector.consistency(images, false).margin) <= 0
     numbers |= {
         "consistency": rate(said_yes.sum() + said_no.sum(), 2 * count),
         "true": rate(said_yes.sum(), count),
@@ -93,7 +90,9 @@ def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Cal
         f"{world.describe(scene, rng)} {world.react(scene, label, rng)}"
         for scene, label in zip(scenes, references, strict=True)
     ]
-    numbers["coherence"] = rate(label_texts(pipe, texts, labels, references), count)
+    readings = reflector.coherence(texts, [labels] * count)
+    read = [reading.label == reference for reading, reference in zip(readings, references, strict=True)]
+    numbers["coherence"] = rate(sum(read), count)
     return numbers
 
 
@@ -105,42 +104,6 @@ def grounding(texts: Sequence[str | None], triggers: Sequence[Iterable[str]]) ->
         "trigger_recall": rate(found, sum(map(len, there))),
         "trigger_precision": rate(found, sum(map(len, named))),
     }
-
-
-def ask(pipe: EmoR3Pipeline, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
-    """Whether the model says Yes to each text about its image, by plain forwards: bool, (n,)."""
-    yes, no = answer_tokens(pipe.processor.tokenizer)
-    said: list[bool] = []
-    for start in range(0, len(images), BATCH):
-        questions = [pipe.info.prompts.consistency_question(text) for text in texts[start : start + BATCH]]
-        inputs = pipe.processor(
-            text=[render_prompt(pipe.processor, question, with_image=True) for question in questions],
-            images=[[image] for image in images[start : start + BATCH]],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        with torch.no_grad():
-            logits = pipe.model(**inputs.to(pipe.model.device), logits_to_keep=1).logits[:, -1]
-        said += (logits[:, yes].amax(-1) > logits[:, no].amax(-1)).tolist()
-    return np.array(said)
-
-
-def label_texts(pipe: EmoR3Pipeline, texts: Sequence[str], labels: Sequence[str], references: Sequence[str]) -> int:
-    """How many of the texts the model reads as the reference label."""
-    hits = 0
-    for start in range(0, len(texts), BATCH):
-        questions = [pipe.info.prompts.coherence_question(text, labels) for text in texts[start : start + BATCH]]
-        prompts = [
-            prompt_tokens(pipe.processor, render_prompt(pipe.processor, question, with_image=False))
-            for question in questions
-        ]
-        wanted = references[start : start + BATCH]
-        found = coherence(
-            pipe.model, pipe.processor.tokenizer, prompts, labels, wanted, pipe.processor.tokenizer.eos_token_id
-        )
-        hits += sum(answer.label == label for answer, label in zip(found, wanted, strict=True))
-    return hits
 
 
 def card(numbers: dict[str, Any], training: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -42,15 +43,13 @@ from ..models.prefix_cache import (
     adds_special_tokens,
     input_device,
     position_offsets,
-    prompt_tokens,
-    render_prompt,
     splice_image,
 )
-from ..models.reflection import coherence, consistency, quotable, reflected_texts
+from ..models.reflection import Reflector, reflected_texts
 from ..models.turns import turns_of
 from ..parsing import parse_completion
 from ..prompts import Method
-from ..results import EmotionResult
+from ..results import Coherence, EmotionResult
 from ..utils import chunks, first_line
 from .answers import Answer, forced_answers, free_answers, until
 from .streaming import Cancelled
@@ -137,6 +136,11 @@ class Engine:
     @property
     def device(self) -> torch.device:
         return input_device(self.model)
+
+    @cached_property
+    def reflector(self) -> Reflector:
+        """Asks the model about texts. Made when it is needed: not every tokenizer tells Yes and No apart."""
+        return Reflector(self.model, self.processor, self.info.prompts)
 
     def prepare(self, sources: Sequence[Any], request: Request) -> Batch:
         """Decodes images and runs the processor, which together are what the model would wait for."""
@@ -346,46 +350,30 @@ class Engine:
 
     def _reflect(self, cached: CachedPrompts, results: list[EmotionResult], request: Request) -> list[EmotionResult]:
         """Adds consistency and coherence; a text that is missing is not asked about."""
-        prompts = self.info.prompts
         texts = [reflected_texts(result.steps) for result in results]
-        asked_image = [row for row, (text, _) in enumerate(texts) if text]
-        asked_text = [row for row, (_, text) in enumerate(texts) if text]
-        about_image = []
-        for row in asked_image:
-            question = prompts.consistency_question(quotable(texts[row][0] or "", self.vocabulary.special))
-            about_image.append(
-                self._with_image(cached, row, render_prompt(self.processor, question, with_image=True), request)
+        described = [row for row, (text, _) in enumerate(texts) if text]
+        read_from = [row for row, (_, text) in enumerate(texts) if text]
+        yes: dict[int, float] = {}
+        if described:
+            said = self.reflector.consistency_from(
+                cached, request.plain, described, [texts[row][0] for row in described]
             )
-        about_text = []
-        for row in asked_text:
-            question = prompts.coherence_question(
-                quotable(texts[row][1] or "", self.vocabulary.special), request.labels
-            )
-            prompt = render_prompt(self.processor, question, with_image=False)
-            about_text.append(prompt_tokens(self.processor, prompt))
-        labels, end = request.labels.labels, self.end_tokens[0]
-        boxed = [results[row].label for row in asked_text]
-        yes = dict(zip(asked_image, consistency(cached, self.tokenizer, asked_image, about_image), strict=True))
-        read = dict(
-            zip(
-                asked_text,
-                coherence(self.model, self.tokenizer, about_text, labels, boxed, end, request.batch_size),
-                strict=True,
-            )
+            yes = dict(zip(described, said.yes, strict=True))
+        labels = request.labels.labels
+        readings = self.reflector.coherence(
+            [texts[row][1] for row in read_from], [labels] * len(read_from), request.batch_size
         )
+        read = dict(zip(read_from, readings, strict=True))
         reflected = []
         for row, result in enumerate(results):
-            agreement = read[row].agreement if row in read else 0.0
-            score = (yes.get(row, 0.0) + agreement) / 2
-            reflected.append(replace(result, consistency=yes.get(row), coherence=read.get(row), score=score))
+            coherence = None
+            if row in read:
+                of_label = dict(zip(labels, read[row].probabilities, strict=True))
+                agreement = of_label.get(result.label or "", 0.0)
+                coherence = Coherence(read[row].label, of_label[read[row].label], agreement)
+            score = (yes.get(row, 0.0) + (coherence.agreement if coherence else 0.0)) / 2
+            reflected.append(replace(result, consistency=yes.get(row), coherence=coherence, score=score))
         return reflected
-
-    def _with_image(self, cached: CachedPrompts, row: int, prompt: str, request: Request) -> Tokens:
-        """Token ids of another prompt about a row's image."""
-        plain = prompt_tokens(self.processor, prompt)
-        full = cached.prompt(row)
-        spliced, _ = splice_image(request.plain, full, plain, self.image_token)
-        return spliced if spliced is not None else cached.encode(row, prompt)["input_ids"][0].tolist()
 
 
 def _best(candidates: list[EmotionResult]) -> EmotionResult:

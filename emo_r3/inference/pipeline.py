@@ -21,6 +21,7 @@ from ..labels import LabelSet, resolve_labels
 from ..lexicon import Affect, load_lexicon
 from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
 from ..models.prefix_cache import prompt_tokens, render_prompt
+from ..models.reflection import Reflector
 from ..prompts import Method, Prompts, load_prompts
 from ..results import EmotionResult
 from ..utils import chunks
@@ -74,6 +75,11 @@ class EmoR3Pipeline:
         if isinstance(lexicon, (str, os.PathLike)):
             lexicon = load_lexicon(lexicon)
         self._engine = Engine(model, processor, self.info, self.name, lexicon)
+
+    @property
+    def reflector(self) -> Reflector:
+        """Asks the model whether a text can describe an image, and which label a text leads to (section 3.3)."""
+        return self._engine.reflector
 
     @classmethod
     def from_pretrained(

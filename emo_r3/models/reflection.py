@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..errors import CheckpointError
-from ..results import Coherence
-from .decoding import encode_after
-from .prefix_cache import CachedPrompts, LabelTrie, Tokens, read_prompts, score_labels
+from ..prompts import Prompts
+from ..utils import chunks
+from .decoding import encode_after, end_tokens, special_texts
+from .prefix_cache import (
+    CachedPrompts,
+    LabelTrie,
+    Tokens,
+    adds_special_tokens,
+    input_device,
+    is_reusable,
+    position_offsets,
+    prompt_tokens,
+    read_prompts,
+    render_prompt,
+    score_labels,
+    splice_image,
+)
+
+Item = TypeVar("Item")
 
 YES = ("Yes", "yes", " Yes", " yes", "YES")
 NO = ("No", "no", " No", " no", "NO")
+
+# What stands in a question for a text that is missing. Its answer counts nothing, but every process asks.
+MISSING = "None"
 
 # What some model, not always this one, reads as an image or a turn: "<|im_end|>", "<image>".
 _MARK = re.compile(
@@ -57,54 +81,284 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[i
     return sorted(yes), sorted(no)
 
 
-def consistency(
-    cached: CachedPrompts, tokenizer: PreTrainedTokenizerBase, rows: Sequence[int], questions: Sequence[Tokens]
-) -> list[float]:
-    """Probability of Yes, against No, that a text can describe the image.
+class YesNo(NamedTuple):
+    """Answers to questions about images, each of shape `(questions,)`, float32, on the CPU.
 
-    Each side counts by the largest logit among its spellings, which is what greedy decoding between them would do.
-
-    Args:
-        cached (`CachedPrompts`): prompts of the same images that the model has read; the image is not encoded again.
-        tokenizer (`PreTrainedTokenizerBase`): the tokenizer.
-        rows (`list[int]`): per question, the row of its image.
-        questions (`list[list[int]]`): token ids of the whole prompt, image tokens included.
+    `margin` is the logit of Yes over that of No: each side counts by the largest logit among its spellings, which is
+    what greedy decoding between them would do. `mass` is the probability of all spellings among all tokens.
     """
-    if not questions:
-        return []
-    yes, no = answer_tokens(tokenizer)
-    logits = cached.next_logits(rows, questions)
-    return torch.sigmoid(logits[:, yes].amax(-1) - logits[:, no].amax(-1)).tolist()
+
+    margin: Tensor
+    mass: Tensor
+
+    @property
+    def yes(self) -> list[float]:
+        """Probability of Yes against No."""
+        return self.margin.sigmoid().tolist()
 
 
-def coherence(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Tokens],
-    labels: Sequence[str],
-    boxed: Sequence[str | None],
-    end_token: int,
-    max_rows: int = 64,
-) -> list[Coherence]:
-    """The label that the model reads out of a text, and how sure it is.
+def read_yes_no(logits: Tensor, yes: Sequence[int], no: Sequence[int]) -> YesNo:
+    """The answers in next-token logits of shape `(questions, vocabulary)`, from the ids of [`answer_tokens`]."""
+    margin = logits[:, yes].amax(-1) - logits[:, no].amax(-1)
+    return YesNo(margin, logits.softmax(-1)[:, [*yes, *no]].sum(-1))
+
+
+class Reading(NamedTuple):
+    """The label at which greedy decoding ends, and the probability of each label in the order of the list."""
+
+    label: str
+    probabilities: list[float]
+
+
+def same_everywhere(number: int) -> int:
+    """For a model that no other process shares: see `most` of [`LabelReader`]."""
+    return number
+
+
+class LabelReader:
+    """
+    Reads a label out of a text, without an image: the model may answer with one of the labels alone.
 
     Args:
         model (`PreTrainedModel`): the model.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        questions (`list[list[int]]`): token ids of the whole prompts, without images.
-        labels (`list[str]`): the labels to choose from.
-        boxed (`list[str]`): per question, the label in the answer's box, whose probability is `agreement`.
+        render (`Callable[[str], list[int]]`): token ids of a question as a turn, up to where the model answers.
         end_token (`int`): token that ends the model's turn, and so a label.
-        max_rows (`int`, *optional*, defaults to 64): sequences in one forward.
+        batch_size (`int`, *optional*, defaults to 32): questions in one forward.
+        most (`Callable[[int], int]`, *optional*): largest of a number over all processes. Where weights are sharded, a
+            forward is a collective, and every process must do as many.
     """
-    if not questions:
-        return []
-    trie = LabelTrie([[*tokenizer.encode(label, add_special_tokens=False), end_token] for label in labels])
-    cached, logits = read_prompts(model, questions, end_token, max_rows)
-    first = logits[:, trie.tokens[0]] if trie.paths[0] == () else None
-    log_probs, greedy = score_labels(cached, range(len(questions)), cached.tokens, trie, first)
-    found = []
-    for shares, best, label in zip(log_probs.exp().tolist(), greedy, boxed, strict=True):
-        agreement = shares[labels.index(label)] if label in labels else 0.0
-        found.append(Coherence(labels[best], shares[best], agreement))
-    return found
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        render: Callable[[str], Tokens],
+        end_token: int,
+        batch_size: int = 32,
+        most: Callable[[int], int] = same_everywhere,
+    ) -> None:
+        self.model, self.tokenizer, self.render, self.end_token = model, tokenizer, render, end_token
+        self.batch_size, self.most = batch_size, most
+        self.tokens = 0
+        """Tokens that went through the model so far."""
+        self._tries: dict[tuple[str, ...], LabelTrie] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self, questions: Sequence[str], choices: Sequence[Sequence[str]], batch_size: int | None = None
+    ) -> list[Reading]:
+        """Reads the answers to questions.
+
+        Args:
+            questions (`list[str]`): as [`Prompts.coherence_question`] words them. Equal ones are asked once.
+            choices (`list[list[str]]`): for each, the labels to choose from.
+            batch_size (`int`, *optional*): another one for this call.
+        """
+        read: list[Reading] = []
+        size = batch_size or self.batch_size
+        for rows in chunks(range(len(questions)), size):
+            asked, place = once([(questions[row], tuple(choices[row])) for row in rows])
+            prompts = [self.render(question) for question, _ in asked]
+            cached, logits = read_prompts(self.model, prompts, self.end_token, size)
+            self.tokens += sum(map(len, prompts))
+            whole = cached.cache is None or not is_reusable(cached.cache)
+            parts = []
+            forwards = 0
+            for labels in dict.fromkeys(some for _, some in asked):
+                trie = self._trie(labels)
+                own = [at for at, (_, some) in enumerate(asked) if some == labels]
+                first = logits[own][:, trie.tokens[0]] if trie.paths[0] == () else None
+                needed = len(own) * (len(trie.paths) - (first is not None))
+                forwards += needed if whole else math.ceil(needed / cached.max_rows)
+                parts.append((labels, trie, own, first))
+            # Another process may have labels that part later, and needs our part in its forwards. Asked before them:
+            # all processes do the same in the same order.
+            most = self.most(forwards)
+            answers: dict[int, Reading] = {}
+            for labels, trie, own, first in parts:
+                log_probs, greedy = score_labels(cached, own, [cached.tokens[at] for at in own], trie, first)
+                for at, label, row in zip(own, greedy, log_probs.exp().tolist(), strict=True):
+                    answers[at] = Reading(labels[label], row)
+            for _ in range(most - forwards):
+                read_prompts(self.model, prompts[:1], self.end_token)
+            read += [answers[at] for at in place]
+        return read
+
+    def _trie(self, labels: tuple[str, ...]) -> LabelTrie:
+        if labels not in self._tries:
+            if len(self._tries) >= 16:  # a caller with a list per image must not fill the memory
+                self._tries.clear()
+            ids = [[*self.tokenizer.encode(label, add_special_tokens=False), self.end_token] for label in labels]
+            self._tries[labels] = LabelTrie(ids)
+        return self._tries[labels]
+
+
+class Reflector:
+    """
+    Asks a model about texts: whether one can describe an image (consistency), and which label it leads to (coherence).
+
+    Answers are read off the model's probabilities; nothing is sampled. An image is encoded once for all questions
+    about it in a batch, or not at all where a cache holds it already.
+
+    Args:
+        model (`PreTrainedModel`): the model, in evaluation mode.
+        processor (`ProcessorMixin`): its processor.
+        prompts ([`Prompts`]): the questions.
+        batch_size (`int`, *optional*, defaults to 32): questions in one forward.
+        most (`Callable[[int], int]`, *optional*): as for [`LabelReader`].
+
+    Raises:
+        [`CheckpointError`]: the model's tokenizer can't tell Yes and No apart.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        prompts: Prompts,
+        batch_size: int = 32,
+        most: Callable[[int], int] = same_everywhere,
+    ) -> None:
+        self.model, self.processor, self.prompts, self.batch_size = model, processor, prompts, batch_size
+        self.yes, self.no = answer_tokens(processor.tokenizer)
+        self.end_token = end_tokens(model, processor.tokenizer)[0]
+        self.special = special_texts(processor.tokenizer)
+        self.reader = LabelReader(model, processor.tokenizer, self._text_turn, self.end_token, batch_size, most)
+        self._image_token: int | None = getattr(processor, "image_token_id", None)
+        self._image_tokens = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        return self._image_tokens + self.reader.tokens
+
+    def consistency_questions(self, texts: Sequence[str | None]) -> list[str]:
+        """The question about the image for each text, which is quoted without a model's marks."""
+        return [self.prompts.consistency_question(self._quote(text)) for text in texts]
+
+    def coherence_questions(self, texts: Sequence[str | None], choices: Sequence[Sequence[str]]) -> list[str]:
+        """The question for a label for each text and its labels."""
+        return [
+            self.prompts.coherence_question(self._quote(text), list(labels))
+            for text, labels in zip(texts, choices, strict=True)
+        ]
+
+    def coherence(
+        self, texts: Sequence[str | None], choices: Sequence[Sequence[str]], batch_size: int | None = None
+    ) -> list[Reading]:
+        """The label that each text leads to.
+
+        Args:
+            texts (`list[str]`): the texts; `None` for one that is missing, which is asked about all the same.
+            choices (`list[list[str]]`): for each, the labels to choose from.
+            batch_size (`int`, *optional*): another one for this call.
+        """
+        return self.reader(self.coherence_questions(texts, choices), choices, batch_size)
+
+    @torch.no_grad()
+    def consistency(self, images: Sequence[Image.Image], texts: Sequence[str | None]) -> YesNo:
+        """Whether each text can describe its image.
+
+        Args:
+            images (`list[Image]`): the image of each text; equal ones are encoded once if they are in one batch.
+            texts (`list[str]`): the texts; `None` for one that is missing, which is asked about all the same.
+        """
+        opening = render_prompt(self.processor, self.prompts.consistency_question(""), with_image=True)
+        plain = prompt_tokens(self.processor, opening)
+        found = []
+        for rows in chunks(range(len(images)), self.batch_size):
+            distinct, of_row = distinct_images([images[row] for row in rows])
+            cached = self._encode_images(opening, plain, distinct)
+            self._image_tokens += sum(map(len, cached.tokens))
+            found.append(self.consistency_from(cached, plain, of_row, [texts[row] for row in rows]))
+        margins, masses = zip(*found, strict=True)
+        return YesNo(torch.cat(margins), torch.cat(masses))
+
+    @torch.no_grad()
+    def consistency_from(
+        self, cached: CachedPrompts, plain: Tokens, rows: Sequence[int], texts: Sequence[str | None]
+    ) -> YesNo:
+        """The same about images that the model has encoded already.
+
+        Args:
+            cached ([`CachedPrompts`]): prompts about these images.
+            plain (`list[int]`): tokens of their question as text, an image being the one token that stands for it.
+            rows (`list[int]`): per text, the row of its image.
+            texts (`list[str]`): the texts.
+        """
+        asked, place = once(list(zip(rows, self.consistency_questions(texts), strict=True)))
+        if cached.cache is None or not is_reusable(cached.cache):  # a forward each: every process must do as many
+            asked, place = [asked[at] for at in place], list(range(len(place)))
+        sequences = []
+        for row, question in asked:
+            prompt = render_prompt(self.processor, question, with_image=True)
+            alone = prompt_tokens(self.processor, prompt)
+            spliced, _ = splice_image(plain, cached.prompt(row), alone, self._image_token)
+            sequences.append(spliced or cached.encode(row, prompt)["input_ids"][0].tolist())
+        which = [row for row, _ in asked]
+        # Of shape (rows, vocabulary), which is too much to keep for all batches.
+        logits = cached.next_logits(which, sequences)[place]
+        self._image_tokens += sum(map(len, sequences)) - sum(map(cached.shared, which, sequences))
+        return read_yes_no(logits, self.yes, self.no)
+
+    def encode(self, prompt: str | Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
+        """The processor's tensors of one prompt about each image, or of a prompt for each."""
+        texts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        return self.processor(
+            text=texts,
+            images=[[image] for image in images],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=adds_special_tokens(self.processor, texts[0]),
+            return_tensors="pt",
+        )
+
+    def _quote(self, text: str | None) -> str:
+        return quotable(text or "", self.special) or MISSING
+
+    def _text_turn(self, question: str) -> Tokens:
+        return prompt_tokens(self.processor, render_prompt(self.processor, question, with_image=False))
+
+    def _encode_images(self, opening: str, plain: Tokens, images: Sequence[Image.Image]) -> CachedPrompts:
+        """Encodes images and what all questions about them begin with."""
+        model: Any = self.model
+        inputs = self.encode(opening, images)
+        mask = inputs["attention_mask"]
+        tokens = [ids[keep.bool()].tolist() for ids, keep in zip(inputs["input_ids"], mask, strict=True)]
+        if not any(hasattr(module, "rope_deltas") for module in model.modules()):
+            # M-RoPE skips padding by itself; other models would count it.
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        output = model(**inputs.to(input_device(model), dtype=model.dtype), use_cache=True, logits_to_keep=1)
+        return CachedPrompts(
+            model,
+            tokens,
+            output.past_key_values,
+            (mask == 0).sum(-1).tolist(),
+            position_offsets(model, len(tokens)),
+            [splice_image(plain, ids, plain, self._image_token)[1] for ids in tokens],
+            lambda row, prompt=opening: self.encode(prompt, [images[row]]),
+            [len(ids) for ids in tokens],
+            max_rows=self.batch_size,
+        )
+
+
+def once(items: Sequence[Item]) -> tuple[list[Item], list[int]]:
+    """The different items, and for each given one its place among them. A sure policy often writes the same twice."""
+    places: dict[Item, int] = {}
+    of_item = [places.setdefault(item, len(places)) for item in items]
+    return list(places), of_item
+
+
+def distinct_images(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
+    """The different images, and for each given one, which of them it is. Each row of a group decodes its own copy."""
+    known: dict[bytes, int] = {}
+    distinct: list[Image.Image] = []
+    of_row = []
+    for image in images:
+        key = hashlib.blake2b(image.tobytes(), digest_size=16).digest() + repr((image.mode, image.size)).encode()
+        if key not in known:
+            known[key] = len(distinct)
+            distinct.append(image)
+        of_row.append(known[key])
+    return distinct, of_row

@@ -20,7 +20,7 @@ from ..prompts import Method
 
 if TYPE_CHECKING:
     from .config import EmoR3Config
-    from .reflector import Reflection
+    from .judge import Reflection
 
 ACCURACY = 0
 """Column of the accuracy in the rewards that `reward_functions` lead to."""

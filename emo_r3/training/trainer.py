@@ -31,7 +31,7 @@ from .checkpointing import WholeCheckpoints
 from .config import EmoR3Config
 from .dynamic_sampling import KeptRows, join_rows
 from .group_statistics import group_statistics, is_tied, weighted
-from .reflector import Judge, Reflection, Reflector
+from .judge import Judge, JudgeModel, Reflection
 from .rewards import ACCURACY, completion_text, parse_all, reward_functions
 
 if TYPE_CHECKING:
@@ -131,10 +131,10 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             callbacks=callbacks,
         )
         self.method = method
-        self.reflector: Reflector | None = None
+        self.judge: Judge | None = None
         if args.judge:
-            self.reflector = Reflector(
-                self._judge(args.judge),
+            self.judge = Judge(
+                self._judge_model(args.judge),
                 prompts or load_prompts(),
                 args.reflection_preset,
                 args.reflection_mode,
@@ -152,7 +152,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
     ) -> Tensor:
         found = parse_all(completions, [self.method] * len(completions))
         rows = [{**row, "method": self.method, "parsed": one} for row, one in zip(inputs, found, strict=True)]
-        if self.reflector is not None:
+        if self.judge is not None:
             start = time.perf_counter()
             with profiling_context(self, "reflection"):
                 reflections = self._reflect(rows, [completion_text(text) for text in completions], found)
@@ -168,8 +168,8 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
     def _reflect(
         self, rows: Sequence[dict[str, Any]], texts: Sequence[str], found: Sequence[ParsedCompletion]
     ) -> list[Reflection]:
-        assert self.reflector is not None
-        reflections = self.reflector([row["image"] for row in rows], texts, found, [row["labels"] for row in rows])
+        assert self.judge is not None
+        reflections = self.judge([row["image"] for row in rows], texts, found, [row["labels"] for row in rows])
         if self.args.shuffle_reflections:
             # A generator of its own: the run's random state is as without reflection.
             generator = torch.Generator().manual_seed(_seed(self.args.seed, self.state.global_step))
@@ -179,15 +179,16 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
 
     # Judges.
 
-    def _judge(self, name: str) -> Judge:
+    def _judge_model(self, name: str) -> JudgeModel:
         own = self.processing_class
         if name == "policy":
-            return Judge(self.model, own, self._as_policy, self._generate_sharded, self._most)
+            return JudgeModel(self.model, own, self._as_policy, self._generate_sharded, self._most)
         if name == "reference":
             if self.ref_model is not None:
-                return Judge(self.ref_model, own, self._as_frozen, self._generate_frozen(self.ref_model), self._most)
+                frozen = self._generate_frozen(self.ref_model)
+                return JudgeModel(self.ref_model, own, self._as_frozen, frozen, self._most)
             if self._is_peft():
-                return Judge(self.model, own, self._as_base, self._generate_sharded, self._most)
+                return JudgeModel(self.model, own, self._as_base, self._generate_sharded, self._most)
             raise RecipeError(
                 "judge: reference needs a reference model: set beta above 0, train adapters (use_peft), or name the "
                 "base model's folder or repository as the judge"
@@ -200,7 +201,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             model = prepare_fsdp(model, self.accelerator)
         else:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
-        return Judge(model, processor, self._as_frozen, self._generate_frozen(model), self._most)
+        return JudgeModel(model, processor, self._as_frozen, self._generate_frozen(model), self._most)
 
     def _is_peft(self) -> bool:
         return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
@@ -268,8 +269,8 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             agreeing = [same_label(one.read_label, said.label) for one, said in read]
             self._log_metric("reflection/label_agreement", sum(agreeing) / len(agreeing))
         self._log_metric("reflection/asked", len(asked) / len(reflections))
-        assert self.reflector is not None
-        self._log_metric("reflection/tokens", self.reflector.tokens)
+        assert self.judge is not None
+        self._log_metric("reflection/tokens", self.judge.tokens)
         self._log_completion_extra("consistency_answer", [one.consistency_answer for one in reflections])
         self._log_completion_extra("p_yes", [one.yes for one in reflections])
         self._log_completion_extra("read_label", [one.read_label for one in reflections])

@@ -31,7 +31,7 @@ from trl import GRPOTrainer
 from emo_r3.models.checkpoint import CHECKPOINT, load_for_training
 from emo_r3.parsing import parse_completion
 from emo_r3.training.config import EmoR3Config
-from emo_r3.training.reflector import Reflector
+from emo_r3.training.judge import Judge
 from emo_r3.training.rewards import accuracy_reward, format_reward
 from emo_r3.training.trainer import EmoR3Trainer
 
@@ -81,13 +81,13 @@ class Timed(EmoR3Trainer):
         return loss
 
     def _reflect(self, rows: Any, texts: Any, found: Any) -> Any:
-        reflector = self.reflector
-        assert isinstance(reflector, Reflector)
+        judge = self.judge
+        assert isinstance(judge, Judge)
         if not any(one.steps for one in found):
             texts = [TEXT.replace("A child", f"Child {row}") for row in range(len(texts))]
             found = [parse_completion(text) for text in texts]
         for mode in ("generate", "logits"):
-            reflector.mode = mode
+            judge.mode = mode
             start = time.process_time()
             answers = super()._reflect(rows, texts, found)
             self.times[mode].append(time.process_time() - start)

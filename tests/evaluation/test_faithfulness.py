@@ -299,8 +299,9 @@ def test_a_judge_reads_texts_by_itself(judge_folder: Path) -> None:
         with torch.no_grad():
             logits = judge.model(**judge.tokenizer(text, return_tensors="pt")).logits[0, -1]
         expected.append(labels.labels[int(logits[words].argmax())])
-    assert judge.read(questions, labels) == expected and len({*expected}) > 1
-    assert judge.read([], labels) == []
+    read = judge(questions, [labels.labels] * len(questions))
+    assert [reading.label for reading in read] == expected and len({*expected}) > 1
+    assert judge([], []) == []
 
 
 def test_a_judge_that_cannot_chat_is_refused(judge_folder: Path, tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ def test_a_row_is_asked_and_scored_as_the_pipeline_does(task: str, rows: dict[st
     assert image.mode == "RGB" and image.tobytes() == doc["image"].convert("RGB").tobytes()
     # One user turn and no system turn, as the pipeline asks.
     [turn] = config["doc_to_messages"](doc)
-    image, text = turn["content"]
+    shown, text = turn["content"]
     assert turn["role"] == "user" and text == {"type": "text", "text": config["doc_to_text"](doc)}
-    assert image["type"] == "image" and image["url"].tobytes() == image.tobytes()
+    assert shown["type"] == "image" and shown["url"].tobytes() == image.tobytes()
     target = doc[config["doc_to_target"]]
     wrong = next(label for label in labels.labels if label != target)
     steps = "<step1>A dog.</step1> <step2>Joy.</step2> <step3>Calm.</step3>"

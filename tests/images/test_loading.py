@@ -678,8 +678,8 @@ def test_a_whole_row_of_a_data_set() -> None:
     image = Image.new("RGB", (3, 2), RED)
     for held in (image, {"bytes": encoded(image), "path": None}, encoded(image)):
         assert load_image({"image": held, "label": 3, "path": "elsewhere.jpg"}).image.size == (3, 2)
-    assert "row with the columns image, label: no 'image', 'bytes' or 'path' in it" in refusal(
-        {"image": image, "label": 3}
+    assert "row with the columns photo, label: no 'image', 'bytes' or 'path' in it" in refusal(
+        {"photo": image, "label": 3}
     )
     assert "NoneType: not an image" in refusal({"image": None, "label": 3})
 

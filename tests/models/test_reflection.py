@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
@@ -11,8 +11,7 @@ from tiny_models import ARCHITECTURES, tiny_checkpoint
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from emo_r3.errors import CheckpointError
-from emo_r3.models.prefix_cache import CachedPrompts
-from emo_r3.models.reflection import answer_tokens, consistency, quotable, reflected_texts
+from emo_r3.models.reflection import answer_tokens, quotable, read_yes_no, reflected_texts
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<image>", "</s>", "[IMG]")
 
@@ -70,9 +69,6 @@ def test_each_side_counts_by_its_largest_logit() -> None:
     logits[0, no] = 1.0  # more spellings of No must not outweigh the single best Yes
     logits[0, yes[0]] = 1.5
 
-    class Cached:
-        def next_logits(self, rows: Any, sequences: Any) -> torch.Tensor:
-            return logits
-
-    found = consistency(cast(CachedPrompts, Cached()), tokenizer, [0], [[1]])
-    assert found == [pytest.approx(1 / (1 + math.exp(-0.5)))]
+    found = read_yes_no(logits, yes, no)
+    assert found.yes == [pytest.approx(1 / (1 + math.exp(-0.5)))]
+    assert found.margin.tolist() == [0.5]

@@ -129,9 +129,9 @@ class FixedRollouts(EmoR3Trainer):
         self.forwards = 0
         layer = next(module for module in self.model.modules() if type(module).__name__.endswith("DecoderLayer"))
         layer.register_forward_pre_hook(self._count)
-        assert self.reflector is not None
-        judge = self.reflector.judge
-        most, generate, rank = judge.most, judge.generate, self.accelerator.process_index
+        assert self.judge is not None
+        judge, reader = self.judge.asked, self.judge.reflector.reader
+        most, generate, rank = reader.most, judge.generate, self.accelerator.process_index
 
         def note(number: int) -> int:
             self.wanted.append(number)
@@ -141,7 +141,7 @@ class FixedRollouts(EmoR3Trainer):
             assert generate is not None
             return generate(**inputs | {"max_new_tokens": 4 - rank})
 
-        judge.most, judge.generate = note, end_at_other_lengths
+        reader.most, judge.generate = note, end_at_other_lengths
 
     def _count(self, *_: Any) -> None:
         self.forwards += 1

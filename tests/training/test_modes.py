@@ -20,7 +20,7 @@ from emo_r3.parsing import parse_completion
 from emo_r3.prompts import load_prompts
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.group_statistics import group_statistics
-from emo_r3.training.reflector import Judge, Reflection, Reflector
+from emo_r3.training.judge import Judge, JudgeModel, Reflection
 from emo_r3.training.trainer import EmoR3Trainer
 
 LABELS = LABEL_SETS["emoset"].labels
@@ -100,8 +100,8 @@ def reflected_plainly(model: Any, processor: Any, end: int) -> list[tuple[float,
     return found
 
 
-def ask(reflector: Reflector) -> list[Reflection]:
-    return reflector(IMAGES, TEXTS, [parse_completion(text) for text in TEXTS], CHOICES)
+def ask(judge: Judge) -> list[Reflection]:
+    return judge(IMAGES, TEXTS, [parse_completion(text) for text in TEXTS], CHOICES)
 
 
 def agree(found: list[Reflection], plain: list[tuple[float, str]], tolerance: float = 1e-4) -> None:
@@ -115,9 +115,9 @@ def agree(found: list[Reflection], plain: list[tuple[float, str]], tolerance: fl
 def test_reflection_equals_whole_forwards(name: str, batch_size: int) -> None:
     """Images of several sizes in a batch, a prefix shared, suffixes padded: all of it changes nothing."""
     model, processor, _ = load_for_training(tiny_checkpoint(name))
-    reflector = Reflector(Judge(model.eval(), processor), load_prompts(), batch_size=batch_size)
-    found = ask(reflector)
-    agree(found, reflected_plainly(model, processor, reflector.end_token))
+    judge = Judge(JudgeModel(model.eval(), processor), load_prompts(), batch_size=batch_size)
+    found = ask(judge)
+    agree(found, reflected_plainly(model, processor, judge.reflector.end_token))
     assert len({one.read_label for one in found}) > 1
     assert max(one.yes or 0 for one in found) - min(one.yes or 1 for one in found) > 1e-2  # inputs matter
 
@@ -167,10 +167,10 @@ def adapters() -> LoraConfig:
 @pytest.mark.parametrize("judge", ["policy", "reference"])
 def test_adapters_are_on_for_the_policy_and_off_for_the_reference(judge: str, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, adapters(), judge=judge)
-    assert trainer.reflector is not None
-    model, end = trainer.model, trainer.reflector.end_token
+    assert trainer.judge is not None
+    model, end = trainer.model, trainer.judge.reflector.end_token
     model.train()
-    found = ask(trainer.reflector)
+    found = ask(trainer.judge)
     assert model.training
     model.eval()
     on = reflected_plainly(model, trainer.processing_class, end)
@@ -183,29 +183,29 @@ def test_adapters_are_on_for_the_policy_and_off_for_the_reference(judge: str, tm
 @pytest.mark.parametrize("peft_config", [None, adapters()], ids=["full", "adapters"])
 def test_activation_checkpointing_does_not_turn_off_the_cache(peft_config: Any, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, peft_config, activation_checkpointing=True, reflection_batch_size=9)
-    assert trainer.reflector is not None
+    assert trainer.judge is not None
     trainer.train()  # which leaves the model in training mode, checkpointing
     model = trainer.model.train()
     vision = next(module for name, module in model.named_modules() if name.endswith("visual"))
     encoded: list[int] = []
     hook = vision.register_forward_pre_hook(lambda *_: encoded.append(1))
-    found = ask(trainer.reflector)
+    found = ask(trainer.judge)
     hook.remove()
     assert len(encoded) == 1
     assert model.training
     assert model.is_activation_checkpointing
-    agree(found, reflected_plainly(model.eval(), trainer.processing_class, trainer.reflector.end_token))
+    agree(found, reflected_plainly(model.eval(), trainer.processing_class, trainer.judge.reflector.end_token))
 
 
 def test_half_precision(tmp_path: Path) -> None:
     """`bf16=True` trains float32 weights under autocast: the judge answers as the policy is trained."""
     trainer = make_trainer(tmp_path, bf16=True)
-    assert trainer.reflector is not None
+    assert trainer.judge is not None
     trainer.train()
     seen: set[torch.dtype] = set()
     layer = next(module for module in trainer.model.modules() if isinstance(module, torch.nn.Linear))
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    found = ask(trainer.reflector)
+    found = ask(trainer.judge)
     hook.remove()
     assert seen == {torch.bfloat16}
     assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
@@ -278,14 +278,14 @@ def test_with_vllm_reflection_is_read_off_the_model_in_training(
         vllm_importance_sampling_correction=False,
         max_completion_length=64,
     )
-    assert trainer.reflector is not None
+    assert trainer.judge is not None
     biased = trainer.vllm_generation.given["generation_kwargs"]["logit_bias"]
     processor = trainer.processing_class
     assert processor.image_token_id in biased
     assert processor.tokenizer.convert_tokens_to_ids("<|vision_start|>") in biased
     assert processor.tokenizer.eos_token_id not in biased
     assert set(biased.values()) == {-100.0}  # the least that vLLM takes
-    assert trainer.reflector.judge.model is trainer.model
+    assert trainer.judge.asked.model is trainer.model
 
     trainer.train()
     assert trainer.vllm_generation.synced == 1

@@ -11,7 +11,7 @@ import pytest
 from emo_r3.errors import RecipeError, TrainingError
 from emo_r3.prompts import Method
 from emo_r3.training.config import EmoR3Config
-from emo_r3.training.reflector import Reflection
+from emo_r3.training.judge import Reflection
 from emo_r3.training.rewards import (
     accuracy_reward,
     coherence_reward,

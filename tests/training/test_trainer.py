@@ -127,8 +127,8 @@ def test_adapters(judge: str, tmp_path: Path) -> None:
     image = make_images()[0][0]
     text = "<step1>A grave and rain.</step1> <step2>It saddens.</step2> <step3>Negative.</step3> \\boxed{sadness}"
     arguments = ([image], [text], [parse_completion(text)], [training_rows()[0]["labels"]])
-    assert trainer.reflector is not None and plain.reflector is not None
-    found, base = trainer.reflector(*arguments)[0], plain.reflector(*arguments)[0]
+    assert trainer.judge is not None and plain.judge is not None
+    found, base = trainer.judge(*arguments)[0], plain.judge(*arguments)[0]
     assert (found.yes == pytest.approx(base.yes, abs=1e-5)) == (judge == "reference")
     trainer.train()
     assert all("lora" in name for name, weight in trainer.model.named_parameters() if weight.requires_grad)

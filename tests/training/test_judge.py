@@ -13,8 +13,9 @@ from PIL import Image
 
 from emo_r3.labels import LABEL_SETS
 from emo_r3.models.checkpoint import load_for_training
+from emo_r3.models.reflection import distinct_images
 from emo_r3.parsing import parse_completion
-from emo_r3.training.reflector import Judge, Reflector, authors_texts, distinct_images, step_texts
+from emo_r3.training.judge import Judge, JudgeModel, authors_texts, step_texts
 from emo_r3.training.trainer import EmoR3Trainer
 
 LABELS = LABEL_SETS["emoset"].labels
@@ -37,9 +38,9 @@ def answers(miniature: Any) -> list[str]:
 
 def reflect(miniature: Any, images: Any, texts: Any, labels: Any = None, **options: Any) -> list[Any]:
     model, processor, prompts = miniature
-    reflector = Reflector(Judge(model, processor), prompts, **options)
+    judge = Judge(JudgeModel(model, processor), prompts, **options)
     found = [parse_completion(text) for text in texts]
-    return reflector(images, texts, found, labels or [LABELS] * len(texts))
+    return judge(images, texts, found, labels or [LABELS] * len(texts))
 
 
 def test_another_image_changes_the_answer(miniature: Any, answers: list[str]) -> None:
@@ -102,7 +103,7 @@ def test_labels_with_capitals_agree_with_the_box(miniature: Any, answers: list[s
     capitals = [label.capitalize() for label in LABELS]
     logged: dict[str, float] = {}
     trainer: Any = SimpleNamespace(
-        _log_metric=logged.__setitem__, _log_completion_extra=lambda *_: None, reflector=SimpleNamespace(tokens=0)
+        _log_metric=logged.__setitem__, _log_completion_extra=lambda *_: None, judge=SimpleNamespace(tokens=0)
     )
     images, found = [image for image, _ in make_images()][:4], [parse_completion(text) for text in answers]
     reflections = reflect(miniature, images, answers, [capitals] * 4)
@@ -129,18 +130,16 @@ def test_an_image_is_encoded_once(miniature: Any, answers: list[str]) -> None:
 
 def test_what_is_written_twice_is_asked_once(miniature: Any, answers: list[str]) -> None:
     model, processor, prompts = miniature
-    reflector = Reflector(Judge(model, processor), prompts)
+    judge = Judge(JudgeModel(model, processor), prompts)
     images, tokens = [image for image, _ in make_images()][:2], []
     for copies in (1, 3):
         given = [(image, text) for image in images for text in answers[:2] for _ in range(copies)]
-        found = reflector(
-            *zip(*given, strict=True), [parse_completion(text) for _, text in given], [LABELS] * len(given)
-        )
+        found = judge(*zip(*given, strict=True), [parse_completion(text) for _, text in given], [LABELS] * len(given))
         assert [one.read_label for one in found[::copies]] == [
             parse_completion(text).label for text in answers[:2]
         ] * 2
         assert len(set(found)) == 4
-        tokens.append(reflector.tokens)
+        tokens.append(judge.tokens)
     assert tokens[0] == tokens[1]
 
 
@@ -202,7 +201,7 @@ def test_the_authors_preset_gives_half_a_point_for_nothing(miniature: Any) -> No
 def test_how_the_authors_code_reads(
     miniature: Any, answers: list[str], monkeypatch: Any, written: str, value: float
 ) -> None:
-    monkeypatch.setattr(Reflector, "_generate", lambda self, questions, images: [written] * len(questions))
+    monkeypatch.setattr(Judge, "_generate", lambda self, questions, images: [written] * len(questions))
     (found,) = reflect(miniature, [make_images()[0][0]], answers[:1], preset="authors-code", mode="generate")
     assert found.consistency == value
     assert found.read_label == (None if written == "None" else written)
