@@ -16,7 +16,7 @@ import transformers
 from tiny_models import _byte_level_tokenizer, _save
 from transformers import GenerationConfig
 
-from emo_r3.models.checkpoint import image_only
+from emo_r3.models.processor import image_only
 
 # What a processor needs and a family's template puts where the image is.
 MARKS = (

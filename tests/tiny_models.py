@@ -35,7 +35,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from emo_r3.labels import LABEL_SETS
-from emo_r3.models.checkpoint import image_only
+from emo_r3.models.processor import image_only
 from emo_r3.prompts import load_prompts
 
 ARCHITECTURES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "idefics3")

@@ -40,7 +40,8 @@ from ..metrics.accuracy import mcnemar, wilson
 from ..miniature.datasets import read_scenes
 from ..miniature.drawing import WHOLE, Box, render_with_boxes
 from ..miniature.world import Scene
-from ..models.checkpoint import check_size, checkpoint_folder, load_weights, loading
+from ..models.checkpoint import check_size, load_weights, loading
+from ..models.checkpoint_files import checkpoint_folder
 from ..models.decoding import special_texts
 from ..models.prefix_cache import Tokens
 from ..models.reflection import LabelReader, quotable, reflected_texts

@@ -36,7 +36,8 @@ from ..formats import json_text
 from ..inference.endpoint import EndpointError
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
-from ..models.checkpoint import CheckpointInfo, hub_commit, weights_digest
+from ..models.checkpoint import CheckpointInfo
+from ..models.checkpoint_files import hub_commit, weights_digest
 from ..results import EmotionResult
 from ..utils import with_progress, without_folders
 from .comparison import PREDICTIONS, RESULTS, read_rows

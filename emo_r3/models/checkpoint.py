@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -12,51 +11,34 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
 import torch
-import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import CheckpointError, EmoR3Error
-from ..hub_errors import explain_hub_error
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..prompts import Method, Prompts, load_prompts
 from ..utils import first_line
 from . import CHECKPOINT
 from .adapter import (
     ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    check_adapter_config,
     check_peft,
     is_adapter,
     merge_adapter,
 )
-from .chat_template import rendered_chat
+from .checkpoint_files import MINIATURE, checkpoint_folder, entries, read_json
+from .processor import MOST_PIXELS, add_video_entry, load_processor, set_pixel_budget, try_processor
 
 INFO_FILE = "emo_r3.json"
-MINIATURE = "miniature"
-"""Name of the package's own model, where a folder or a repository is named."""
 FORMAT_VERSION = 1
 
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-# Bounds on what a stranger's files can ask for, far above anything that is published.
-_MOST_PIXELS = 2**26
-_LONGEST_EDGE = 2**13
-_MOST_TILES = 2**10
 _MOST_LAYERS = 2**11
-_LARGEST_SMALL_FILE = 2**28
 _COUNTS_LAYERS = re.compile(r"(?:layers|n_layer|depths?|blocks|experts|stages)$")
-_COUNTS_TILES = re.compile(r"(?:patches|tiles|crops|splits)$")
 # Models of which something here would be wrong without a word, by model_type.
 _REFUSED = {
     "paligemma": "reads a prompt in both directions, so what it remembers of an image serves one question alone",
@@ -65,7 +47,6 @@ _REFUSED = {
 }
 
 _logger = logging.getLogger(__name__)
-_REMOTE_CODE = ("auto_map", "custom_pipelines")
 
 
 @dataclass(frozen=True)
@@ -125,9 +106,9 @@ class CheckpointInfo:
             raise CheckpointError(f"method is {facts['method']!r}; it must be one of {', '.join(get_args(Method))}")
         for entry in ("min_pixels", "max_pixels"):
             value = facts.get(entry)
-            if value is not None and (type(value) is not int or not 0 < value <= _MOST_PIXELS):
-                raise CheckpointError(f"{entry} is {value!r}; it must be a whole number from 1 to {_MOST_PIXELS}")
-        if (facts.get("min_pixels") or 1) > (facts.get("max_pixels") or _MOST_PIXELS):
+            if value is not None and (type(value) is not int or not 0 < value <= MOST_PIXELS):
+                raise CheckpointError(f"{entry} is {value!r}; it must be a whole number from 1 to {MOST_PIXELS}")
+        if (facts.get("min_pixels") or 1) > (facts.get("max_pixels") or MOST_PIXELS):
             raise CheckpointError(f"min_pixels={facts['min_pixels']} is above max_pixels={facts['max_pixels']}")
         if not isinstance(facts.get("square", False), bool):
             raise CheckpointError(f"square is {facts['square']!r}; it must be true or false")
@@ -156,7 +137,7 @@ class CheckpointInfo:
         path = folder / INFO_FILE
         if not path.exists():
             return cls()
-        facts = _read_json(path)
+        facts = read_json(path)
         try:
             return cls.from_dict(facts)
         except (EmoR3Error, TypeError) as error:
@@ -231,7 +212,7 @@ def _is_here(name: str | os.PathLike[str]) -> bool:
 def _base_folder(adapter: Path, token: str | bool | None, cache_dir: str | os.PathLike[str] | None) -> Path:
     """The checked folder of the base model that an adapter names."""
     check_peft(adapter)
-    config = _read_json(adapter / ADAPTER_CONFIG)
+    config = read_json(adapter / ADAPTER_CONFIG)
     name = config["base_model_name_or_path"]
     revision = None if _is_here(name) else config.get("revision")
     try:
@@ -276,12 +257,12 @@ def _load(
     with loading(name):
         check_size(AutoModelForImageTextToText, folder)
         source = own if has_processor else folder
-        processor = _load_processor(source, folder)
+        processor = load_processor(source, folder)
         set_pixel_budget(processor, info)
-        _try_processor(source, processor)
+        try_processor(source, processor)
         model = load_weights(AutoModelForImageTextToText, folder, **options)
         if adapter:
-            model = merge_adapter(model, adapter, _read_json(adapter / ADAPTER_CONFIG))
+            model = merge_adapter(model, adapter, read_json(adapter / ADAPTER_CONFIG))
     return model, processor, info
 
 
@@ -306,7 +287,7 @@ def check_size(model_class: Any, folder: Path) -> None:
     Raises:
         CheckpointError: the files can't hold the weights of such a model.
     """
-    for key, value in _entries(_read_json(folder / "config.json")):
+    for key, value in entries(read_json(folder / "config.json")):
         if _COUNTS_LAYERS.search(key) and type(value) in (int, float) and value > _MOST_LAYERS:
             raise CheckpointError(f"{folder}: config.json has {key} {value}; it can be {_MOST_LAYERS} at most")
     if is_deepspeed_zero3_enabled():  # which would spread it over the processes
@@ -402,44 +383,6 @@ def _without_report() -> Iterator[None]:
         logger.removeFilter(drop)
 
 
-class _WithoutVideo(ProcessorMixin):
-    """What a processor class gets between itself and transformers' base by [`image_only`]."""
-
-    def __init__(self, *parts: Any, **options: Any) -> None:
-        # The class hands its parts on by place, the video part among them.
-        stock: Any = type(self).__mro__[1]
-        named = dict(zip(stock.get_attributes(), parts, strict=False)) | options
-        named.pop("video_processor", None)
-        super().__init__(**named)
-
-    @property
-    def video_processor(self) -> Any:
-        """The image part, as some classes read settings of the video part that both have."""
-        return self.image_processor
-
-    @classmethod
-    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        parts = list(args)
-        stock: Any = cls.__mro__[1]
-        parts.insert(stock.get_attributes().index("video_processor"), None)
-        entries = {name: value for name, value in processor_dict.items() if name != "video_processor"}
-        return super().from_args_and_dict(parts, entries, **kwargs)
-
-
-def image_only(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The processor class without its video part, which needs torchvision even where no video is ever seen."""
-    attributes = processor_class.get_attributes()
-    if "video_processor" not in attributes or "image_processor" not in attributes:
-        return processor_class
-    kept = [name for name in attributes if name != "video_processor"]
-    # The name stays, as it is what `save_pretrained` writes down.
-    return type(
-        processor_class.__name__,
-        (processor_class, _WithoutVideo),
-        {"get_attributes": classmethod(lambda cls: list(kept)), "__module__": processor_class.__module__},
-    )
-
-
 def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, info: CheckpointInfo) -> None:
     """Writes a checkpoint under a temporary name and renames it, so that a half-written one is never seen.
 
@@ -463,240 +406,6 @@ def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMi
 
 def complete_checkpoint(folder: Path, processor: ProcessorMixin, info: CheckpointInfo) -> None:
     """Adds what a saved model and processor lack: `emo_r3.json`, and a video entry that the stock class can read."""
-    _add_video_entry(folder, processor)
+    add_video_entry(folder, processor)
     text = json.dumps(info.to_dict(), indent=2, ensure_ascii=False) + "\n"
     (folder / INFO_FILE).write_text(text, encoding="utf-8")
-
-
-def checkpoint_folder(
-    pretrained_model_name_or_path: str | os.PathLike[str],
-    revision: str | None,
-    token: str | bool | None,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    adapters: bool = False,
-) -> Path:
-    """The local folder of a checkpoint, checked before any weight is read (or, from the Hub, even fetched).
-
-    Args:
-        pretrained_model_name_or_path (`str` or `Path`): folder or Hub repository.
-        revision (`str`, *optional*): branch, tag or commit of a repository.
-        token (`str` or `bool`, *optional*): for a private repository.
-        cache_dir (`str` or `Path`, *optional*): where downloads are kept.
-        adapters (`bool`, *optional*, defaults to `False`): whether it can be that of a LoRA adapter alone.
-
-    Raises:
-        CheckpointError: there is none, or it is one that is not loaded.
-    """
-    path = Path(pretrained_model_name_or_path).expanduser()
-    if pretrained_model_name_or_path == MINIATURE and not path.exists():  # as recipes and results call it
-        path = CHECKPOINT
-    if path.is_dir():
-        _check_code(path, adapters)
-        _check_weights(path)
-        return path
-    name = os.fspath(pretrained_model_name_or_path)
-    if path.exists() or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
-        if path == CHECKPOINT:
-            raise CheckpointError(f"the miniature is not at {path}: reinstall emo_r3, or name a model")
-        raise CheckpointError(
-            f"there is no model folder {name}: check the path, or name a Hub repository (owner/name)"
-        )
-    try:
-        fetch = partial(snapshot_download, name, revision=revision, token=token, cache_dir=cache_dir)
-        small = Path(fetch(allow_patterns=_SMALL_FILES))
-        _check_code(small, adapters)
-        folder = Path(fetch(allow_patterns=["*.safetensors", *_SMALL_FILES]))
-        _check_code(folder, adapters)
-    except HFValidationError:
-        raise CheckpointError(f"{name!r} is neither a folder nor a Hub repository (owner/name)") from None
-    except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
-        raise CheckpointError(f"{name} is no local folder; {explain_hub_error(error, name, revision)}") from error
-    _check_weights(folder)
-    return folder
-
-
-def hub_commit(folder: Path) -> str | None:
-    """The commit that a folder of the Hub's cache holds; `None` for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" else None
-
-
-def weights_digest(folder: Path) -> str:
-    """What tells a model from all others: a hash of its safetensors files, whatever the folder is called."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:32]
-
-
-def _check_code(folder: Path, adapters: bool) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", *(pattern[1:] for pattern in _SMALL_FILES)):
-            if not path.is_file():
-                raise CheckpointError(f"{path} is not a file")
-            if path.suffix != ".safetensors" and path.stat().st_size > _LARGEST_SMALL_FILE:
-                raise CheckpointError(f"{path} is too large: {path.stat().st_size} bytes")
-    if is_adapter(folder):
-        if not adapters:
-            raise CheckpointError(
-                f"{folder} is not a model folder: it holds an adapter alone: merge it into its base model first, with "
-                "EmoR3Pipeline.from_pretrained(ADAPTER).save_pretrained(FOLDER)"
-            )
-        check_adapter_config(folder / ADAPTER_CONFIG, _read_json(folder / ADAPTER_CONFIG))
-    elif not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not a model folder: it has no config.json")
-    elif (folder / ADAPTER_CONFIG).exists():  # which transformers would put on the model, by rules of its own
-        raise CheckpointError(f"{folder} holds a model and an adapter: name a folder that has one of them")
-    for path in sorted(folder.glob("*config.json")):
-        for key, value in _entries(_read_json(path)):
-            if key in _REMOTE_CODE or (key.endswith("attn_implementation") and "/" in str(value)):  # a Hub kernel
-                raise CheckpointError(
-                    f"{folder} brings its own code ({key} in {path.name}), which emo_r3 never runs: "
-                    "use a model that transformers has built in"
-                )
-
-
-def _check_weights(folder: Path) -> None:
-    needed = ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors"
-    if not any(folder.glob(needed)):
-        pickled = [
-            path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-        ]
-        if not pickled:
-            raise CheckpointError(
-                f"{folder} has no weights: it needs {needed}{'' if needed == ADAPTER_WEIGHTS else ' files'}"
-            )
-        raise CheckpointError(
-            f"{folder} has pickled weights ({pickled[0]}), and loading a pickle can run code: "
-            "emo_r3 reads safetensors only; convert them with transformers' save_pretrained where you trust them"
-        )
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{index} has no weight_map that names its files")
-        for name in shards.values():
-            if Path(str(name)).name != name or not str(name).endswith(".safetensors"):
-                raise CheckpointError(f"{index} names {name!r}, which is not a safetensors file of its folder")
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder} lacks {name}, which its index names: the files are incomplete")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is not a file")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return value
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of a JSON value with what it has, however deep."""
-    found = [value]
-    while found:
-        value = found.pop()
-        if isinstance(value, dict):
-            yield from value.items()
-            found += value.values()
-        elif isinstance(value, list):
-            found += value
-
-
-def _load_processor(folder: Path, model_folder: Path) -> ProcessorMixin:
-    """The model's own processor class, named by its files or its configuration, without the video part."""
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-
-    name = None
-    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        if name is None and (folder / file).exists():
-            name = _read_json(folder / file).get("processor_class")
-    if name is None:
-        found: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(model_folder)), None)
-    else:
-        found = getattr(transformers, str(name), None)
-    if needed := getattr(found, "_backends", None):  # what transformers has in place of a class that can't be used
-        missing = [package for package in needed if find_spec(package) is None] or list(needed)
-        raise CheckpointError(f"{folder}: {found.__name__} needs {' and '.join(missing)}, which is not installed here")
-    if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):
-        raise CheckpointError(f"{folder}: transformers {transformers.__version__} has no processor {name or 'for it'}")
-    processor = image_only(found).from_pretrained(folder)
-    if not processor.chat_template:
-        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
-    if not processor.chat_template:
-        raise CheckpointError(
-            f"{folder} has no chat template: use an instruction-tuned model, or add chat_template.jinja"
-        )
-    try:
-        rendered_chat(processor, "", with_image=True)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    return processor
-
-
-def _try_processor(folder: Path, processor: ProcessorMixin) -> None:
-    """Lets the processor read a small image, so that one which can't is told now."""
-    for part in (processor, getattr(processor, "image_processor", None)):
-        for name, value in vars(part).items() if part is not None else ():
-            _check_processor_entry(folder, name, value, hasattr(part, "merge_size"))
-    prompt = rendered_chat(processor, "Which emotion?", with_image=True)
-    try:
-        processor(text=[prompt], images=[[Image.new("RGB", (64, 48))]], return_tensors="pt")
-    except Exception as error:  # sizes, means and tokens that don't fit can make it raise anything
-        raise CheckpointError(
-            f"{folder}: {type(processor).__name__} can't read an image with these settings: {first_line(error)}"
-        ) from error
-
-
-def _check_processor_entry(folder: Path, name: str, value: Any, counts_pixels: bool) -> None:
-    """Refuses a size that would fill the memory."""
-    sizes: list[Any] = []
-    if name.endswith("size"):
-        limits = {"shortest_edge": _MOST_PIXELS, "longest_edge": 2**40} if counts_pixels else {}
-        edges = value if isinstance(value, dict) else getattr(value, "__dict__", {name: value})
-        sizes = [(f"{name} {edge}", number, limits.get(edge, _LONGEST_EDGE)) for edge, number in edges.items()]
-    elif name.endswith(("seq_len", "seq_length", "image_tokens")):
-        sizes = [(name, value, 2**16)]
-    elif _COUNTS_TILES.search(name):
-        sizes = [(name, value, _MOST_TILES)]
-    elif name == "image_grid_pinpoints" and isinstance(value, list):
-        sizes = [(name, edge, _LONGEST_EDGE) for pair in value if isinstance(pair, (list, tuple)) for edge in pair]
-    for name, number, most in sizes:
-        if isinstance(number, (int, float)) and not isinstance(number, bool) and not 0 <= number <= most:
-            raise CheckpointError(f"{folder}: the processor has {name} {number}; it can be 0 to {most}")
-
-
-def set_pixel_budget(processor: ProcessorMixin, info: CheckpointInfo) -> None:
-    """Gives the processor the pixel budget of the checkpoint; raises `CheckpointError` where it knows none."""
-    if info.min_pixels is None and info.max_pixels is None:
-        return
-    image_processor = processor.image_processor
-    if not hasattr(image_processor, "merge_size"):
-        raise CheckpointError(
-            f"min_pixels / max_pixels are for Qwen-VL processors, not {type(image_processor).__name__}"
-        )
-    # Set afterwards: `from_pretrained(size=...)` loses to a min_pixels / max_pixels of the saved configuration.
-    size = {"shortest_edge": info.min_pixels, "longest_edge": info.max_pixels}
-    image_processor.size = type(image_processor.size)(
-        **{edge: image_processor.size[edge] if pixels is None else pixels for edge, pixels in size.items()}
-    )
-
-
-def _add_video_entry(folder: Path, processor: ProcessorMixin) -> None:
-    """The stock class asks for a video configuration where torchvision exists: give the image's, which fits it."""
-    if type(processor).get_attributes() == type(processor).__mro__[1].get_attributes():  # type: ignore[attr-defined]
-        return
-    path = folder / "processor_config.json"
-    config = _read_json(path)
-    image = config.get("image_processor", {})
-    kind = str(image.get("image_processor_type", "")).removesuffix("Pil").replace("ImageProcessor", "VideoProcessor")
-    if hasattr(transformers, kind):
-        sizes = {
-            key: image[key] for key in ("size", "patch_size", "merge_size", "temporal_patch_size") if key in image
-        }
-        config["video_processor"] = sizes | {"video_processor_type": kind}
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -20,7 +20,8 @@ from ..errors import EmoR3Error
 from ..evaluation.comparison import Run, load_run, make_table, markdown
 from ..miniature.datasets import SIZES
 from ..models import CHECKPOINT
-from ..models.checkpoint import CheckpointInfo, weights_digest
+from ..models.checkpoint import CheckpointInfo
+from ..models.checkpoint_files import weights_digest
 from .sync import persist
 
 if TYPE_CHECKING:

@@ -22,15 +22,11 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
-from ..models.checkpoint import (
-    CheckpointInfo,
-    hub_commit,
-    load_for_training,
-    save_checkpoint,
-    set_pixel_budget,
-)
+from ..models.checkpoint import CheckpointInfo, load_for_training, save_checkpoint
+from ..models.checkpoint_files import hub_commit
 from ..models.decoding import end_tokens
 from ..models.prefix_cache import adds_special_tokens, render_prompt
+from ..models.processor import set_pixel_budget
 from ..prompts import load_prompts
 from ..utils import without_folders
 from .checkpointing import WholeCheckpoints, last_checkpoint

@@ -92,7 +92,7 @@ def provenance_client(data: str, model: str, output: str) -> None:
     from emo_r3.cli.main import main
     from emo_r3.data.examples import load_rows
     from emo_r3.miniature.datasets import read_scenes
-    from emo_r3.models.checkpoint import weights_digest
+    from emo_r3.models.checkpoint_files import weights_digest
     from emo_r3.publishing import sync, targets
 
     rows_at = sync.push(targets.dataset_target(Path(data), "emo-r3/some-rows"))

@@ -94,13 +94,13 @@ def test_transformers_serve_gives_the_local_answers(monkeypatch: pytest.MonkeyPa
     import transformers
     from transformers.cli.serve import Serve
 
-    from emo_r3.models.checkpoint import _load_processor
+    from emo_r3.models.processor import load_processor
 
     if not transformers.utils.is_torchvision_available():
         monkeypatch.setattr(
             transformers.AutoProcessor,
             "from_pretrained",
-            lambda folder, **_: _load_processor(Path(folder), Path(folder)),
+            lambda folder, **_: load_processor(Path(folder), Path(folder)),
         )
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

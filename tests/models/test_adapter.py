@@ -23,8 +23,8 @@ from tiny_models import tiny_checkpoint
 from emo_r3 import EmoR3Pipeline
 from emo_r3.errors import CheckpointError
 from emo_r3.models import adapter as adapter_module
-from emo_r3.models import checkpoint
 from emo_r3.models.checkpoint import CheckpointInfo, load_for_training, load_model_and_processor
+from emo_r3.models.processor import add_video_entry
 
 BASE = "qwen2_5_vl"
 IMAGE = Image.effect_noise((60, 40), 50).convert("RGB")
@@ -130,7 +130,7 @@ def test_facts_and_processor_are_the_adapters_else_the_bases(folder: Path, tmp_p
     (folder / "emo_r3.json").write_text(json.dumps(CheckpointInfo("direct").to_dict()))
     processor.image_processor.size["longest_edge"] = 5000
     processor.save_pretrained(folder)
-    checkpoint._add_video_entry(folder, processor)
+    add_video_entry(folder, processor)
     _, processor, info = load_model_and_processor(folder)
     assert (info.method, processor.image_processor.size["longest_edge"]) == ("direct", 5000)
     # A copy of the base's configuration beside it changes nothing.

@@ -19,8 +19,9 @@ from transformers import Qwen2_5_VLProcessor
 
 from emo_r3.errors import CheckpointError, EmoR3Error
 from emo_r3.labels import LABEL_SETS, resolve_labels
-from emo_r3.models import checkpoint
-from emo_r3.models.checkpoint import CheckpointInfo, image_only, load_for_training, load_model_and_processor
+from emo_r3.models import checkpoint, checkpoint_files
+from emo_r3.models.checkpoint import CheckpointInfo, load_for_training, load_model_and_processor
+from emo_r3.models.processor import image_only
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_weights_of_a_refused_repository_are_not_even_fetched(folder: Path, monk
         assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in allow_patterns)
         return str(folder)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
+    monkeypatch.setattr(checkpoint_files, "snapshot_download", fetch)
     assert load_model_and_processor("owner/name", revision="v1", token="t", cache_dir="there")[0] is not None
     assert asked == [("owner/name", "v1", "t", "there", False), ("owner/name", "v1", "t", "there", True)]
     edit(folder / "config.json", auto_map={"AutoConfig": "own.Config"})
@@ -125,7 +126,8 @@ def test_weights_of_a_refused_repository_are_not_even_fetched(folder: Path, monk
 
 
 def test_a_missing_miniature_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(checkpoint, "CHECKPOINT", tmp_path / "gone")
+    for module in (checkpoint, checkpoint_files):
+        monkeypatch.setattr(module, "CHECKPOINT", tmp_path / "gone")
     with pytest.raises(CheckpointError, match="miniature"):
         load_model_and_processor()
 

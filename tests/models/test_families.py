@@ -16,7 +16,8 @@ from tiny_models import ARCHITECTURES
 from emo_r3 import EmoR3Pipeline
 from emo_r3.errors import CheckpointError
 from emo_r3.models import prefix_cache as scoring
-from emo_r3.models.checkpoint import image_only, load_model_and_processor
+from emo_r3.models.checkpoint import load_model_and_processor
+from emo_r3.models.processor import image_only
 
 WORKS = ("llava_next", "llava_next_video", "llava_onevision", "vipllava", "idefics2", "gemma3", "internvl")
 WORKS = (*WORKS, "aya_vision", "glm4v")

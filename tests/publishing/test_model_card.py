@@ -15,7 +15,8 @@ from made_run import COMMIT, HASH, make_results, make_run, write
 from emo_r3 import environment
 from emo_r3.data.load import repo_id_of
 from emo_r3.errors import EmoR3Error
-from emo_r3.models.checkpoint import CheckpointInfo, weights_digest
+from emo_r3.models.checkpoint import CheckpointInfo
+from emo_r3.models.checkpoint_files import weights_digest
 from emo_r3.publishing.model_card import miniature_card
 from emo_r3.publishing.targets import model_target
 
