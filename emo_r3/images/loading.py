@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 import os
 import re
@@ -496,3 +497,8 @@ def fit_image(loaded: LoadedImage, square: bool = False) -> LoadedImage:
         image = image.resize((small[0] * factor, small[1] * factor), Image.Resampling.NEAREST)
         notes.append(f"enlarged from {small[0]}x{small[1]} to {image.width}x{image.height}")
     return LoadedImage(image, loaded.name, tuple(notes))
+
+
+def image_digest(image: Image.Image) -> str:
+    """The same for the same pixels, wherever they come from."""
+    return hashlib.blake2b(repr((image.mode, image.size)).encode() + image.tobytes(), digest_size=16).hexdigest()

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import EmoR3Error, ImageError
 from ..images.download import TEMPORARY, public_name, retry_seconds
-from ..images.loading import LoadedImage, fit_image, load_image, source_name
+from ..images.loading import LoadedImage, fit_image, image_digest, load_image, source_name
 from ..labels import LabelSet, resolve_labels
 from ..lexicon import expected_affect
 from ..models.checkpoint import CheckpointInfo
@@ -31,7 +31,7 @@ from ..parsing import parse_completion
 from ..prompts import Method
 from ..results import EmotionResult
 from .endpoint_reply import Reply, label_shares, read_reply
-from .engine import image_digest, sampling_seed
+from .engine import sampling_seed
 from .options import check_on_error, check_temperature, positive, whole_number
 from .pipeline import one_or_many
 

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors import CheckpointError, EmoR3Error, ImageError
-from ..images.loading import LoadedImage, fit_image, load_image, source_name
+from ..images.loading import LoadedImage, fit_image, image_digest, load_image, source_name
 from ..labels import LabelSet
 from ..lexicon import Affect, expected_affect
 from ..models.checkpoint import CheckpointInfo
@@ -418,11 +418,6 @@ def not_finite(name: str, model: PreTrainedModel) -> EmoR3Error:
             "they are too large or not this model's; use another checkpoint"
         )
     return EmoR3Error(f"{name} computes no finite numbers in {model.dtype}: load it with dtype='float32'")
-
-
-def image_digest(image: Image.Image) -> str:
-    """The same for the same pixels, wherever they come from."""
-    return hashlib.blake2b(repr((image.mode, image.size)).encode() + image.tobytes(), digest_size=16).hexdigest()
 
 
 def sampling_seed(seed: int, digest: str, candidate: int) -> int:

@@ -181,6 +181,36 @@ def suffix_logits(
     return output.logits[:, -1].float()
 
 
+@torch.no_grad()
+def prefill(model: PreTrainedModel, inputs: Mapping[str, Tensor], rows: Tensor) -> Cache | None:
+    """
+    Runs prompts through the model, but for their last token, and repeats what it remembers: `generate` goes on from
+    there with the repeated token ids and mask, and without pixels.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        inputs (`dict[str, Tensor]`): the processor's tensors of the prompts, padded on the left.
+        rows (`Tensor`): of shape `(completions,)`, the prompt of each.
+
+    Returns:
+        `Cache`: of as many rows as there are completions; `None` if this model's can't be continued from there.
+    """
+    shape = inputs["input_ids"].shape
+    given = {name: value[:, :-1] if value.shape == shape else value for name, value in inputs.items()}
+    holders: list[Any] = [module for module in model.modules() if hasattr(module, "rope_deltas")]
+    if not holders:
+        # M-RoPE skips padding by itself; other models would count it.
+        given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    cache = model(**given, use_cache=True, logits_to_keep=1).past_key_values
+    if not is_reusable(cache):
+        return None
+    cache.batch_select_indices(rows)
+    for holder in holders:
+        if holder.rope_deltas is not None:
+            holder.rope_deltas = holder.rope_deltas[rows]
+    return cache
+
+
 @dataclass(frozen=True)
 class CachedPrompts:
     """A batch of prompts that a model has read, with what it wrote after them, ready to be continued in other ways.

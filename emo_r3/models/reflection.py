@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..errors import CheckpointError
+from ..images.loading import image_digest
 from ..prompts import Prompts
 from ..utils import chunks
 from .decoding import encode_after, end_tokens, special_texts
@@ -352,11 +352,11 @@ def once(items: Sequence[Item]) -> tuple[list[Item], list[int]]:
 
 def distinct_images(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
     """The different images, and for each given one, which of them it is. Each row of a group decodes its own copy."""
-    known: dict[bytes, int] = {}
+    known: dict[str, int] = {}
     distinct: list[Image.Image] = []
     of_row = []
     for image in images:
-        key = hashlib.blake2b(image.tobytes(), digest_size=16).digest() + repr((image.mode, image.size)).encode()
+        key = image_digest(image)
         if key not in known:
             known[key] = len(distinct)
             distinct.append(image)

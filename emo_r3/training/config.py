@@ -72,6 +72,7 @@ class EmoR3Config(GRPOConfig):
         reflection_mode (`str`, *optional*, defaults to `"logits"`): `"logits"` reads the answer off the model's
             probabilities; `"generate"` lets it write one, which is the authors' way.
         reflection_batch_size (`int`, *optional*, defaults to 32): completions in one forward.
+        rollout_batch_size (`int`, *optional*): completions that are generated at once; all of them unless given.
         dynamic_sampling (`str`, *optional*): replace groups that teach nothing: those whose `"accuracy"` rewards are
             equal (DAPO), or whose overall `"reward"` is.
         dynamic_sampling_tries (`int`, *optional*, defaults to 20): batches of rollouts to look for others in.
@@ -84,6 +85,7 @@ class EmoR3Config(GRPOConfig):
     reflection_preset: Literal["paper", "authors-code"] = "paper"
     reflection_mode: Literal["logits", "generate"] = "logits"
     reflection_batch_size: int = 32
+    rollout_batch_size: int | None = None
     dynamic_sampling: Literal["accuracy", "reward"] | None = None
     dynamic_sampling_tries: int = 20
     overlong_buffer: int = 0
@@ -102,8 +104,15 @@ class EmoR3Config(GRPOConfig):
             raise RecipeError(f"judge is {said}; name one: policy, reference, a model, or none")
         if self.shuffle_reflections and self.judge is None:
             raise RecipeError("shuffle_reflections without a judge: there is nothing to shuffle; leave it out")
-        for name, least in (("reflection_batch_size", 1), ("dynamic_sampling_tries", 1), ("overlong_buffer", 0)):
+        for name, least in (
+            ("reflection_batch_size", 1),
+            ("rollout_batch_size", 1),
+            ("dynamic_sampling_tries", 1),
+            ("overlong_buffer", 0),
+        ):
             value = getattr(self, name)
+            if name == "rollout_batch_size" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise RecipeError(f"{name} is {value!r}; it must be a whole number, {least} or more")
             setattr(self, name, int(value))  # a numpy number can't be written to JSON

@@ -1,129 +1,178 @@
-"""A batch of rollouts taken apart into rows and put together again: what dynamic sampling keeps (DAPO)."""
+"""Dynamic sampling (DAPO, section 3.2): groups of completions that teach nothing are replaced by others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.logging import get_logger
 from torch import Tensor
-from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+from trl.data_utils import prepare_multimodal_messages
 
-Row = dict[str, Any]
+from ..errors import RecipeError
+from ..prompts import Method
+from ..utils import chunks
+from .config import EmoR3Config
+from .group_statistics import is_tied, weighted
+from .rewards import accuracy_reward, parse_all
+from .rollout import SharedRollout, images_read_once, mixed_seed
 
-_PROMPT = ("prompt_ids", "prompt_mask")
-_BOTH = ("token_type_ids", "mm_token_type_ids")
-_COMPLETION = (
-    "completion_ids",
-    "completion_mask",
-    "old_per_token_logps",
-    "ref_per_token_logps",
-    "sampling_per_token_logps",
-    "importance_sampling_ratio",
-    "tool_mask",
-)
-_WHOLE_BATCH = "num_items_in_batch"
+logger = get_logger(__name__)
 
 
-def take_rows(batch: Mapping[str, Any], indices: Sequence[int]) -> list[Row]:
-    """Copies of a batch's rows, as TRL's trainer makes it, without the padding that they needed there.
+class Rollout(NamedTuple):
+    """A row and what was generated for it."""
 
-    A view of one row would hold the whole batch in memory, with the pixels of all its images.
-
-    Args:
-        batch (`dict`): tensors of shape `(rows, ...)`; prompts are padded on the left, completions on the right.
-        indices (`list[int]`): which rows.
-    """
-    split: Any = split_pixel_values_by_grid
-    batch = split(batch)
-    width = batch["prompt_ids"].size(1)
-    longest = batch["completion_ids"].size(1)
-    rows = []
-    for index in indices:
-        prompt = batch["prompt_mask"][index].bool()
-        written = batch["completion_mask"][index].nonzero()
-        # A truncated completion may be masked altogether; its tokens stay.
-        length = int(written[-1]) + 1 if len(written) else longest
-        row: Row = {}
-        for name, value in batch.items():
-            if name in _PROMPT:
-                row[name] = value[index][prompt]
-            elif name in _BOTH:
-                row[name] = torch.cat([value[index, :width][prompt], value[index, width : width + length]])
-            elif name in _COMPLETION and value.size(1) == longest:
-                row[name] = value[index, :length].clone()
-            elif isinstance(value, list) and isinstance(value[index], Tensor):
-                row[name] = [value[index].clone()]  # as many tokens as the image has: joined end to end
-            elif name != _WHOLE_BATCH:
-                row[name] = value[index].clone() if isinstance(value, Tensor) else value[index]
-        rows.append(row)
-    return rows
+    row: dict[str, Any]
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    completion: Any
+    logprobs: list[float] | None
 
 
-class KeptRows:
-    """What dynamic sampling keeps of its tries: never more than the rows that are wanted.
+class KeptGroups:
+    """What dynamic sampling keeps of its tries: never more than the groups that are wanted.
 
     Args:
-        wanted (`int`): rows of a batch.
+        wanted (`int`): groups of a batch.
     """
 
     def __init__(self, wanted: int) -> None:
         self.wanted = wanted
-        self._informative: list[Row] = []
-        self._others: list[Row] = []
+        self._informative: list[Sequence[Rollout]] = []
+        self._others: list[Sequence[Rollout]] = []
 
     @property
     def missing(self) -> int:
-        """How many informative rows are still to be found."""
+        """How many informative groups are still to be found."""
         return self.wanted - len(self._informative)
 
-    @property
-    def rows(self) -> list[Row]:
-        """The informative rows in the order in which they were found, then others in the places that are left."""
-        return [*self._informative, *self._others]
+    def add(self, groups: Sequence[Sequence[Rollout]], informative: Sequence[bool]) -> None:
+        """Takes what is missing out of a try."""
+        found = [group for group, teaches in zip(groups, informative, strict=True) if teaches]
+        others = [group for group, teaches in zip(groups, informative, strict=True) if not teaches]
+        self._informative += found[: self.missing]
+        self._others = [*self._others, *others][: self.missing]
 
-    def add(self, batch: Mapping[str, Any], informative: Sequence[bool]) -> None:
-        """Takes what is missing out of a batch of as many rows as are wanted.
-
-        Args:
-            batch (`dict`): as for [`take_rows`].
-            informative (`list[bool]`): for each row, whether it teaches something.
-        """
-        found = [row for row, teaches in enumerate(informative) if teaches]
-        others = [row for row, teaches in enumerate(informative) if not teaches]
-        self._informative += take_rows(batch, found[: self.missing])
-        # The first try leaves enough others for all places; later ones take places of them.
-        places = self.missing - len(self._others)
-        self._others = [*self._others, *take_rows(batch, others[: max(places, 0)])][: self.missing]
+    def __iter__(self) -> Iterator[Rollout]:
+        """The informative groups in the order in which they were found, then others in the places that are left."""
+        for group in (*self._informative, *self._others):
+            yield from group
 
 
-def join_rows(rows: Sequence[Row], pad_token: int) -> dict[str, Any]:
-    """A batch of rows, padded as TRL's trainer does it. `num_items_in_batch` is left to be counted.
-
-    Args:
-        rows (`list[dict]`): from [`take_rows`], of one batch or several.
-        pad_token (`int`): token id of padding.
+class DynamicSampling(SharedRollout):
     """
-    width = max(len(row["prompt_ids"]) for row in rows)
-    longest = max(len(row["completion_ids"]) for row in rows)
-    batch: dict[str, Any] = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows]
-        fill = pad_token if name in ("prompt_ids", "completion_ids") else 0
-        if name in _PROMPT:
-            batch[name] = torch.stack([_pad(value, width - len(value), 0, fill) for value in values])
-        elif name in _BOTH:
-            left = [width - len(row["prompt_ids"]) for row in rows]
-            right = [longest - len(row["completion_ids"]) for row in rows]
-            batch[name] = torch.stack(list(map(_pad, values, left, right, [0] * len(rows))))
-        elif name in _COMPLETION and all(len(row[name]) == len(row["completion_ids"]) for row in rows):
-            batch[name] = torch.stack([_pad(value, 0, longest - len(value), fill) for value in values])
-        elif isinstance(values[0], Tensor):
-            batch[name] = torch.stack(values)
+    Looks for groups that differ in what `dynamic_sampling` says before anything else is computed of them: what
+    accuracy rules out costs a rollout, but no log-probability and no reflection.
+    """
+
+    args: EmoR3Config
+    train_dataset: Any
+    num_generations: int
+    method: Method
+    _found: list[Rollout] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        rows = self.args.per_device_train_batch_size * (self.args.steps_per_generation or 1)
+        if self.args.dynamic_sampling and rows % self.num_generations:
+            raise RecipeError(
+                f"dynamic_sampling replaces whole groups, and a process has {rows} completions of a generation, in "
+                f"groups of {self.num_generations}: make per_device_train_batch_size times steps_per_generation a "
+                "multiple of num_generations"
+            )
+
+    def measured(self, rows: Sequence[dict[str, Any]], completions: Sequence[Any]) -> list[dict[str, Any]]:
+        """The rows with all that reward functions read of their completions."""
+        raise NotImplementedError
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """As TRL's; what dynamic sampling has found, if it has looked for this batch."""
+        if self._found is None:
+            return super()._generate(prompts)
+        found, self._found = self._found, None
+        logprobs = None if found[0].logprobs is None else [one.logprobs for one in found]
+        images = [[one.row["image"]] for one in found]
+        none: list[Any] = [[] for _ in found]
+        return (
+            [one.prompt_ids for one in found],
+            [one.completion_ids for one in found],
+            None,
+            [one.completion for one in found],
+            logprobs,
+            {},
+            images,
+            none,
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.args.dynamic_sampling is None or not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        with images_read_once(self.processing_class):
+            self._found = self._look(inputs)
+            return super()._generate_and_score_completions([one.row for one in self._found])
+
+    def _look(self, rows: list[dict[str, Any]]) -> list[Rollout]:
+        """As many rollouts as rows, of groups that teach something while there are any."""
+        wanted = len(rows)
+        kept = KeptGroups(wanted // self.num_generations)
+        groups = informative_groups = 0
+        for tries in range(self.args.dynamic_sampling_tries):
+            self._try = tries
+            if tries:
+                rows = self._other_rows(wanted, tries)
+            rollouts, informative = self._roll_out(rows)
+            groups += len(informative)
+            informative_groups += int(informative.sum())
+            start = self.accelerator.process_index * kept.wanted
+            kept.add(list(chunks(rollouts, self.num_generations)), informative[start : start + kept.wanted].tolist())
+            missing = self._most(kept.missing)
+            if missing == 0:
+                break
+        self._try = 0
+        self._log_metric("dynamic_sampling/tries", tries + 1)
+        self._log_metric("dynamic_sampling/informative", informative_groups / groups)
+        self._log_metric("dynamic_sampling/starved", missing / kept.wanted)
+        if missing:
+            logger.warning(
+                f"dynamic sampling starved at step {self.state.global_step}: {informative_groups} of {groups} groups "
+                f"differ in {self.args.dynamic_sampling} after {tries + 1} tries; up to {missing} of {kept.wanted} "
+                "groups of a process teach nothing. Raise num_generations or temperature, or choose other data."
+            )
+        return list(kept)
+
+    def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[list[Rollout], Tensor]:
+        """Completions of rows, and which groups of all processes differ in what is asked for."""
+        prompts = [prepare_multimodal_messages(row["prompt"], images=[row["image"]]) for row in rows]
+        prompt_ids, ids, _, completions, logprobs, *_ = self._generate(prompts)
+        if self.args.dynamic_sampling == "reward":
+            rows = self.measured(rows, completions)
+            values = weighted(self._rewards(rows, prompts, completions, ids), self.reward_weights)
         else:
-            batch[name] = [value[0] if isinstance(value, list) else value for value in values]
-    return unsplit_pixel_values_by_grid(batch)
+            found = parse_all(completions, [self.method] * len(rows))
+            own = accuracy_reward(completions, [row["label"] for row in rows], found)
+            values = self.accelerator.gather(torch.tensor(own, device=self.accelerator.device))
+        each = logprobs or [None] * len(rows)
+        rollouts = [Rollout(*one) for one in zip(rows, prompt_ids, ids, completions, each, strict=True)]
+        return rollouts, ~is_tied(values, self.num_generations)
 
+    def _rewards(self, rows: Any, prompts: Any, completions: Any, ids: Any) -> Tensor:
+        """Rewards of all processes, of shape `(completions, functions)`, with nothing logged."""
+        raise NotImplementedError
 
-def _pad(value: Tensor, left: int, right: int, fill: int) -> Tensor:
-    return torch.cat([value.new_full((left,), fill), value, value.new_full((right,), fill)])
+    def _most(self, number: int) -> int:
+        """The largest of a number over all processes."""
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+    def _other_rows(self, wanted: int, tries: int) -> list[dict[str, Any]]:
+        """Rows for another try, the same on every machine and after a resume: drawn by seed, step and try."""
+        generator = torch.Generator().manual_seed(mixed_seed(self.args.seed, self.state.global_step, tries))
+        total = wanted * self.accelerator.num_processes
+        size = len(self.train_dataset)
+        drawn: list[int] = []
+        while len(drawn) * self.num_generations < total:
+            drawn += torch.randperm(size, generator=generator).tolist()
+        start = self.accelerator.process_index * wanted // self.num_generations
+        chosen = drawn[start : start + wanted // self.num_generations]
+        return [row for index in chosen for row in [self.train_dataset[index]] * self.num_generations]

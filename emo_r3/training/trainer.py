@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.logging import get_logger
 from peft import PeftConfig
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
-from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
@@ -29,18 +27,17 @@ from ..parsing import PROBLEMS, ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
 from .checkpointing import WholeCheckpoints
 from .config import EmoR3Config
-from .dynamic_sampling import KeptRows, join_rows
-from .group_statistics import group_statistics, is_tied, weighted
+from .dynamic_sampling import DynamicSampling
+from .group_statistics import group_statistics, weighted
 from .judge import Judge, JudgeModel, Reflection
 from .rewards import ACCURACY, completion_text, parse_all, reward_functions
+from .rollout import mixed_seed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-logger = get_logger(__name__)
 
-
-class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
+class EmoR3Trainer(WholeCheckpoints, DynamicSampling):
     """
     TRL's GRPO trainer, which reflects on each completion before it is rewarded (section 3.3).
 
@@ -143,6 +140,29 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
 
     # The seam: reflection, then TRL's own reward machinery.
 
+    def measured(self, rows: Sequence[dict[str, Any]], completions: Sequence[Any]) -> list[dict[str, Any]]:
+        """
+        The rows with what reward functions read of their completions: `method`, `parsed`, and with a judge
+        `reflection`. What a row has already stays: dynamic sampling asks before it chooses.
+        """
+        if rows and "parsed" in rows[0]:
+            return list(rows)
+        found = parse_all(completions, [self.method] * len(completions))
+        done = [{**row, "method": self.method, "parsed": one} for row, one in zip(rows, found, strict=True)]
+        if self.judge is None:
+            return done
+        start = time.perf_counter()
+        with profiling_context(self, "reflection"):
+            reflections = self._reflect(done, [completion_text(text) for text in completions], found)
+        self._log_metric("reflection/seconds", time.perf_counter() - start)
+        self._log_metric("reflection/tokens", self.judge.tokens)
+        return [{**row, "reflection": one} for row, one in zip(done, reflections, strict=True)]
+
+    def _rewards(
+        self, rows: list[dict[str, Any]], prompts: list[Any], completions: list[Any], ids: list[list[int]]
+    ) -> Tensor:
+        return super()._calculate_rewards(rows, prompts, completions, ids)
+
     def _calculate_rewards(
         self,
         inputs: list[dict[str, Any]],
@@ -150,19 +170,13 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         completions: list[Any],
         completion_ids_list: list[list[int]],
     ) -> Tensor:
-        found = parse_all(completions, [self.method] * len(completions))
-        rows = [{**row, "method": self.method, "parsed": one} for row, one in zip(inputs, found, strict=True)]
+        rows = self.measured(inputs, completions)
+        rewards = self._rewards(rows, prompts, completions, completion_ids_list)
+        found = [row["parsed"] for row in rows]
         if self.judge is not None:
-            start = time.perf_counter()
-            with profiling_context(self, "reflection"):
-                reflections = self._reflect(rows, [completion_text(text) for text in completions], found)
-            rows = [{**row, "reflection": one} for row, one in zip(rows, reflections, strict=True)]
-            self._log_metric("reflection/seconds", time.perf_counter() - start)
-            self._log_reflections(reflections, found)
-        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+            self._log_reflections([row["reflection"] for row in rows], found)
         self._log_completions(found)
         self._log_groups(rewards)
-        self._last_rewards = rewards
         return rewards
 
     def _reflect(
@@ -172,7 +186,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         reflections = self.judge([row["image"] for row in rows], texts, found, [row["labels"] for row in rows])
         if self.args.shuffle_reflections:
             # A generator of its own: the run's random state is as without reflection.
-            generator = torch.Generator().manual_seed(_seed(self.args.seed, self.state.global_step))
+            generator = torch.Generator().manual_seed(mixed_seed(self.args.seed, self.state.global_step))
             dealt = torch.randperm(len(reflections), generator=generator).tolist()
             reflections = [reflections[place] for place in dealt]
         return reflections
@@ -253,9 +267,6 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
         ):
             return model.generate(**inputs, synced_gpus=self._is_sharded())
 
-    def _most(self, number: int) -> int:
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
-
     # What is logged.
 
     def _log_reflections(self, reflections: Sequence[Reflection], found: Sequence[ParsedCompletion]) -> None:
@@ -269,8 +280,6 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             agreeing = [same_label(one.read_label, said.label) for one, said in read]
             self._log_metric("reflection/label_agreement", sum(agreeing) / len(agreeing))
         self._log_metric("reflection/asked", len(asked) / len(reflections))
-        assert self.judge is not None
-        self._log_metric("reflection/tokens", self.judge.tokens)
         self._log_completion_extra("consistency_answer", [one.consistency_answer for one in reflections])
         self._log_completion_extra("p_yes", [one.yes for one in reflections])
         self._log_completion_extra("read_label", [one.read_label for one in reflections])
@@ -290,59 +299,6 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             for name, value in group_statistics(overall, accuracy, size).items():
                 self._log_metric(name, value)
 
-    # Dynamic sampling (DAPO): groups that teach nothing are replaced by others.
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if self.args.dynamic_sampling is None or not self.model.training:
-            return super()._generate_and_score_completions(inputs)
-        wanted = len(inputs)
-        kept = KeptRows(wanted)
-        groups = informative_groups = tries = 0
-        while tries < self.args.dynamic_sampling_tries:
-            tries += 1
-            batch = super()._generate_and_score_completions(inputs)
-            informative = self._informative()
-            groups += len(informative) // self.num_generations
-            informative_groups += int(informative.sum()) // self.num_generations
-            start = self.accelerator.process_index * wanted
-            kept.add(batch, informative[start : start + wanted].tolist())
-            del batch  # or its pixels would be there until the next try has made its own
-            if self._most(kept.missing) == 0:
-                break
-            inputs = self._other_rows(wanted, tries)
-        missing = self._most(kept.missing)
-        self._metrics["train"]["dynamic_sampling/tries"].append(tries)
-        self._metrics["train"]["dynamic_sampling/informative"].append(informative_groups / groups)
-        self._metrics["train"]["dynamic_sampling/starved"].append(missing / wanted)
-        if missing:
-            logger.warning(
-                f"dynamic sampling starved at step {self.state.global_step}: {informative_groups} of {groups} groups "
-                f"differ in {self.args.dynamic_sampling} after {tries} tries; up to {missing} of {wanted} rows of a "
-                "process are groups that teach nothing. Raise num_generations or temperature, or choose other data."
-            )
-        rows = join_rows(kept.rows, self._tokenizer.pad_token_id)
-        mask = rows["completion_mask"] * rows["tool_mask"] if "tool_mask" in rows else rows["completion_mask"]
-        return rows | {"num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
-
-    def _informative(self) -> Tensor:
-        """Of shape `(completions of all processes,)`: whether a completion's group differs in what is asked for."""
-        values = self._last_rewards[:, ACCURACY]
-        if self.args.dynamic_sampling == "reward":
-            values = weighted(self._last_rewards, self.reward_weights)
-        return (~is_tied(values, self.num_generations)).repeat_interleave(self.num_generations)
-
-    def _other_rows(self, wanted: int, tries: int) -> list[dict[str, Any]]:
-        """Rows for another try, the same on every machine and after a resume: drawn by seed, step and try."""
-        generator = torch.Generator().manual_seed(_seed(self.args.seed, self.state.global_step, tries))
-        total = wanted * self.accelerator.num_processes
-        size = len(self.train_dataset)
-        drawn: list[int] = []
-        while len(drawn) * self.num_generations < total:
-            drawn += torch.randperm(size, generator=generator).tolist()
-        repeated = [index for index in drawn for _ in range(self.num_generations)]
-        start = self.accelerator.process_index * wanted
-        return [self.train_dataset[index] for index in repeated[start : start + wanted]]
-
 
 def without_images(model: PreTrainedModel, processor: ProcessorMixin, args: EmoR3Config) -> dict[str, Any]:
     """Generation options under which a completion holds no image or video token, which no model could read back."""
@@ -352,11 +308,3 @@ def without_images(model: PreTrainedModel, processor: ProcessorMixin, args: EmoR
     if args.use_vllm:  # not run here: vLLM takes a bias by token id
         return {"logit_bias": dict.fromkeys(unwanted, -100.0)}
     return {"suppress_tokens": unwanted} if unwanted else {}
-
-
-def _seed(*numbers: int) -> int:
-    """One seed of several numbers, other for each combination of small ones."""
-    seed = 0
-    for number in numbers:
-        seed = seed * 1_000_003 + number
-    return seed % 2**63

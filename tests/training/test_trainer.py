@@ -18,9 +18,7 @@ from trl import GRPOTrainer
 from emo_r3.errors import RecipeError
 from emo_r3.models.checkpoint import CHECKPOINT, load_for_training
 from emo_r3.parsing import PROBLEMS, parse_completion
-from emo_r3.training import trainer as trainer_module
 from emo_r3.training.config import EmoR3Config
-from emo_r3.training.dynamic_sampling import join_rows
 from emo_r3.training.rewards import completion_text
 from emo_r3.training.trainer import EmoR3Trainer
 
@@ -163,12 +161,8 @@ def test_dynamic_sampling_keeps_informative_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_starvation_is_reported_and_ends(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Greedy rollouts are all the same, so that no group ever differs; nothing of the tries is held but a batch."""
-    joined: list[Any] = []
-    monkeypatch.setattr(trainer_module, "join_rows", lambda rows, pad: joined.extend(rows) or join_rows(rows, pad))
+def test_starvation_is_reported_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Greedy rollouts are all the same, so that no group ever differs."""
     trainer = make_trainer(
         tmp_path, dynamic_sampling="reward", dynamic_sampling_tries=3, max_steps=1, generation_kwargs={"top_k": 1}
     )
@@ -178,19 +172,37 @@ def test_starvation_is_reported_and_ends(
     assert history(trainer, "dynamic_sampling/starved") == [1.0]
     assert history(trainer, "dynamic_sampling/informative") == [0.0]
     assert "starved at step 0: 0 of 6 groups" in caplog.text
-    assert len(joined) == 8
-    [pixels] = joined[-1]["pixel_values"]
-    assert pixels.untyped_storage().nbytes() == pixels.nbytes
     assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
 
 
-def test_reward_mode_keeps_what_reflection_tells_apart(tmp_path: Path) -> None:
+def test_reward_mode_keeps_what_reflection_tells_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And accuracy mode asks no judge before it has chosen."""
     trainer = make_trainer(tmp_path, dynamic_sampling="accuracy")
-    # Columns: accuracy, format, consistency, coherence. Two groups of four; in the second, only consistency differs.
-    trainer._last_rewards = torch.tensor([[1.0, 1, 1, 1], [0, 1, 1, 0]] * 2 + [[1.0, 1, 1, 1], [1, 1, 0, 1]] * 2)
-    assert trainer._informative().tolist() == [True] * 4 + [False] * 4
+    rows = [{**row, "label": "awe"} for row in training_rows(2) for _ in range(4)]
+    said = ["awe", "fear"] * 2 + ["awe"] * 4
+    completions = [[{"role": "assistant", "content": rf"\boxed{{{label}}}"}] for label in said]
+    generated = ([[1]] * 8, [[2]] * 8, None, completions, None, {}, None, None)
+    monkeypatch.setattr(trainer, "_generate", lambda prompts: generated)
+    # Columns: accuracy, format, consistency, coherence. In the second group, only consistency differs.
+    rewards = torch.tensor([[1.0, 1, 1, 1], [0, 1, 1, 0]] * 2 + [[1.0, 1, 1, 1], [1, 1, 0, 1]] * 2)
+    monkeypatch.setattr(trainer, "_rewards", lambda *_: rewards)
+    asked: list[int] = []
+    monkeypatch.setattr(trainer, "measured", lambda rows, completions: asked.append(len(rows)) or rows)
+    assert trainer._roll_out(rows)[1].tolist() == [True, False] and asked == []
     trainer.args.dynamic_sampling = "reward"
-    assert trainer._informative().tolist() == [True] * 8
+    assert trainer._roll_out(rows)[1].tolist() == [True, True] and asked == [8]
+
+
+def test_groups_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="has 6 completions of a generation, in groups of 4"):
+        make_trainer(
+            tmp_path,
+            dynamic_sampling="accuracy",
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=6,
+            steps_per_generation=3,
+            generation_batch_size=None,
+        )
 
 
 def test_other_rows_are_the_same_after_a_resume(tmp_path: Path) -> None:
