@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import EmoR3Error
 
@@ -23,7 +24,7 @@ MARKERS = "osD^vP"
 INK, FAINT = "#222222", "#d8d8d8"
 WIDTH, HEIGHT = 5.2, 3.3  # of a panel, in inches
 DPI = 200
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.spines.left": False,
     "axes.spines.right": False,
@@ -102,9 +103,9 @@ def draw_intervals(systems: Sequence[str], blocks: Sequence[Block], axis: str, p
         for number, system in enumerate(systems):
             lows, values, highs = zip(*(block.intervals[number] for block in blocks), strict=True)
             heights = [step * place + number + 1 for place in range(len(blocks))]
-            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-            axes.hlines(heights, lows, highs, style["color"], linewidth=2)
-            axes.plot(values, heights, linestyle="none", markersize=6, label=system, clip_on=False, **style)
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            axes.hlines(heights, lows, highs, colour, linewidth=2)
+            axes.plot(values, heights, marker, color=colour, markersize=6, label=system, clip_on=False)
         for place, block in enumerate(blocks):
             axes.axhline(step * place, color=INK if block.begins else FAINT, linewidth=0.8)
         left, right = axes.get_xlim()

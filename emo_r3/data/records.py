@@ -78,7 +78,7 @@ class RecordFile(Records):
     def append(self, record: Record) -> None:
         """Puts a record at the end; raises `DataError` where there is no more room on the disk."""
         image = record.image
-        row = {"id": record.id, "label": record.label, "split": record.split, "source": record.source}
+        row: dict[str, Any] = {"id": record.id, "label": record.label, "split": record.split, "source": record.source}
         row["fields"] = json.dumps(dict(record.fields))
         if isinstance(image, RawFile) and image.raw is self._raw:
             row["name"] = image.name
@@ -132,7 +132,7 @@ class Subset(Records):
         places (`Sequence[int]`): where each of them is.
     """
 
-    def __init__(self, records: Sequence[Record], places: Sequence[int] | NDArray[np.uint32]) -> None:
+    def __init__(self, records: Sequence[Record], places: Sequence[int] | NDArray[np.integer]) -> None:
         self.records = records
         self.places = np.asarray(places, np.uint32)
 
@@ -143,7 +143,7 @@ class Subset(Records):
         return self.records[int(self.places[place])]
 
 
-def sort_by_digest(places: Sequence[int], digests: NDArray[np.void]) -> NDArray[np.uint32]:
+def sort_by_digest(places: Sequence[int] | NDArray[np.integer], digests: NDArray[np.void]) -> NDArray[np.uint32]:
     """Some places, in the order of the digests there."""
     some = np.array(places, np.uint32)
     return some[np.argsort(digests[some], kind="stable")]
