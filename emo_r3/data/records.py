@@ -93,10 +93,8 @@ class RecordFile(Records):
             self._write()
 
     def at(self, place: int) -> Record:
-        with self._lock:
-            if not self._columns:
-                self._columns = self._map()
-        key, label, split, source, fields, name, path, data = (column[place].as_py() for column in self._columns)
+        columns = self._columns or self._map()
+        key, label, split, source, fields, name, path, data = [column[place].as_py() for column in columns]
         if self._raw and name is not None:
             image: RawFile | Path | bytes = RawFile(self._raw, name)
         else:
@@ -119,9 +117,12 @@ class RecordFile(Records):
         """The columns of what was written, which are read from the disk where they are looked at."""
         import pyarrow as pa
 
-        self._write()
-        data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        return pa.ipc.open_stream(pa.py_buffer(data)).read_all().columns
+        with self._lock:
+            if not self._columns:
+                self._write()
+                data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._columns = pa.ipc.open_stream(pa.py_buffer(data)).read_all().columns
+            return self._columns
 
 
 class Subset(Records):
