@@ -23,7 +23,7 @@ CORE = (
     "numpy",
     "jinja2",
 )
-OPTIONAL = ("torchvision", "datasets", "trl", "peft", "evaluate", "gradio")
+OPTIONAL = ("torchvision", "datasets", "trl", "peft", "evaluate", "gradio", "matplotlib")
 
 
 def environment() -> dict[str, str]:

@@ -1,19 +1,48 @@
-"""Curves as an image, with Pillow alone: small charts side by side, each with a title, axes and a legend."""
+"""Figures, with matplotlib: curves over steps, and values with their intervals. PNG, SVG or PDF by the file's name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from .errors import EmoR3Error
+
+try:
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ImportError as error:
+    raise EmoR3Error("figures need matplotlib; install it: pip install matplotlib") from error
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by colour-blind eyes too
-INK, FAINT, PAPER = "#222222", "#d8d8d8", "#ffffff"
-WIDTH, HEIGHT = 520, 330  # of a panel, in pixels
-LEFT, RIGHT, TOP, BOTTOM = 64, 18, 70, 42  # margins
-FINE = 3  # drawn this much larger and reduced, for smooth lines
+MARKERS = "osD^vP"
+INK, FAINT = "#222222", "#d8d8d8"
+WIDTH, HEIGHT = 5.2, 3.3  # of a panel, in inches
+DPI = 200
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": INK,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.h_pad": 0.12,
+    "figure.constrained_layout.w_pad": 0.12,
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that a figure is the same everywhere
+    "font.size": 9,
+    "grid.color": FAINT,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "svg.hashsalt": "emo-r3",
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "ytick.left": False,
+}
+_UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 @dataclass(frozen=True)
@@ -32,80 +61,93 @@ class Panel:
     series: Sequence[Series]
 
 
+@dataclass(frozen=True)
+class Block:
+    """What several systems reached in one place.
+
+    Args:
+        title (`str`): of the place.
+        intervals (`list[tuple]`): low end, value and high end of each system.
+        begins (`bool`, *optional*, defaults to `False`): whether a darker line above sets it apart.
+    """
+
+    title: str
+    intervals: Sequence[tuple[float, float, float]]
+    begins: bool = False
+
+
 def draw_curves(panels: Sequence[Panel], path: Path) -> None:
-    """Draws panels, two in a row, into a PNG file, which is there in full or as it was before. Nothing for none."""
+    """Draws panels, two in a row, into a file, which is there in full or as it was before. Nothing for none."""
     if not panels:
         return
     columns = min(2, len(panels))
-    size = (WIDTH * columns, HEIGHT * math.ceil(len(panels) / columns))
-    image = Image.new("RGB", (size[0] * FINE, size[1] * FINE), PAPER)
-    for index, panel in enumerate(panels):
-        _draw_panel(ImageDraw.Draw(image), panel, index % columns * WIDTH, index // columns * HEIGHT)
-    temporary = path.with_name(f".{path.name}")
-    image.resize(size, Image.Resampling.LANCZOS).save(temporary, "PNG")
-    temporary.replace(path)
+    rows = math.ceil(len(panels) / columns)
+    with _figure(WIDTH * columns, HEIGHT * rows, path) as figure:
+        for place, panel in enumerate(panels, start=1):
+            _draw_panel(figure.add_subplot(rows, columns, place), panel)
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, some `count` of them."""
-    step = 10.0 ** math.floor(math.log10((high - low) / count))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
-    return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+def draw_intervals(systems: Sequence[str], blocks: Sequence[Block], axis: str, path: Path) -> None:
+    """
+    Draws a block for each place, and in it for each system a point with its interval, from 0 to 100 %.
+
+    Args:
+        systems (`list[str]`): for the legend.
+        blocks (`list[Block]`): from top to bottom.
+        axis (`str`): what the numbers are.
+        path (`Path`): the file, which is there in full or as it was before.
+    """
+    step = len(systems) + 1
+    with _figure(9, 1 + 0.2 * (step * len(blocks) + len(systems)), path) as figure:
+        axes = figure.add_subplot()
+        for number, system in enumerate(systems):
+            lows, values, highs = zip(*(block.intervals[number] for block in blocks), strict=True)
+            heights = [step * place + number + 1 for place in range(len(blocks))]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            axes.hlines(heights, lows, highs, colour, linewidth=2)
+            axes.plot(values, heights, marker, color=colour, markersize=6, label=system, clip_on=False)
+        for place, block in enumerate(blocks):
+            axes.axhline(step * place, color=INK if block.begins else FAINT, linewidth=0.8)
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, 0), min(right, 100))
+        axes.set_ylim(step * len(blocks), 0)
+        axes.set_yticks([step * (place + 0.5) for place in range(len(blocks))], [block.title for block in blocks])
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(axis)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
 
 
-def _draw_panel(draw: ImageDraw.ImageDraw, panel: Panel, x: int, y: int) -> None:
+def _draw_panel(axes: Axes, panel: Panel) -> None:
     lines = [Series(one.name, [point for point in one.points if math.isfinite(point[1])]) for one in panel.series]
-    points = [point for line in lines for point in line.points]
-    if not points:
+    if not any(line.points for line in lines):
+        axes.set_axis_off()
         return
-    steps, values = _span([point[0] for point in points]), _span([point[1] for point in points], room=0.06)
-    box = (x + LEFT, y + TOP, x + WIDTH - RIGHT, y + HEIGHT - BOTTOM)
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        across, up = (step - steps[0]) / (steps[1] - steps[0]), (value - values[0]) / (values[1] - values[0])
-        return (box[0] + across * (box[2] - box[0])) * FINE, (box[3] - up * (box[3] - box[1])) * FINE
-
-    for value in ticks(*values):
-        height = place(steps[0], value)[1]
-        draw.line((box[0] * FINE, height, box[2] * FINE, height), FAINT, FINE)
-        _write(draw, box[0] - 8, height / FINE, f"{value:.4g}", "rm")
-    whole = [step for step in ticks(*steps, count=6) if step == round(step)]
-    for step in whole:
-        _write(draw, place(step, values[0])[0] / FINE, box[3] + 8, f"{step:g}", "ma")
-    _write(draw, (box[0] + box[2]) / 2, box[3] + 24, "step", "ma")
-    draw.line((box[0] * FINE, box[3] * FINE, box[2] * FINE, box[3] * FINE), INK, FINE)
-    _write(draw, x + LEFT, y + 12, panel.title, "la", 16)
-    for line, colour in zip(lines, _colours(len(lines)), strict=True):
-        draw.line([place(*point) for point in line.points], colour, 2 * FINE, joint="curve")
+    for number, line in enumerate(lines):
+        steps, values = zip(*line.points, strict=True) if line.points else ((), ())
+        axes.plot(steps, values, color=COLOURS[number % len(COLOURS)], label=line.name)
+    above = 0
     if len(lines) > 1:
-        _draw_legend(draw, lines, x + LEFT, y + 40)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2, fontsize=8)
+        above = 15 * math.ceil(len(lines) / 2)
+    axes.set_title(panel.title, loc="left", pad=8 + above)
+    axes.margins(x=0, y=0.06)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.grid(axis="y")
+    axes.set_xlabel("step")
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, lines: Sequence[Series], left: float, y: float) -> None:
-    x = left
-    for line, colour in zip(lines, _colours(len(lines)), strict=True):
-        width = 21 + _font(12).getlength(line.name) / FINE
-        if x > left and x + width > left + WIDTH - LEFT - RIGHT:
-            x, y = left, y + 16
-        draw.line((x * FINE, y * FINE, (x + 16) * FINE, y * FINE), colour, 3 * FINE)
-        _write(draw, x + 21, y, line.name, "lm")
-        x += width + 14
-
-
-def _span(values: Sequence[float], room: float = 0.0) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    if high == low:
-        low, high = low - 0.5, high + 0.5
-    return low - room * (high - low), high + room * (high - low)
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size * FINE)
-
-
-def _write(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, anchor: str, size: int = 12) -> None:
-    draw.text((x * FINE, y * FINE), text, INK, _font(size), anchor)
+@contextmanager
+def _figure(width: float, height: float, path: Path) -> Iterator[Figure]:
+    """A figure to draw into, of a size in inches, that is then put in its place. Never pyplot's, which is global."""
+    kind = path.suffix[1:]
+    temporary = path.with_name(f".{path.name}")
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        try:
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=_UNDATED[kind])
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

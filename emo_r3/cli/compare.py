@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
             check_ours(args.output)
             (args.output / "table.md").write_text(texts["markdown"] + "\n", encoding="utf-8")
             (args.output / "table.tex").write_text(texts["latex"] + "\n", encoding="utf-8")
-            plot(table).save(args.output / "plot.png")
+            plot(table, args.output / "plot.png")
         print(f"emo-r3: {args.output} has table.md, table.tex and plot.png", file=sys.stderr)
     print(texts[args.format])
     return 0

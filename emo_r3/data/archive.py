@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import DataError
 from ..images.loading import MAX_BYTES
@@ -23,13 +23,6 @@ MAX_EXPANSION, SMALL_ZIP = 50, 64 * 2**20
 _IGNORED = re.compile(r"(^|/)(\.|__MACOSX/|Thumbs\.db$|desktop\.ini$)")
 
 
-class Readable(Protocol):
-    """What gives the bytes of one image file."""
-
-    def read(self) -> bytes:
-        """The bytes; raises `DataError` where they can't be had."""
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """One image of a data set, before its bytes are looked at.
@@ -37,7 +30,7 @@ class Record:
     Args:
         id (`str`): unique within the data set, and the same in every layout of it.
         label (`str`): one of the data set's labels.
-        path (`Path` or `Readable`): where the bytes are.
+        image (`Path`, `RawFile` or `bytes`): where the bytes are, or they.
         split (`str`, *optional*): the official split, if there is one.
         fields (`dict`): the further columns of the row; text where the column is a `ClassLabel`.
         source (`str`): the path within the original distribution, or the URL.
@@ -45,7 +38,7 @@ class Record:
 
     id: str
     label: str
-    path: Path | Readable
+    image: Path | RawFile | bytes
     split: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -61,7 +54,9 @@ class Record:
         Raises:
             DataError: they can't be read, or are more than an image may have.
         """
-        return _read_file(self.path, MAX_BYTES, str(self.path)) if isinstance(self.path, Path) else self.path.read()
+        if isinstance(self.image, Path):
+            return _read_file(self.image, MAX_BYTES, str(self.image))
+        return self.image if isinstance(self.image, bytes) else self.image.read()
 
 
 @dataclass(frozen=True, slots=True)

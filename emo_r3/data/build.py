@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..errors import DataError
@@ -19,9 +20,9 @@ from ..files import link_target, locked
 from ..images.loading import load_image
 from .archive import Finding, Record
 from .card import draw_strip, render_card
+from .records import Subset, import_datasets
 from .report import FILE_NAME, Report, Spec
 from .sampling import Size, draw
-from .shelf import Digests
 from .verify import Listing, count_labels, in_split_order, verify
 
 PIXEL_BUDGET = 4_194_304
@@ -128,12 +129,11 @@ def select(
         Report(spec.name, seed, pixel_budget, sizes or {}, counts, {}, every).refuse_defects()
     pools = {split: one.records for split, one in fit.items()}
     rows, fewer = draw(pools, sizes, labels, seed=seed, name=spec.name, shrink=() if strict else shrink)
-    digests = {split: Digests(fit[split].digests[place] for place in rows[split].places) for split in rows}
+    digests = {split: fit[split].digests[rows[split].places].tolist() for split in rows}
     larger = [
-        rows[split].at(row).id
-        for split in rows
-        for row, place in enumerate(rows[split].places)
-        if fit[split].pixels[place] > pixel_budget
+        record.id
+        for split, drawn in rows.items()
+        for record in Subset(drawn, np.flatnonzero(fit[split].pixels[drawn.places] > pixel_budget))
     ]
     report = Report(
         dataset=spec.name,
@@ -191,15 +191,6 @@ def write(selection: Selection, output: str | os.PathLike[str], *, with_pixels: 
         card = render_card(selection.spec, selection.report, info, with_pixels, strip)
         (folder / "README.md").write_text(card, encoding="utf-8")
         selection.report.save(folder)
-
-
-def import_datasets() -> Any:
-    """The `datasets` library, or the command that installs it."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError('this needs the datasets library; install it: pip install "emo-r3[data]"') from error
-    return datasets
 
 
 def make_features(spec: Spec, with_pixels: bool) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 from ..errors import DataError
 from ..labels import LABEL_SETS
 from .archive import Finding, Raw, Record
+from .records import RecordFile
 from .report import Column, Spec
-from .shelf import Shelf
 
 LABELS = LABEL_SETS["emoset"].labels
 SPLITS = {"train": "train.json", "validation": "val.json", "test": "test.json"}
@@ -55,7 +55,7 @@ rights stay with their owners. Whoever holds a copy with images keeps it private
 )
 
 
-def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
+def read(raw: Raw) -> tuple[dict[str, RecordFile], list[Finding]]:
     """
     The records of EmoSet-118K's splits, with what is wrong apart from the images.
 
@@ -70,12 +70,12 @@ def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
         Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
         for name in raw.refused
     ]
-    records: dict[str, Shelf] = {}
+    records: dict[str, RecordFile] = {}
     listed = bytearray(len(raw.names))
     for split, name in SPLITS.items():
         if root + name not in raw:
             raise DataError(f"{raw.path}: no {name} beside train.json; complete the download")
-        records[split] = Shelf(raw)
+        records[split] = RecordFile(raw)
         counts = dict.fromkeys(LABELS, 0)
         for label, image, annotation in _entries(raw, root + name):
             counts[label] += 1

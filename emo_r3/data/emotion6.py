@@ -7,9 +7,9 @@ import math
 from ..errors import DataError
 from ..labels import LABEL_SETS
 from .archive import Finding, Raw, Record
+from .records import RecordFile
 from .report import Column, Spec
 from .sampling import Size
-from .shelf import Shelf
 
 LABELS = LABEL_SETS["emotion6"].labels
 BINS = (*LABELS, "neutral")
@@ -62,7 +62,7 @@ def sizes(count: int) -> dict[str, Size]:
     return {"test": test, "train": count - test}
 
 
-def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
+def read(raw: Raw) -> tuple[dict[str, RecordFile], list[Finding]]:
     """
     The records of Emotion6, which both splits are drawn from, with what is wrong apart from the images.
 
@@ -84,7 +84,7 @@ def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
         Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
         for name in raw.refused
     ]
-    records = Shelf(raw)
+    records = RecordFile(raw)
     listed: set[str] = set()
     counts = dict.fromkeys(LABELS, 0)
     lines = [line for line in raw.text(root + "ground_truth.txt").splitlines() if line.strip()]

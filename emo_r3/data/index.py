@@ -68,7 +68,7 @@ def rebuild(
             found[split] = []
             for record in records:
                 if place := places.get(record.id):
-                    found[split].append(dataclasses.replace(record, path=originals.file(place)))
+                    found[split].append(dataclasses.replace(record, image=originals.file(place)))
                 else:
                     missing.append(Finding("missing", record.id, f"no file has its bytes, once {record.source}"))
         if missing:

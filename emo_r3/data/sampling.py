@@ -6,9 +6,11 @@ import hashlib
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
 from ..errors import DataError
 from .archive import Finding, Record
-from .shelf import Digests, Picked
+from .records import DIGEST, Subset, sort_by_digest
 from .verify import in_split_order
 
 Size = int | Mapping[str, int]
@@ -52,7 +54,7 @@ def draw(
     seed: int,
     name: str,
     shrink: Collection[str] = (),
-) -> tuple[dict[str, Picked], list[Finding]]:
+) -> tuple[dict[str, Subset], list[Finding]]:
     """
     Draws the rows of each split.
 
@@ -72,17 +74,17 @@ def draw(
     Raises:
         DataError: there are fewer than asked for in a split that may not shrink; or none at all.
     """
-    drawn: dict[str, Picked] = {}
+    drawn: dict[str, Subset] = {}
     findings: list[Finding] = []
     taken: set[bytes] = set()
     splits = in_split_order(pools if sizes is None else sizes)
     for split in splits:
         pool = pools.get(split, ())
-        lots = Digests()
+        lots = np.empty(len(pool), DIGEST)
         by_label: dict[str, array[int]] = {label: array("I") for label in labels}
         for place, record in enumerate(pool):
-            lots.append(lot(seed, name, record.id))
-            if lots[place] not in taken:
+            lots[place] = own = lot(seed, name, record.id)
+            if own not in taken:
                 by_label[record.label].append(place)
         counts = {label: len(places) for label, places in by_label.items()}
         size: Size = sum(counts.values()) if sizes is None else sizes[split]
@@ -99,10 +101,8 @@ def draw(
             raise DataError(f"no rows for {split}; check that the download is complete")
         if there < wanted:
             findings.append(Finding("fewer", split, f"{there:,} rows instead of {wanted:,}"))
-        chosen = array("I")
-        for label, number in parts.items():
-            chosen += lots.order(by_label[label])[:number]
-        drawn[split] = Picked(pool, lots.order(chosen))
+        chosen = [sort_by_digest(by_label[label], lots)[:number] for label, number in parts.items()]
+        drawn[split] = Subset(pool, sort_by_digest(np.concatenate(chosen), lots))
         if split != splits[-1]:
-            taken.update(lots[place] for place in chosen)
+            taken.update(lots[drawn[split].places].tolist())
     return drawn, findings

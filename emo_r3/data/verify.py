@@ -12,17 +12,19 @@ from bisect import bisect
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, groupby, islice
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import DataError, EmoR3Error, ImageError
 from ..images.loading import FORMATS, MAX_PIXELS, load_image
 from .archive import Finding, Record
-from .shelf import Digests, Picked, Records
+from .records import DIGEST, Records, Subset, sort_by_digest
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -122,6 +124,7 @@ class Listing(Records):
         places (`array`): of all records, by id and then by split (test, validation, train).
         numbers (`array`): for each of the places, which of the different records it is.
         firsts (`array`): the first place of each different record.
+        starts (`list[int]`): the first place of each split, and the end.
         counts (`Counter`): how many different records there are by official split (`"all"` without one) and label.
 
     Raises:
@@ -131,7 +134,7 @@ class Listing(Records):
     def __init__(self, records_by_split: Mapping[str, Sequence[Record]]) -> None:
         self.splits = in_split_order(records_by_split)
         self._parts = [records_by_split[split] for split in self.splits]
-        self._starts = [0, *accumulate(map(len, self._parts))]
+        self.starts = [0, *accumulate(map(len, self._parts))]
         self.numbers, self.firsts = array("I"), array("I")
         self.counts: Counter[tuple[str, str]] = Counter()
         ids: list[str] = []
@@ -151,7 +154,7 @@ class Listing(Records):
             self.numbers.append(len(self.firsts) - 1)
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self.starts[-1]
 
     def __iter__(self) -> Iterator[Record]:
         return (record for part in self._parts for record in part)
@@ -162,12 +165,8 @@ class Listing(Records):
 
     def origin(self, place: int) -> tuple[int, int]:
         """The number of the split that a place is in, and the place within that split."""
-        split = bisect(self._starts, place) - 1
-        return split, place - self._starts[split]
-
-    def pick(self, split: str) -> Picked:
-        """None of the records of a split, to add places to."""
-        return Picked(self._parts[self.splits.index(split)], ())
+        split = bisect(self.starts, place) - 1
+        return split, place - self.starts[split]
 
 
 @dataclass(frozen=True)
@@ -175,14 +174,14 @@ class Fit:
     """The records of a split that are fit to use.
 
     Args:
-        records (`Picked`): they, sorted by id.
-        digests (`Digests`): SHA-256 of the bytes of each.
-        pixels (`array`): how many each has.
+        records (`Subset`): they, sorted by id.
+        digests (`NDArray`): SHA-256 of the bytes of each.
+        pixels (`NDArray`): how many each has.
     """
 
-    records: Picked
-    digests: Digests = field(default_factory=Digests)
-    pixels: array[int] = field(default_factory=lambda: array("Q"))
+    records: Subset
+    digests: NDArray[np.void]
+    pixels: NDArray[np.uint64]
 
 
 def verify(listing: Listing) -> tuple[dict[str, Fit], list[Finding]]:
@@ -196,37 +195,39 @@ def verify(listing: Listing) -> tuple[dict[str, Fit], list[Finding]]:
         `tuple`: the records that are fit to use, by split; and what was found. Of images with equal bytes the first by
         split (test, validation, train) and then by id is kept.
     """
-    digests, pixels = Digests(), array("Q")
+    firsts = Subset(listing, listing.firsts)
+    digests, pixels = np.empty(len(firsts), DIGEST), np.zeros(len(firsts), np.uint64)
     findings: list[Finding] = []
-    looks = in_threads(look_at, Picked(listing, listing.firsts), "verify")
-    for place, look in zip(listing.firsts, looks, strict=True):
-        digests.append(look.sha256)
-        pixels.append(0 if look.defect else look.pixels)
+    for number, look in enumerate(in_threads(look_at, firsts, "verify")):
+        digests[number] = look.sha256
         if look.defect:
-            findings.append(Finding(look.defect[0], listing.at(place).id, look.defect[1]))
-        elif look.mode != "RGB":
-            findings.append(Finding("not-rgb", listing.at(place).id, f"mode {look.mode}"))
+            findings.append(Finding(look.defect[0], firsts.at(number).id, look.defect[1]))
+            continue
+        pixels[number] = look.pixels
+        if look.mode != "RGB":
+            findings.append(Finding("not-rgb", firsts.at(number).id, f"mode {look.mode}"))
     duplicates = _find_duplicates(listing, digests, pixels)
-    fit = {split: Fit(listing.pick(split)) for split in listing.splits}
-    for place, number in zip(listing.places, listing.numbers, strict=True):
-        if pixels[number] and number not in duplicates:
-            split, within = listing.origin(place)
-            one = fit[listing.splits[split]]
-            one.records.places.append(within)
-            one.digests.append(digests[number])
-            one.pixels.append(pixels[number])
+    is_fit = pixels > 0
+    is_fit[list(duplicates)] = False
+    places, numbers = np.array(listing.places), np.array(listing.numbers)
+    places, numbers = places[is_fit[numbers]], numbers[is_fit[numbers]]
+    splits = np.searchsorted(listing.starts, places, "right") - 1
+    fit = {}
+    for number, split in enumerate(listing.splits):
+        own = numbers[splits == number]
+        fit[split] = Fit(Subset(listing, places[splits == number]), digests[own], pixels[own])
     return fit, [*findings, *duplicates.values()]
 
 
-def _find_duplicates(listing: Listing, digests: Digests, pixels: Sequence[int]) -> dict[int, Finding]:
+def _find_duplicates(listing: Listing, digests: NDArray[np.void], pixels: NDArray[np.uint64]) -> dict[int, Finding]:
     """What to say of each record that has the bytes of an earlier one, by its number."""
 
     def rank(number: int) -> tuple[int, int]:
         return listing.origin(listing.firsts[number])[0], number
 
     earlier: dict[int, int] = {}
-    whole = array("I", (number for number, count in enumerate(pixels) if count))
-    for _, same in groupby(digests.order(whole), digests.__getitem__):
+    whole = sort_by_digest(np.flatnonzero(pixels), digests).tolist()
+    for _, same in groupby(whole, lambda number: bytes(digests[number])):
         number, *others = sorted(same, key=rank)
         earlier |= dict.fromkeys(others, number)
     duplicates: dict[int, Finding] = {}

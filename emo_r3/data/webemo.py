@@ -10,8 +10,8 @@ from ..errors import DataError
 from ..images.loading import SUFFIXES
 from ..labels import LABEL_SETS, WEBEMO_7_OF_25, match_label
 from .archive import Finding, Raw, Record
+from .records import RecordFile
 from .report import Column, Spec
-from .shelf import Shelf
 
 CATEGORIES = LABEL_SETS["webemo-25"].labels
 SIZES = {"test": 2000, "train": 2000}
@@ -55,7 +55,7 @@ classes 0 to 9 only, can't be used.""",
 )
 
 
-def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
+def read(raw: Raw) -> tuple[dict[str, RecordFile], list[Finding]]:
     """
     The records of a downloaded copy of WebEmo, with what is wrong apart from the images.
 
@@ -63,7 +63,7 @@ def read(raw: Raw) -> tuple[dict[str, Shelf], list[Finding]]:
         DataError: the layout is none of those that are known, or the labels are those of the last-digit bug.
     """
     urls = _urls(raw)
-    records = {"train": Shelf(raw), "test": Shelf(raw)}
+    records = {"train": RecordFile(raw), "test": RecordFile(raw)}
     findings = [
         Finding("outside", name, "left out; give the folder that holds the file itself, under a plain name")
         for name in raw.refused

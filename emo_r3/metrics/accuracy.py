@@ -306,13 +306,16 @@ def _share_right(cells: Cells, right: Sequence[Array], seed: int) -> Cells:
 def _patterns(table: Sequence[Array]) -> tuple[Array, Array]:
     """Which systems have an item right: the patterns that occur, of shape `(patterns, systems)`, and how often."""
     patterns, which = np.zeros((1, 0), int), np.zeros(len(table[0]), int)
-    for hits in table:  # numbered afresh with each system, so that the numbers stay small
+    for hits in table:
         codes = 2 * which + hits
         counts = np.bincount(codes)
-        kept = np.flatnonzero(counts)
-        patterns = np.column_stack([patterns[kept >> 1], kept & 1])
-        which = (np.cumsum(counts > 0) - 1)[codes]
-    return patterns, counts[kept]
+        occurring = np.flatnonzero(counts)
+        earlier, is_right = np.divmod(occurring, 2)
+        patterns = np.column_stack([patterns[earlier], is_right])
+        # Numbered again with each system, so that the numbers stay small.
+        new_number = np.cumsum(counts > 0) - 1
+        which = new_number[codes]
+    return patterns, counts[occurring]
 
 
 def _draw(counts: Array, rng: np.random.Generator, times: int) -> Array:
@@ -348,8 +351,9 @@ def _score(columns: Mapping[str, list[Any]], answers: Mapping[str, Array], rows:
         "macro_f1": _estimate(_macro_f1(predicted, reference, seed)),
     }
     if "baseline" in here:
-        gap = _series({ONE: {ONE: np.arange(len(rows))}}, here, seed)["_difference"][ONE][ONE]
-        score["difference"] = _estimate(gap) | mcnemar(right, here["baseline"] == reference)
+        this_cell_alone = {ONE: {ONE: np.arange(len(rows))}}
+        differences = _series(this_cell_alone, here, seed)["_difference"][ONE][ONE]
+        score["difference"] = _estimate(differences) | mcnemar(right, here["baseline"] == reference)
     if "confidences" in columns:
         score["calibration"] = calibration([columns["confidences"][row] for row in rows], right)
     if "distributions" in columns:
@@ -361,18 +365,28 @@ def _score(columns: Mapping[str, list[Any]], answers: Mapping[str, Array], rows:
 
 def _macro_f1(predicted: Array, reference: Array, seed: int) -> Array:
     """Macro-F1 as seen, then of each draw: the mean over the labels with references, in a draw those it has."""
+    counts, is_reference, is_prediction = _confusions(predicted, reference)
+
+    def macro_f1(counts: Array) -> Array:
+        support, found = counts @ is_reference, counts @ is_prediction
+        hits = counts @ (is_reference * is_prediction)
+        f1 = 2 * hits / np.maximum(support + found, 1)
+        return f1.sum(1) / (support > 0).sum(1)
+
+    rng, block = np.random.default_rng(seed), 100  # as many draws as memory is sure to hold
+    draws = (_draw(counts, rng, block) for _ in range(RESAMPLES // block))
+    return np.concatenate([macro_f1(counts[None]), *map(macro_f1, draws)])
+
+
+def _confusions(predicted: Array, reference: Array) -> tuple[Array, Array, Array]:
+    """The cells of the confusion matrix that aren't empty: how many items each has, of shape `(cells,)`, and whether
+    each label with references is the cell's reference, and is its prediction, of shape `(cells, labels)`."""
     labels = np.flatnonzero(np.bincount(reference))
     # Each label's place among them; an answer that is no reference's, or none at all, comes last.
     place = np.full(max(predicted.max(), reference.max()) + 1, len(labels))
     place[labels] = np.arange(len(labels))
-    cells, counts = np.unique(place[reference] * (len(labels) + 1) + place[predicted], return_counts=True)
-    row, column = np.divmod(cells, len(labels) + 1)
-    in_row, in_column = (np.eye(len(labels) + 1)[at][:, :-1] for at in (row, column))
-
-    def of(tables: Array) -> Array:
-        support, found, hits = tables @ in_row, tables @ in_column, tables @ (in_row * in_column)
-        f1 = 2 * hits / np.maximum(support + found, 1)
-        return f1.sum(1) / (support > 0).sum(1)
-
-    rng, block = np.random.default_rng(seed), 100  # as many tables as memory is sure to hold
-    return np.concatenate([of(counts[None]), *(of(_draw(counts, rng, block)) for _ in range(RESAMPLES // block))])
+    size = len(labels) + 1
+    cells, counts = np.unique(place[reference] * size + place[predicted], return_counts=True)
+    row, column = np.divmod(cells, size)
+    one_hot = np.eye(size)[:, :-1]
+    return counts, one_hot[row], one_hot[column]

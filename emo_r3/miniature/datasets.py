@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,8 @@ import numpy as np
 from .. import __version__
 from ..data.archive import Record
 from ..data.build import build
+from ..data.records import RecordFile
 from ..data.report import Column, Report, Spec
-from ..data.shelf import Shelf
 from ..errors import DataError
 from . import world
 from .drawing import SIZE, render
@@ -37,16 +37,6 @@ _SPLITS = ("train", "test")
 _KEY = int.from_bytes(b"emo-r3 data sets")
 _STYLES = {"miniature-8": "flat", "miniature-6": "noisy and textured", "miniature-7": "sketch"}
 _MODELS = {"miniature-8": "EmoSet", "miniature-6": "Emotion6", "miniature-7": "WebEmo"}
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """The PNG file of a scene, which never was on a disk."""
-
-    png: bytes
-
-    def read(self) -> bytes:
-        return self.png
 
 
 def miniature_spec(name: str) -> Spec:
@@ -89,7 +79,7 @@ again, or more of them.""",
     )
 
 
-def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, Shelf]:
+def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, RecordFile]:
     """
     Draws scenes and asks their annotators.
 
@@ -111,10 +101,10 @@ def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: i
             raise DataError(f"{size} rows of {split!r}; give 1 or more of {' or '.join(_SPLITS)}")
     if not sizes or seed < 0:
         raise DataError(f"sizes {dict(sizes)}, seed {seed}; give the size of a split, and a seed of 0 or more")
-    records: dict[str, Shelf] = {}
+    records: dict[str, RecordFile] = {}
     for split, size in sizes.items():
         rng = np.random.default_rng([_KEY, list(SIZES).index(name), _SPLITS.index(split), seed])
-        records[split] = Shelf(records=(_record(name, split, number, labels, rng) for number in range(size)))
+        records[split] = RecordFile(records=(_record(name, split, number, labels, rng) for number in range(size)))
     return records
 
 
@@ -159,7 +149,7 @@ def _record(name: str, split: str, number: int, labels: tuple[str, ...], rng: np
         "scene": json.dumps(asdict(scene)),
     }
     source = f"{split}/{number:05d}.png"
-    return Record(f"{split}-{number:05d}", labels[votes[0]], Drawing(stream.getvalue()), split, fields, source)
+    return Record(f"{split}-{number:05d}", labels[votes[0]], stream.getvalue(), split, fields, source)
 
 
 def make_miniature(

@@ -53,8 +53,8 @@ def make_folder(folder: Path, count: int, labels: tuple[str, ...]) -> int:
 def ours(raw: Path, output: Path) -> Callable[[], dict[str, float]]:
     from emo_r3.data.archive import Record, open_raw
     from emo_r3.data.build import select, write
+    from emo_r3.data.records import RecordFile
     from emo_r3.data.report import Spec
-    from emo_r3.data.shelf import Shelf
     from emo_r3.miniature.datasets import miniature_spec
 
     given = miniature_spec("miniature-8")
@@ -65,7 +65,7 @@ def ours(raw: Path, output: Path) -> Callable[[], dict[str, float]]:
         with open_raw(raw) as originals:
             files = ((name, *name.removesuffix(".jpg").split("/")) for name in originals.names)
             records = (Record(key, label, originals.file(name), "train", source=name) for name, label, key in files)
-            selection = select({"train": Shelf(originals, records)}, spec, strict=True)
+            selection = select({"train": RecordFile(originals, records)}, spec, strict=True)
             looked = time.perf_counter()
             write(selection, output)
             return {"writing": time.perf_counter() - looked}

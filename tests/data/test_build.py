@@ -14,10 +14,10 @@ from PIL import Image
 from raw_folders import jpeg, put
 
 from emo_r3.data import build as build_module
-from emo_r3.data.archive import Finding, Record
+from emo_r3.data.archive import Finding, Record, open_raw  # noqa: F401 - the last for the process of its own
 from emo_r3.data.build import build, select, write
+from emo_r3.data.records import RecordFile  # noqa: F401 - for the process of its own
 from emo_r3.data.report import Column, Report, Spec
-from emo_r3.data.shelf import Shelf  # noqa: F401 - for the process of its own
 from emo_r3.errors import DataError
 from emo_r3.labels import LabelSet
 
@@ -273,7 +273,7 @@ def test_a_failed_build_leaves_nothing_and_the_earlier_one(tmp_path: Path) -> No
     given = records(tmp_path / "raw", 3)
     build(given, SPEC, tmp_path / "out")
     before = tree(tmp_path / "out")
-    given["test"][0] = replace(given["test"][0], path=Changing([]))
+    given["test"][0] = replace(given["test"][0], image=Changing([]))
     with pytest.raises(DataError, match="has changed since"):
         build(given, SPEC, tmp_path / "out")
     assert tree(tmp_path / "out") == before
@@ -310,23 +310,19 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, size: int, few: in
     """Peak memory of a build of few and of more images, large or small, each in a process of its own."""
     script = f"""
 import resource, sys
-from dataclasses import dataclass
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_build import SPEC, Record, Shelf, build, jpeg
-size = int(sys.argv[2])
-NOISE = bytes(range(256)) * (size // 256)
-@dataclass(frozen=True)
-class Made:
-    number: int
-    def read(self):
-        return jpeg(self.number) + NOISE
-rows = Shelf(records=(Record(f"{{n:06d}}", "joy", Made(n), "test") for n in range(int(sys.argv[1]))))
-build({{"test": rows}}, SPEC, sys.argv[3])
+from test_build import SPEC, Record, RecordFile, build, open_raw
+with open_raw(sys.argv[1]) as raw:
+    rows = RecordFile(raw, (Record(name, "joy", raw.file(name), "test") for name in raw.names))
+    build({{"test": rows}}, SPEC, sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     peaks = []
     for count in (few, many):
-        command = [sys.executable, "-c", script, str(count), str(size), str(tmp_path / str(count))]
+        raw = tmp_path / f"raw-{count}"
+        for number in range(count):
+            put(raw / f"{number:06d}.jpg", jpeg(number) + bytes(range(256)) * (size // 256))
+        command = [sys.executable, "-c", script, str(raw), str(tmp_path / str(count))]
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     assert (tmp_path / f"{many}/data/test-00000-of-00001.parquet").stat().st_size > 1e6
     assert peaks[1] - peaks[0] < most, peaks

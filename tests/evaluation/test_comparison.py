@@ -8,16 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from emo_r3.cli.main import main
 from emo_r3.errors import EmoR3Error
 from emo_r3.evaluation.comparison import latex, load_run, make_table, markdown
-from emo_r3.evaluation.plot import LEFT, RIGHT, WIDTH, plot
+from emo_r3.evaluation.plot import plot
 from emo_r3.metrics.accuracy import mcnemar
 from emo_r3.miniature.datasets import make_miniature
-from emo_r3.plotting import COLOURS
 
 SIZES = {"emoset-2k": 2000, "emotion6": 594, "webemo-2k": 2000}
 
@@ -123,23 +121,26 @@ def test_latex_has_a_cell_for_each_column(tmp_path: Path, paper: list[str]) -> N
     assert r"\multicolumn{3}{c}{trained on emotion6}" in lines[2] and r"\cmidrule(lr){5-7}" in lines[3]
 
 
-def test_the_plot_shows_values_and_intervals_where_they_are(tmp_path: Path) -> None:
-    low, high = [place < 20 for place in range(100)], [place < 80 for place in range(100)]
-    runs = [write_run(tmp_path / name, {"x": values}, model=name) for name, values in (("a", low), ("b", high))]
+def test_the_plot_shows_values_and_intervals_of_all_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [write_run(tmp_path / name, hits(20, 80, 50), ["emoset-2k"], name) for name in "ab"]
     table = make_table([load_run(str(folder)) for folder in runs])
-    image = np.asarray(plot(table))
-    start, end = (table.accuracy(name, table.columns[0]) for name in "ab")
-    shares = [table.accuracy(name, column) for name in "ab" for column in table.columns]
-    least, most = min(share["low"] for share in shares), max(share["high"] for share in shares)
-    margin = 0.05 * (most - least)
-    scale = (WIDTH - LEFT - RIGHT) / (most - least + 2 * margin)
-    legend = 20 + 2 * 20  # below it, the lines of the data set, then those of the average
-    for colour, share in zip(COLOURS, (start, end), strict=False):
-        rgb = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-        ys, xs = np.nonzero((np.abs(image.astype(int) - rgb) < 8).all(-1))
-        line = xs[(ys > legend) & (ys < legend + 18 + 3 * 20)]
-        for found, name in ((line.min(), "low"), (line.max(), "high")):
-            assert found == pytest.approx(LEFT + (share[name] - least + margin) * scale, abs=3)
+    drawn: list[Any] = []
+    monkeypatch.setattr("emo_r3.evaluation.plot.draw_intervals", lambda *given: drawn.extend(given))
+    plot(table, tmp_path / "plot.png")
+    systems, blocks, _, path = drawn
+    assert systems == ["a", "b"] and path == tmp_path / "plot.png"
+    assert [(block.title, block.begins) for block in blocks] == [
+        ("emoset-2k\nin-domain", True),
+        ("emotion6\ntrained on emoset-2k", False),
+        ("webemo-2k\ntrained on emoset-2k", False),
+        ("mean, in-domain", True),
+        ("mean, out-of-domain", False),
+        ("mean, all", False),
+    ]
+    for column, block in zip(table.columns, blocks, strict=True):
+        for system, interval in zip("ab", block.intervals, strict=True):
+            share = table.accuracy(system, column)
+            assert interval == pytest.approx((100 * share["low"], 100 * share["value"], 100 * share["high"]))
 
 
 def edited(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
@@ -258,6 +259,7 @@ def test_images_without_an_answer_are_marked_or_refused(tmp_path: Path) -> None:
     assert table.notes == [f"b_1: {told} could not be read and count as wrong"]
     assert markdown(table).endswith(f"\n\n- {table.notes[0]}")
     assert latex(table).endswith(rf"\par{{\footnotesize b\_1: {told} could not be read and count as wrong.}}")
-    assert plot(table).width == WIDTH
+    plot(table, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
     with pytest.raises(EmoR3Error, match=r"no answer to any of the 4 images of x \(it answered 500\)"):
         spoil(1, 2, 3)

@@ -49,7 +49,7 @@ def test_the_tokenizer_keeps_tags_whole_and_any_text(tokenizer: PreTrainedTokeni
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_lessons_ask_exactly_what_the_pipeline_asks(task: str, questions: Questions) -> None:
+def test_tasks_ask_exactly_what_the_pipeline_asks(task: str, questions: Questions) -> None:
     processor = make_processor(questions.tokenizer)
     batch = questions.batch(task, 8)
     model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(questions.tokenizer))

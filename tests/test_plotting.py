@@ -1,0 +1,70 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emo_r3.plotting import COLOURS, DPI, HEIGHT, WIDTH, Block, Panel, Series, draw_curves, draw_intervals
+
+PANELS = [
+    Panel("Rising", [Series("one", [(0, 0.0), (5, float("nan")), (10, 1.0)])]),
+    Panel("Two", [Series("a $x$", [(1, 3), (2, 2)]), Series("b", [(1, 1e-5), (2, 4)])]),
+    Panel("Nothing", [Series("none", [(1, float("nan"))])]),
+]
+
+
+def places(path: Path, colour: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where a PNG file has about a colour: x, and y from the top."""
+    rgb = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    y, x = np.nonzero((np.abs(np.asarray(Image.open(path).convert("RGB")).astype(int) - rgb) < 8).all(-1))
+    return x, y
+
+
+def test_a_line_goes_where_its_points_are(tmp_path: Path) -> None:
+    draw_curves(PANELS[:1], tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size == (WIDTH * DPI, HEIGHT * DPI)
+    x, y = places(tmp_path / "curves.png", COLOURS[0])
+    assert np.ptp(x) > WIDTH * DPI * 0.8 and np.ptp(y) > HEIGHT * DPI * 0.5
+    assert y[x.argmin()] > y[x.argmax()], "it rises"
+
+
+def test_intervals_go_where_their_ends_are(tmp_path: Path) -> None:
+    low, high = (10.0, 20.0, 40.0), (40.0, 80.0, 90.0)
+    draw_intervals(["low", "high"], [Block("here", [low, high], begins=True)], "accuracy, %", tmp_path / "plot.png")
+    ends = []
+    for colour in COLOURS[:2]:
+        x, y = places(tmp_path / "plot.png", colour)
+        x = x[y > DPI * 0.7]  # below the legend
+        ends.append((x.min(), x.max()))
+    (left, middle), (middle_again, right) = ends
+    assert middle == pytest.approx(middle_again, abs=4)
+    assert (middle - left) / (right - left) == pytest.approx(3 / 8, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_the_same_figure_is_the_same_file(tmp_path: Path, kind: str) -> None:
+    """Also in another process, at another time."""
+    here, there = tmp_path / f"here.{kind}", tmp_path / f"there.{kind}"
+    draw_curves(PANELS, here)
+    program = "import sys, pathlib; from test_plotting import *; draw_curves(PANELS, pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, there], check=True, cwd=Path(__file__).parent)
+    assert here.read_bytes() == there.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [here.name, there.name]
+
+
+def test_matplotlib_is_loaded_for_a_figure_only_and_without_pyplot() -> None:
+    program = """
+import sys, emo_r3, emo_r3.cli.main, emo_r3.cli.compare
+assert "matplotlib" not in sys.modules
+import emo_r3.plotting
+assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_without_matplotlib_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['matplotlib'] = None; import emo_r3.plotting"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode and "EmoR3Error: figures need matplotlib; install it: pip install matplotlib" in done.stderr
