@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
@@ -29,18 +29,22 @@ from ..models.prefix_cache import adds_special_tokens, render_prompt
 from ..models.processor import set_pixel_budget
 from ..prompts import load_prompts
 from ..utils import without_folders
-from .checkpointing import WholeCheckpoints, last_checkpoint
 from .config import EmoR3Config, SupervisedConfig
 from .examples import check_images, label_rows, question_rows
 from .progress import follow
 from .recipe import Recipe
+from .saving import last_checkpoint
+from .stopping import SafeTrainer
 from .trainer import EmoR3Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class SupervisedTrainer(WholeCheckpoints, SFTTrainer):
+_logger = get_logger(__name__)
+
+
+class SupervisedTrainer(SafeTrainer, SFTTrainer):
     """TRL's SFT trainer, with checkpoints that are whole or not there."""
 
 
@@ -76,7 +80,7 @@ class Stage:
         trainer, info = self._trainer()
         checkpoint = last_checkpoint(self.output)
         if checkpoint is not None:
-            say(f"going on from {checkpoint}")
+            _logger.info(f"going on from {checkpoint}")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         try:
             self._save(trainer, info)
@@ -249,9 +253,3 @@ def replace_folder(new: Path, folder: Path) -> None:
 def rank() -> int:
     """Number of this process."""
     return PartialState().process_index
-
-
-def say(text: str) -> None:
-    """A line on stderr, once for all processes."""
-    if rank() == 0:
-        print(f"emo-r3: {text}", file=sys.stderr, flush=True)

@@ -25,19 +25,23 @@ from ..labels import same_label
 from ..models.checkpoint import load_for_training
 from ..parsing import PROBLEMS, ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
-from .checkpointing import WholeCheckpoints
 from .config import EmoR3Config
+from .contract import check_private_parts
 from .dynamic_sampling import DynamicSampling
 from .group_statistics import group_statistics, weighted
 from .judge import Judge, JudgeModel, Reflection
 from .rewards import ACCURACY, completion_text, parse_all, reward_functions
 from .rollout import mixed_seed
+from .stopping import SafeTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class EmoR3Trainer(WholeCheckpoints, DynamicSampling):
+check_private_parts()
+
+
+class EmoR3Trainer(SafeTrainer, DynamicSampling):
     """
     TRL's GRPO trainer, which reflects on each completion before it is rewarded (section 3.3).
 

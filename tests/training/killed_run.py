@@ -17,8 +17,8 @@ from small_run import make_trainer, random_reward, weights
 from tiny_models import tiny_checkpoint
 
 from emo_r3.errors import EmoR3Error
-from emo_r3.training.checkpointing import last_checkpoint
 from emo_r3.training.progress import follow
+from emo_r3.training.saving import last_checkpoint
 
 KILLS, STEPS = 20, 60  # updates, two on each generation
 

@@ -16,8 +16,8 @@ from trl import SFTTrainer
 from emo_r3.data.load import to_prompts
 from emo_r3.labels import LABEL_SETS
 from emo_r3.models.checkpoint import CheckpointInfo, load_for_training
-from emo_r3.training.checkpointing import WholeCheckpoints
 from emo_r3.training.config import EmoR3Config, SupervisedConfig
+from emo_r3.training.stopping import SafeTrainer
 from emo_r3.training.trainer import EmoR3Trainer
 
 LABELS = LABEL_SETS["emotion6"]
@@ -41,7 +41,7 @@ SFT: dict[str, Any] = {
 SHARED = {"learning_rate": 1e-3, "logging_steps": 1, "use_cpu": True, "bf16": False, "disable_tqdm": True}
 
 
-class Supervised(WholeCheckpoints, SFTTrainer):
+class Supervised(SafeTrainer, SFTTrainer):
     """SFT with checkpoints that are whole."""
 
 
@@ -73,7 +73,7 @@ def random_reward(completions: list[Any], **kwargs: Any) -> list[float]:
 
 def make_trainer(
     output: Path, kind: str = "grpo", reward: Any = random_reward, peft_config: Any = None, **settings: Any
-) -> WholeCheckpoints:
+) -> SafeTrainer:
     """A trainer of a fresh model; `settings` are those of its configuration."""
     model, processor, _ = load_for_training(tiny_checkpoint("qwen2_5_vl"))
     options = SHARED | (GRPO if kind == "grpo" else SFT) | {"output_dir": str(output)} | settings

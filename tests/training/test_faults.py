@@ -15,7 +15,7 @@ from small_run import make_trainer, weights
 from transformers import TrainerCallback
 
 from emo_r3.errors import TrainingError
-from emo_r3.training.checkpointing import STAGING, last_checkpoint
+from emo_r3.training.saving import STAGING, last_checkpoint
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
 PATHS = os.pathsep.join(map(str, SCRIPT.parents[:2]))

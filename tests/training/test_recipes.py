@@ -11,9 +11,9 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from trl import ModelConfig
 
-from emo_r3.training.checkpointing import check_save_steps
 from emo_r3.training.config import EmoR3Config, RunArguments
 from emo_r3.training.recipe import CONFIGS, load_recipe
+from emo_r3.training.resuming import check_save_steps
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = ("sft", "grpo", "dapo", "set", "emo-r3", "emo-r3-cold-start")

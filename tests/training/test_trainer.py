@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from accelerate.state import AcceleratorState
 from miniature_rows import make_images, make_trainer, training_rows
 from peft import LoraConfig
-from trl import GRPOTrainer
 
 from emo_r3.errors import RecipeError
 from emo_r3.models.checkpoint import CHECKPOINT, load_for_training
@@ -229,26 +227,6 @@ def test_a_completion_can_hold_no_image_token(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     config = trainer.model.config
     assert {config.image_token_id, config.video_token_id} <= set(trainer.generation_config.suppress_tokens)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
-        ("_generate_and_score_completions", ["self", "inputs"]),
-        ("_log_metric", ["self", "name", "value"]),
-        ("_log_completion_extra", ["self", "column", "values"]),
-        ("_get_output_dir", ["self", "trial"]),
-        ("_save_checkpoint", ["self", "model", "trial"]),
-        ("_save", ["self", "output_dir", "state_dict"]),
-        ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
-        ("_load_best_model", ["self"]),
-        ("_get_train_sampler", ["self", "dataset"]),
-        ("_get_grad_norm", ["self", "model", "grad_norm"]),
-    ],
-)
-def test_the_private_methods_that_the_trainer_builds_on(name: str, parameters: list[str]) -> None:
-    assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters
 
 
 def test_the_private_attributes_that_the_trainer_reads(tmp_path: Path) -> None:

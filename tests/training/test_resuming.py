@@ -12,8 +12,9 @@ from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.labels import LABEL_SETS
 from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.training import checkpointing as saving
-from emo_r3.training.checkpointing import STAGING, check_save_steps, generation_window, last_checkpoint
 from emo_r3.training.config import EmoR3Config, SupervisedConfig
+from emo_r3.training.resuming import check_save_steps, generation_window
+from emo_r3.training.saving import STAGING, last_checkpoint
 
 
 def same(one, other):
@@ -52,7 +53,7 @@ def test_a_resumed_run_equals_an_unbroken_one(kind, step, unbroken, tmp_path):
 
 def test_a_checkpoint_within_a_generation_would_differ(unbroken, tmp_path, monkeypatch):
     """Why `check_save_steps` is there."""
-    monkeypatch.setattr("emo_r3.training.checkpointing.check_save_steps", lambda config: None)
+    monkeypatch.setattr("emo_r3.training.resuming.check_save_steps", lambda config: None)
     make_trainer(tmp_path / "first", save_steps=1, max_steps=3).train()
     trainer = make_trainer(tmp_path / "second", save_steps=1)
     trainer.train(resume_from_checkpoint=str(tmp_path / "first/checkpoint-3"))
