@@ -95,7 +95,8 @@ def model_target(
         files[CARD] = local_file(CARD, card or own)
         return Target("model", repo_id, files, **options)
 
-    from .model_card import adapter_config, load_model_facts, render_model_card
+    from .model_card import render_model_card
+    from .model_facts import adapter_config, load_model_facts
 
     facts = load_model_facts(weights, run, repo_id, results, adapter)
     if adapter:
