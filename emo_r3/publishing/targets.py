@@ -12,7 +12,7 @@ from typing import Any, get_args
 from ..errors import EmoR3Error
 from ..utils import published
 from .contents import check_contents
-from .sync import Kind, LocalFile, Target, find_files, local_file
+from .listing import Kind, LocalFile, Target, find_files, local_file
 from .wheel import bring_package, read_text
 
 RUN_FILES = ("run.json", "recipe.yaml", "cold_start.json", "log.csv", "curves.png")
