@@ -32,7 +32,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import CheckpointError, EmoR3Error
-from ..images.loading import GREY, fit_image, load_image
+from ..images.fitting import GREY, fit_image
+from ..images.loading import load_image
 from ..inference.engine import Batch, Rows
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet

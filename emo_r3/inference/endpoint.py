@@ -22,7 +22,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import EmoR3Error, ImageError
 from ..images.download import TEMPORARY, public_name, retry_seconds
-from ..images.loading import LoadedImage, fit_image, load_image, source_name
+from ..images.fitting import fit_image
+from ..images.loading import LoadedImage, load_image, source_name
 from ..labels import LabelSet
 from ..models.checkpoint import CheckpointInfo
 from ..prompts import Method

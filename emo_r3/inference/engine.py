@@ -22,7 +22,8 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors import CheckpointError, EmoR3Error, ImageError
-from ..images.loading import LoadedImage, fit_image, load_image, source_name
+from ..images.fitting import fit_image
+from ..images.loading import LoadedImage, load_image, source_name
 from ..lexicon import Affect
 from ..models.checkpoint import CheckpointInfo
 from ..models.decoding import (
