@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..publishing.sync import Target, plan, push
+from ..publishing.listing import Target
+from ..publishing.sync import plan, push
 from ..publishing.targets import TARGETS, Collection, load_collection
 from .common import print_lines
 

@@ -22,7 +22,8 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import DataError, EmoR3Error, ImageError
-from ..images.loading import FORMATS, MAX_PIXELS, load_image
+from ..images.kinds import FORMATS
+from ..images.loading import MAX_PIXELS, load_image
 from .archive import Finding, Record
 from .records import DIGEST, Records, Subset, sort_by_digest
 

@@ -16,7 +16,7 @@ from ..errors import EmoR3Error
 from ..labels import LABEL_SETS, LabelSet
 from ..parsing import SECTIONS
 from ..results import EmotionResult
-from . import html as charts
+from . import html
 from .uploads import KEEP_SECONDS, MAX_IMAGES, MAX_LABEL_TEXT, Answers, Row, web_words
 
 _QUEUE_SIZE = 32
@@ -134,7 +134,7 @@ def _add_settings(demo: gr.Blocks, answers: Answers, default: LabelSet) -> list[
         try:
             given = answers.labels(request.query_params.get("labels", default))
         except EmoR3Error as error:
-            wrong = charts.status(f"The link's labels can't be used: {web_words(str(error))}", refused=True)
+            wrong = html.status(f"The link's labels can't be used: {web_words(str(error))}", refused=True)
         return *_label_fields(given), may_check and request.query_params.get("check") == "1", wrong
 
     demo.load(from_link, None, [*fields, notice], **quiet).then(None, fields, link, js=_LINK, api_visibility="private")
@@ -212,15 +212,15 @@ def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple
                     )
             button = gr.Button("Read the emotion", variant="primary", elem_id="read")
         with gr.Column(scale=3, min_width=300):
-            line = gr.HTML(charts.status(_ADD), elem_classes="status")
-            cards = {name: gr.HTML(charts.step_card(name), elem_id=name) for name in sections}
+            line = gr.HTML(html.status(_ADD), elem_classes="status")
+            cards = {name: gr.HTML(html.step_card(name), elem_id=name) for name in sections}
             answer = gr.HTML(elem_id="answer")
             check = gr.HTML(elem_id="check")
 
     def read(image: Any, name: str, own: str, self_check: bool) -> Iterator[dict[Any, str]]:
         yield {
-            line: charts.status("Looking at the image ..."),
-            **{cards[step]: charts.step_card(step) for step in cards},
+            line: html.status("Looking at the image ..."),
+            **{cards[step]: html.step_card(step) for step in cards},
             answer: "",
             check: "",
         }
@@ -230,29 +230,29 @@ def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple
                 if event.result is not None:
                     yield _final(event.result)
                 elif event.section in cards:
-                    changed = {cards[event.section]: charts.step_card(event.section, event.text, is_open=True)}
+                    changed = {cards[event.section]: html.step_card(event.section, event.text, is_open=True)}
                     if event.section != last[0]:
-                        changed[line] = charts.status(f"Writing: {charts.STEPS[event.section][0].lower()} ...")
+                        changed[line] = html.status(f"Writing: {html.STEPS[event.section][0].lower()} ...")
                         if last[0]:
-                            changed[cards[last[0]]] = charts.step_card(*last)
+                            changed[cards[last[0]]] = html.step_card(*last)
                     last = (event.section, event.text)
                     yield changed
         except EmoR3Error as error:
-            yield {line: charts.status(web_words(str(error)), refused=True)}
+            yield {line: html.status(web_words(str(error)), refused=True)}
 
     def _final(result: EmotionResult) -> dict[Any, str]:
         found = f"The answer: {result.label or 'no label'}."
         return {
-            line: charts.status(found),
-            **{cards[step]: charts.step_card(step, result.steps.get(step, "")) for step in cards},
-            answer: charts.answer_card(result),
-            check: charts.check_card(result),
+            line: html.status(found),
+            **{cards[step]: html.step_card(step, result.steps.get(step, "")) for step in cards},
+            answer: html.answer_card(result),
+            check: html.check_card(result),
         }
 
     outputs = [line, *cards.values(), answer, check]
     fields = [image, *settings]
     run = button.click(read, fields, outputs, **_waiting(line))
-    nothing = [charts.status(_ADD), *map(charts.step_card, cards), "", ""]
+    nothing = [html.status(_ADD), *map(html.step_card, cards), "", ""]
     _forget_on_change(fields, run, outputs, nothing)
     return image
 
@@ -263,28 +263,28 @@ def _add_several(answers: Answers, settings: Sequence[Any]) -> Any:
     _as_sent(images)
     images.data_model = _Images
     button = gr.Button("Read the emotions", variant="primary", elem_id="read-many")
-    line = gr.HTML(charts.status(_ADD_MANY), elem_classes="status")
+    line = gr.HTML(html.status(_ADD_MANY), elem_classes="status")
     view = gr.HTML(elem_id="gallery")
     links = gr.HTML(elem_id="downloads")
 
     def read(images: Any, name: str, own: str, self_check: bool) -> Iterator[dict[Any, str]]:
-        yield {line: charts.status("Looking at the images ..."), view: "", links: ""}
+        yield {line: html.status("Looking at the images ..."), view: "", links: ""}
         try:
             labels = _chosen(answers, name, own)
             rows: list[Row] = []
             for row in answers.many(images, labels, self_check):
                 rows.append(row)
                 results = [result for result, _ in rows]
-                shown = charts.gallery(results, [thumbnail for _, thumbnail in rows]) + charts.table(results)
-                yield {line: charts.status(f"{len(rows)} of {len(images.root)} done"), view: shown}
-            yield {links: charts.downloads([result.to_dict() for result, _ in rows], labels)}
+                shown = html.gallery(results, [thumbnail for _, thumbnail in rows]) + html.table(results)
+                yield {line: html.status(f"{len(rows)} of {len(images.root)} done"), view: shown}
+            yield {links: html.downloads([result.to_dict() for result, _ in rows], labels)}
         except EmoR3Error as error:
-            yield {line: charts.status(web_words(str(error)), refused=True)}
+            yield {line: html.status(web_words(str(error)), refused=True)}
 
     outputs = [line, view, links]
     fields = [images, *settings]
     run = button.click(read, fields, outputs, **_waiting(line))
-    _forget_on_change(fields, run, outputs, [charts.status(_ADD_MANY), "", ""])
+    _forget_on_change(fields, run, outputs, [html.status(_ADD_MANY), "", ""])
     return images
 
 

@@ -32,7 +32,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import CheckpointError, EmoR3Error
-from ..images.loading import GREY, fit_image, load_image
+from ..images.fitting import GREY, fit_image
+from ..images.loading import load_image
 from ..inference.engine import Batch, Rows
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
@@ -240,7 +241,9 @@ def go_on(
     """Label distributions of answers in three steps that begin as given; the model writes the rest, greedily."""
     if not images:
         return []
-    request = pipe._request(labels, "set", "free", max_new_tokens=max_new_tokens, batch_size=len(images))
+    request = pipe._request(
+        labels=labels, method="set", decoding="free", max_new_tokens=max_new_tokens, batch_size=len(images)
+    )
     slots: list[Any] = [fit_image(load_image(image), pipe.info.square) for image in images]
     prompts = [request.prompt + beginning for beginning in beginnings]
     inputs = pipe._engine.encode(prompts, [slot.image for slot in slots])

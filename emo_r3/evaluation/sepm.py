@@ -16,7 +16,8 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, repeat_kv
 
 from ..errors import CheckpointError, EmoR3Error, ImageError
-from ..images.loading import LoadedImage, fit_image, load_image, source_name
+from ..images.fitting import fit_image
+from ..images.loading import LoadedImage, load_image, source_name
 from ..inference.engine import not_finite
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet, label_key, resolve_labels

@@ -22,13 +22,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import ImageError
 from .download import fetch, public_name
+from .kinds import FORMATS, what_else
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
 TIMEOUT = 20.0
 
-# Short on purpose: Pillow's other decoders are rarely used, hold whole images in containers or start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 )
@@ -47,31 +46,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-_SAVE = ", which is not read; save it as PNG or JPEG"
-_FRAME = "a video, not an image; save a frame of it as PNG or JPEG"
-_RARE = "not a readable image: {} of a rare kind, or damaged; save it as PNG or JPEG"
-# What else is often called .jpg or .png, by what stands at an offset. The last are of kinds that Pillow reads, but not
-# in every variety.
-_SIGNATURES = (
-    (0, b"%PDF-", "a PDF document" + _SAVE),
-    (0, b"%!PS", "a PostScript document" + _SAVE),
-    (0, b"8BPS", "a Photoshop document" + _SAVE),
-    (0, b"\xff\x0a", "a JPEG XL image" + _SAVE),
-    (4, b"JXL ", "a JPEG XL image" + _SAVE),
-    (4, b"jP  ", "a JPEG 2000 image" + _SAVE),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image" + _SAVE),
-    (0, b"\0\0\1\0", "an icon" + _SAVE),
-    (128, b"DICM", "a DICOM image" + _SAVE),
-    (0, b"\x1a\x45\xdf\xa3", _FRAME),
-    (8, b"AVI ", _FRAME),
-    (0, b"PK\3\4", "an archive or an office document, not an image; take the image out of it"),
-    (0, b"\x1f\x8b", "an archive, not an image; unpack it"),
-    (0, b"\xff\xd8\xff", _RARE.format("JPEG")),
-    (0, b"\x89PNG", _RARE.format("PNG")),
-    (0, b"GIF8", _RARE.format("GIF")),
-    (0, b"II*\0", _RARE.format("TIFF")),
-    (0, b"MM\0*", _RARE.format("TIFF")),
-)
 _DATA_URL = re.compile(r"\s*data:", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _warnings_lock = threading.Lock()
@@ -286,7 +260,7 @@ def _decode(data: bytes, name: str, max_bytes: int, max_pixels: int) -> LoadedIm
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             note = _frame_note(image)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: {_what_else(data)}") from error
+        raise ImageError(f"{name}: {what_else(data)}") from error
     except Image.DecompressionBombError as error:
         own = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         if own < max_pixels:
@@ -415,88 +389,12 @@ def _damaged(name: str, error: Exception) -> ImageError:
     )
 
 
-def _what_else(data: bytes) -> str:
-    """What a file is that Pillow doesn't know, whatever it is called."""
-    text = data[:65536].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<script", b"<head", b"<body")) or b"<html" in text[:1024]:
-        return "a web page, not an image; download the image itself"
-    if text.startswith(b"<") and b"<svg" in text:
-        return "an SVG drawing" + _SAVE
-    if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the image; run git lfs pull"
-    if data[4:8] == b"ftyp":
-        brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-        if b"avi" in brands:  # Pillow reads AVIF, if it was built so
-            return _RARE.format("AVIF")
-        if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1")):
-            return "a HEIC photo" + _SAVE
-        return _FRAME
-    for offset, signature, kind in _SIGNATURES:
-        if data[offset:].startswith(signature):
-            return kind
-    if text and all(byte >= 32 or byte in b"\t\r\n" for byte in text[:512]) and _is_utf8(text[:512]):
-        return "not a readable image but text; download the image itself"
-    return f"not a readable image ({', '.join(FORMATS)}); check that a viewer opens it and save it as PNG or JPEG"
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error.start >= len(data) - 3  # a character that was cut
-    return True
-
-
 @contextmanager
 def _pillow_warnings_off() -> Iterator[None]:
     """What Pillow would warn about is either refused here or harmless. Filters are global, hence the lock."""
     with _warnings_lock, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
-
-
-# Beyond these, processors fail (Qwen-VL refuses a ratio above 200) or a side vanishes in resizing.
-MAX_ASPECT = 50
-
-
-MIN_SIDE = 28
-
-
-# A square of the longer side of a huge strip would fill the memory; the models that want squares are small.
-MAX_SQUARE = 2048
-
-
-# About 0 after normalisation, so that what is added says nothing.
-GREY = (127, 127, 127)
-
-
-def fit_image(loaded: LoadedImage, square: bool = False) -> LoadedImage:
-    """Brings an image into a shape that any processor takes, and notes it: not too narrow, not tiny.
-
-    Args:
-        loaded (`LoadedImage`): the image.
-        square (`bool`, *optional*, defaults to `False`): pad to a square.
-    """
-    image, notes = loaded.image, list(loaded.notes)
-    if square and max(image.size) > MAX_SQUARE:
-        large = image.size
-        factor = MAX_SQUARE / max(large)
-        image = image.resize((max(1, round(large[0] * factor)), max(1, round(large[1] * factor))), reducing_gap=2.0)
-        notes.append(f"reduced from {large[0]}x{large[1]} to {image.width}x{image.height}")
-    width, height = image.size
-    least = max(width, height) if square else -(-max(width, height) // MAX_ASPECT)
-    padded = (max(width, least), max(height, least))
-    if padded != (width, height):
-        canvas = Image.new("RGB", padded, GREY)
-        canvas.paste(image, ((padded[0] - width) // 2, (padded[1] - height) // 2))
-        image = canvas
-        notes.append(f"padded from {width}x{height} to {padded[0]}x{padded[1]}")
-    if min(image.size) < MIN_SIDE:
-        factor = -(-MIN_SIDE // min(image.size))
-        small = image.size
-        image = image.resize((small[0] * factor, small[1] * factor), Image.Resampling.NEAREST)
-        notes.append(f"enlarged from {small[0]}x{small[1]} to {image.width}x{image.height}")
-    return LoadedImage(image, loaded.name, tuple(notes))
 
 
 def image_digest(image: Image.Image) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..images.loading import LoadedImage
+from ..lexicon import Affect, expected_affect
+from ..models.checkpoint import CheckpointInfo
 from ..models.decoding import BOX, ConstrainedDecoding, box_sequences, find_box, read
 from ..models.prefix_cache import CachedPrompts, LabelTrie, Tokens, score_labels
+from ..parsing import parse_completion
+from ..results import EmotionResult
+from .options import CallOptions
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,46 @@ def free_answers(
             notes += (f"cut at max_new_tokens={max_new_tokens}",)
         answers.append(Answer(text, shares, notes))
     return answers
+
+
+def make_result(
+    loaded: LoadedImage,
+    text: str,
+    probabilities: dict[str, float],
+    notes: tuple[str, ...],
+    options: CallOptions,
+    info: CheckpointInfo,
+    model: str,
+    lexicon: Mapping[str, Affect] | None = None,
+) -> EmotionResult:
+    """The result of a completion about an image: the text read, and the affect of its distribution.
+
+    Args:
+        loaded (`LoadedImage`): the image.
+        text (`str`): the completion.
+        probabilities (`dict[str, float]`): the distribution over the labels; empty if it is not known.
+        notes (`tuple[str, ...]`): what was done to the answer.
+        options (`CallOptions`): how it was asked.
+        info (`CheckpointInfo`): how the model wants to be asked.
+        model (`str`): what to call the model.
+        lexicon (`dict[str, Affect]`, *optional*): valence and arousal of words; the shipped norms unless given.
+    """
+    parsed = parse_completion(text, options.labels, options.method)
+    affect = expected_affect(probabilities, lexicon)
+    return EmotionResult(
+        image=loaded.name,
+        label=parsed.label if parsed.label in options.labels.labels else None,
+        probabilities=probabilities,
+        steps=dict(parsed.steps),
+        valence=affect.valence if affect else None,
+        arousal=affect.arousal if affect else None,
+        text=text,
+        problems=tuple(parsed.problems),
+        notes=loaded.notes + notes,
+        method=options.method,
+        prompt_version=info.prompts.version,
+        model=model,
+    )
 
 
 def _by_trie(tries: Sequence[LabelTrie | None]) -> dict[LabelTrie, list[int]]:

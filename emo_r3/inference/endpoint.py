@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
@@ -23,16 +22,16 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import EmoR3Error, ImageError
 from ..images.download import TEMPORARY, public_name, retry_seconds
-from ..images.loading import LoadedImage, fit_image, image_digest, load_image, source_name
-from ..labels import LabelSet, resolve_labels
-from ..lexicon import expected_affect
+from ..images.fitting import fit_image
+from ..images.loading import LoadedImage, image_digest, load_image, source_name
+from ..labels import LabelSet
 from ..models.checkpoint import CheckpointInfo
-from ..parsing import parse_completion
 from ..prompts import Method
 from ..results import EmotionResult
+from .answers import make_result
 from .endpoint_reply import Reply, label_shares, read_reply
 from .engine import sampling_seed
-from .options import check_on_error, check_temperature, positive, whole_number
+from .options import CallOptions, OnError, positive
 from .pipeline import one_or_many
 
 TOKEN_VARIABLE = "EMO_R3_ENDPOINT_TOKEN"
@@ -69,18 +68,6 @@ class _Again(Exception):
     def __init__(self, reason: str, wait: float = 0.0, unreachable: bool = False) -> None:
         super().__init__(reason)
         self.wait, self.unreachable = wait, unreachable
-
-
-@dataclass(frozen=True)
-class _Request:
-    labels: LabelSet
-    method: Method
-    question: str
-    max_new_tokens: int
-    temperature: float | None
-    seed: int
-    on_error: str
-    allow_private_hosts: bool
 
 
 class EndpointPipeline:
@@ -142,7 +129,7 @@ class EndpointPipeline:
         temperature: float | None = None,
         seed: int = 0,
         batch_size: int | None = None,
-        on_error: Literal["raise", "return"] = "raise",
+        on_error: OnError = "raise",
         allow_private_hosts: bool = False,
         **others: Any,
     ) -> Any:
@@ -170,46 +157,59 @@ class EndpointPipeline:
             raise EmoR3Error(f"decoding={decoding!r} needs the model itself, not a server of it: use free")
         if others:
             raise EmoR3Error(f"{', '.join(others)}: not with a server; leave it out, or load the model itself")
-        on_error, temperature = check_on_error(on_error), check_temperature(temperature)
-        seed = whole_number("seed", seed)
-        label_set = self.info.label_set if labels is None else resolve_labels(labels)
-        method = method or self.info.method
-        question = self.info.prompts.question(method, label_set)
-        budget = positive("max_new_tokens", max_new_tokens)
-        request = _Request(label_set, method, question, budget, temperature, seed, on_error, allow_private_hosts)
-        at_once = positive("batch_size", self.concurrency if batch_size is None else batch_size)
-        return one_or_many(images, lambda many: self._run(many, request, at_once))
+        options = CallOptions.of(
+            self.info,
+            self.concurrency,
+            labels=labels,
+            method=method,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+            on_error=on_error,
+            allow_private_hosts=allow_private_hosts,
+        )
+        question = self.info.prompts.question(options.method, options.labels)
+        return one_or_many(images, lambda many: self._run(many, question, options))
 
-    def _run(self, images: Iterable[Any], request: _Request, at_once: int) -> Iterator[EmotionResult]:
+    def _run(self, images: Iterable[Any], question: str, options: CallOptions) -> Iterator[EmotionResult]:
         """Results in order. A slow image holds up the output, not the requests: those go on for a while."""
         waiting: deque[Any] = deque()
         # What the client is without a token would be the one that is logged in, which is not for any server.
         client = AsyncInferenceClient(base_url=self._chat_url, api_key=self._token or "EMPTY")
-        turns = asyncio.Semaphore(at_once)
+        turns = asyncio.Semaphore(options.batch_size)
         with _background_loop(client) as loop:
             for source in images:
-                job = self._answer(client, turns, source, request)
+                job = self._answer(client, turns, source, question, options)
                 waiting.append(asyncio.run_coroutine_threadsafe(job, loop))
-                while waiting and (waiting[0].done() or len(waiting) >= 4 * at_once):
+                while waiting and (waiting[0].done() or len(waiting) >= 4 * options.batch_size):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
     async def _answer(
-        self, client: AsyncInferenceClient, turns: asyncio.Semaphore, source: Any, request: _Request
+        self,
+        client: AsyncInferenceClient,
+        turns: asyncio.Semaphore,
+        source: Any,
+        question: str,
+        options: CallOptions,
     ) -> EmotionResult:
         name = source_name(source)
         async with turns:
             try:
-                loaded, data_url = await asyncio.to_thread(self._image, source, request.allow_private_hosts)
+                loaded, data_url = await asyncio.to_thread(self._image, source, options.allow_private_hosts)
                 name = loaded.name
-                reply = await self._persist(client, name, self._body(data_url, loaded, request))
+                reply = await self._persist(client, name, self._body(data_url, loaded, question, options))
             except (ImageError, _NoAnswer) as error:
-                if request.on_error == "raise":
+                if options.on_error == "raise":
                     raise
                 made = error.result if isinstance(error, _NoAnswer) else EmotionResult
                 return made(image=name, error=str(error))
-        return self._result(loaded, reply, request)
+        probabilities, notes = label_shares(reply, options.labels.labels)
+        if reply.cut:
+            notes = (*notes, f"cut at max_new_tokens={options.max_new_tokens}")
+        return make_result(loaded, reply.text, probabilities, notes, options, self.info, self.name)
 
     def _image(self, source: Any, allow_private_hosts: bool) -> tuple[LoadedImage, str]:
         """The image as the local pipeline gives it to a processor, and the same pixels as a data URL."""
@@ -218,20 +218,20 @@ class EndpointPipeline:
         loaded.image.save(png, "PNG", compress_level=1)
         return loaded, "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
 
-    def _body(self, data_url: str, loaded: LoadedImage, request: _Request) -> dict[str, Any]:
+    def _body(self, data_url: str, loaded: LoadedImage, question: str, options: CallOptions) -> dict[str, Any]:
         content = [
             {"type": "image_url", "image_url": {"url": data_url}},
-            {"type": "text", "text": request.question},
+            {"type": "text", "text": question},
         ]
-        if request.temperature is None:
+        if options.temperature is None:
             sampling: dict[str, Any] = {"temperature": 0.0}
         else:
-            seed = sampling_seed(request.seed, image_digest(loaded.image), 0) % 2**31
-            sampling = {"temperature": request.temperature, "top_p": 1.0, "seed": seed}
+            seed = sampling_seed(options.seed, image_digest(loaded.image), 0) % 2**31
+            sampling = {"temperature": options.temperature, "top_p": 1.0, "seed": seed}
         return {
             "messages": [{"role": "user", "content": content}],
             "model": self.name,
-            "max_tokens": request.max_new_tokens,
+            "max_tokens": options.max_new_tokens,
             "frequency_penalty": 0.0,  # `transformers serve` takes it for the repetition penalty, minus 1
             **sampling,
         }
@@ -293,28 +293,6 @@ class EndpointPipeline:
             raise _Again(f"the connection broke ({_first_line(str(error)) or type(error).__name__})") from None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # the last, of the client, on NaN
             raise _Again("its answer is no chat completion") from None
-
-    def _result(self, loaded: LoadedImage, reply: Reply, request: _Request) -> EmotionResult:
-        labels = request.labels
-        parsed = parse_completion(reply.text, labels, request.method)
-        probabilities, notes = label_shares(reply, labels.labels)
-        if reply.cut:
-            notes = (*notes, f"cut at max_new_tokens={request.max_new_tokens}")
-        affect = expected_affect(probabilities)
-        return EmotionResult(
-            image=loaded.name,
-            label=parsed.label if parsed.label in labels.labels else None,
-            probabilities=probabilities,
-            steps=dict(parsed.steps),
-            valence=affect.valence if affect else None,
-            arousal=affect.arousal if affect else None,
-            text=reply.text,
-            problems=tuple(parsed.problems),
-            notes=loaded.notes + notes,
-            method=request.method,
-            prompt_version=self.info.prompts.version,
-            model=self.name,
-        )
 
     def _only_model(self, models_url: str) -> str:
         """What the server calls its one model."""

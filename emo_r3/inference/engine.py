@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,9 +23,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors import CheckpointError, EmoR3Error, ImageError
-from ..images.loading import LoadedImage, fit_image, image_digest, load_image, source_name
-from ..labels import LabelSet
-from ..lexicon import Affect, expected_affect
+from ..images.fitting import fit_image
+from ..images.loading import LoadedImage, image_digest, load_image, source_name
+from ..lexicon import Affect
 from ..models.checkpoint import CheckpointInfo
 from ..models.decoding import (
     AnswerForm,
@@ -47,31 +47,19 @@ from ..models.prefix_cache import (
 )
 from ..models.reflection import Reflector, reflected_texts
 from ..models.turns import turns_of
-from ..parsing import parse_completion
 from ..prompts import Method
 from ..results import Coherence, EmotionResult
 from ..utils import chunks, first_line
-from .answers import Answer, forced_answers, free_answers, until
+from .answers import Answer, forced_answers, free_answers, make_result, until
+from .options import CallOptions
 from .streaming import Cancelled
-
-Decoding = Literal["constrained", "free"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of one call, checked, and the prompt that they lead to."""
+    """The options of one call and the prompt that they lead to."""
 
-    labels: LabelSet
-    method: Method
-    decoding: Decoding
-    reflect: bool
-    num_candidates: int
-    batch_size: int
-    max_new_tokens: int
-    temperature: float | None
-    seed: int
-    on_error: str
-    allow_private_hosts: bool
+    options: CallOptions
     prompt: str
     plain: Tokens
 
@@ -147,15 +135,16 @@ class Engine:
         slots: list[LoadedImage | EmotionResult] = []
         for source in sources:
             try:
-                loaded = load_image(source, allow_private_hosts=request.allow_private_hosts)
+                loaded = load_image(source, allow_private_hosts=request.options.allow_private_hosts)
                 slots.append(fit_image(loaded, self.info.square))
             except ImageError as error:
                 slots.append(_failed(source_name(source), error, request))
         parts = self._parts(slots, request)
+        budget = request.options.max_new_tokens
         too_long = {}
         for part in parts:
             for loaded, tokens in zip(part.loaded, part.inputs["attention_mask"].sum(-1).tolist(), strict=True):
-                if self.positions is not None and tokens + request.max_new_tokens > self.positions:
+                if self.positions is not None and tokens + budget > self.positions:
                     too_long[id(loaded)] = tokens
         if not too_long:
             return Batch(slots, parts)
@@ -163,9 +152,9 @@ class Engine:
             if isinstance(slot, LoadedImage) and id(slot) in too_long:
                 tokens = too_long[id(slot)]
                 refusal = ImageError(
-                    f"{slot.name}: {tokens:,} tokens with its question, and max_new_tokens={request.max_new_tokens} "
-                    f"are more than the {self.positions:,} positions of {self.name}; use a smaller image or "
-                    "max_pixels, fewer labels, or a smaller max_new_tokens"
+                    f"{slot.name}: {tokens:,} tokens with its question, and max_new_tokens={budget} are more than "
+                    f"the {self.positions:,} positions of {self.name}; use a smaller image or max_pixels, fewer "
+                    "labels, or a smaller max_new_tokens"
                 )
                 slots[at] = _failed(slot.name, refusal, request)
         return Batch(slots, self._parts(slots, request))
@@ -174,11 +163,11 @@ class Engine:
         rows = []
         for slot in slots:
             if isinstance(slot, LoadedImage):
-                digest = "" if request.temperature is None else image_digest(slot.image)
-                for candidate in range(request.num_candidates):
-                    rows.append((slot, sampling_seed(request.seed, digest, candidate)))
+                digest = "" if request.options.temperature is None else image_digest(slot.image)
+                for candidate in range(request.options.num_candidates):
+                    rows.append((slot, sampling_seed(request.options.seed, digest, candidate)))
         parts = []
-        for part in chunks(rows, request.batch_size):
+        for part in chunks(rows, request.options.batch_size):
             inputs = self.encode(request.prompt, [loaded.image for loaded, _ in part])
             parts.append(Rows([loaded for loaded, _ in part], inputs, [seed for _, seed in part]))
         return parts
@@ -233,8 +222,8 @@ class Engine:
                 found = [
                     self._result(loaded, answer, request) for loaded, answer in zip(part.loaded, answers, strict=True)
                 ]
-                results += self._reflect(cached, found, request) if request.reflect else found
-        best = iter([_best(candidates) for candidates in chunks(results, request.num_candidates)])
+                results += self._reflect(cached, found, request) if request.options.reflect else found
+        best = iter([_best(candidates) for candidates in chunks(results, request.options.num_candidates)])
         return [slot if isinstance(slot, EmotionResult) else next(best) for slot in batch.slots]
 
     def _answer(
@@ -248,10 +237,10 @@ class Engine:
         inputs = part.inputs
         rows, width = inputs["input_ids"].shape
         criteria = StoppingCriteriaList([] if cancelled is None else [cancelled])
-        forced = None
-        if request.decoding == "constrained":
+        forced, options = None, request.options
+        if options.decoding == "constrained":
             form = self._form(request)
-            forced = ConstrainedDecoding(form, rows, request.max_new_tokens, self.end_tokens[0], self.device)
+            forced = ConstrainedDecoding(form, rows, options.max_new_tokens, self.end_tokens[0], self.device)
             steering = LogitsProcessorList([forced])
         else:
             steering = LogitsProcessorList([FreeDecoding(self.vocabulary, self.end_tokens, self.device)])
@@ -259,11 +248,11 @@ class Engine:
         # `generate` takes what we don't say from the model: from this copy, which says nothing.
         writer: Any = copy.copy(self.model)
         writer.generation_config = GenerationConfig()
-        if request.temperature is not None:
-            steering.append(Sampling(request.temperature, part.seeds, self.device))
+        if options.temperature is not None:
+            steering.append(Sampling(options.temperature, part.seeds, self.device))
         output = writer.generate(
             **inputs.to(self.device, dtype=self.model.dtype),
-            generation_config=self._generation_config(request.max_new_tokens),
+            generation_config=self._generation_config(options.max_new_tokens),
             logits_processor=steering,
             stopping_criteria=criteria,
             streamer=streamer,
@@ -276,10 +265,10 @@ class Engine:
             return cached, []
         if forced is not None:
             return cached, forced_answers(cached, written, forced, self.tokenizer)
-        return cached, free_answers(cached, written, self.tokenizer, request.labels.labels, request.max_new_tokens)
+        return cached, free_answers(cached, written, self.tokenizer, options.labels.labels, options.max_new_tokens)
 
     def _form(self, request: Request) -> AnswerForm:
-        key = (request.method, request.labels.labels)
+        key = (request.options.method, request.options.labels.labels)
         if key not in self._forms:
             if len(self._forms) >= 16:  # a caller with a list per image must not fill the memory
                 self._forms.clear()
@@ -323,29 +312,16 @@ class Engine:
             ends,
             lambda row, prompt=request.prompt: self.encode(prompt, [part.loaded[row].image]),
             [len(prompt) for prompt in prompts],
-            max_rows=request.batch_size,
+            max_rows=request.options.batch_size,
         )
 
     def _result(self, loaded: LoadedImage, answer: Answer, request: Request) -> EmotionResult:
         if not answer.log_probs.isfinite().all():
             raise not_finite(self.name, self.model)
-        parsed = parse_completion(answer.text, request.labels, request.method)
         shares = answer.log_probs.double().softmax(-1).tolist()
-        probabilities = dict(zip(request.labels.labels, shares, strict=True))
-        affect = expected_affect(probabilities, self.lexicon)
-        return EmotionResult(
-            image=loaded.name,
-            label=parsed.label if parsed.label in probabilities else None,
-            probabilities=probabilities,
-            steps=dict(parsed.steps),
-            valence=affect.valence if affect else None,
-            arousal=affect.arousal if affect else None,
-            text=answer.text,
-            problems=tuple(parsed.problems),
-            notes=loaded.notes + answer.notes,
-            method=request.method,
-            prompt_version=self.info.prompts.version,
-            model=self.name,
+        probabilities = dict(zip(request.options.labels.labels, shares, strict=True))
+        return make_result(
+            loaded, answer.text, probabilities, answer.notes, request.options, self.info, self.name, self.lexicon
         )
 
     def _reflect(self, cached: CachedPrompts, results: list[EmotionResult], request: Request) -> list[EmotionResult]:
@@ -359,9 +335,9 @@ class Engine:
                 cached, request.plain, described, [texts[row][0] for row in described]
             )
             yes = dict(zip(described, said.yes, strict=True))
-        labels = request.labels.labels
+        labels = request.options.labels.labels
         readings = self.reflector.coherence(
-            [texts[row][1] for row in read_from], [labels] * len(read_from), request.batch_size
+            [texts[row][1] for row in read_from], [labels] * len(read_from), request.options.batch_size
         )
         read = dict(zip(read_from, readings, strict=True))
         reflected = []
@@ -386,7 +362,7 @@ def _best(candidates: list[EmotionResult]) -> EmotionResult:
 
 def _failed(name: str, error: ImageError, request: Request) -> EmotionResult:
     """The row of an image that can't be read, if the call wants one."""
-    if request.on_error == "raise":
+    if request.options.on_error == "raise":
         raise error
     return EmotionResult(image=name, error=str(error))
 

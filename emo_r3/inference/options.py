@@ -1,16 +1,78 @@
-"""The options of a call, checked: a number or one clear line, for the pipeline and for an endpoint alike."""
+"""The options of a call, checked once, for the pipeline, its stream and an endpoint alike."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from numbers import Real
 from operator import index
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ..errors import EmoR3Error
+from ..labels import LabelSet, resolve_labels
+from ..models.checkpoint import CheckpointInfo
+from ..prompts import Method
 
+Decoding = Literal["constrained", "free"]
+OnError = Literal["raise", "return"]
 # Beyond these, logits divided by the temperature leave float32's range.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-6, 1e6
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """The options of one call, as [`EmoR3Pipeline`] documents them, with what they lead to.
+
+    Raises:
+        EmoR3Error: one of them can't be used, or not with another.
+    """
+
+    labels: LabelSet
+    method: Method
+    batch_size: int
+    decoding: Decoding = "constrained"
+    reflect: bool = False
+    num_candidates: int = 1
+    max_new_tokens: int = 512
+    temperature: float | None = None
+    seed: int = 0
+    on_error: OnError = "raise"
+    allow_private_hosts: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("decoding", ("constrained", "free")), ("on_error", ("raise", "return"))):
+            if (value := getattr(self, name)) not in choices:
+                raise EmoR3Error(f"{name}={value!r} is unknown; choose {' or '.join(choices)}")
+        checked: dict[str, Any] = {
+            name: positive(name, getattr(self, name)) for name in ("num_candidates", "max_new_tokens", "batch_size")
+        }
+        several = checked["num_candidates"] > 1
+        checked["temperature"] = check_temperature(1.0 if several and self.temperature is None else self.temperature)
+        checked["seed"] = whole_number("seed", self.seed)
+        checked["reflect"] = self.reflect or several
+        if checked["reflect"] and self.method == "direct":
+            raise EmoR3Error("a direct answer has no text to reflect on; use method set or think")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # the way of a frozen dataclass
+
+    @classmethod
+    def of(
+        cls,
+        info: CheckpointInfo,
+        usual_batch_size: int,
+        *,
+        labels: Any = None,
+        method: Method | None = None,
+        batch_size: int | None = None,
+        **others: Any,
+    ) -> CallOptions:
+        """Those of a call: where it says nothing, the checkpoint's labels and method, and the usual batch size."""
+        return cls(
+            info.label_set if labels is None else resolve_labels(labels),
+            method or info.method,
+            usual_batch_size if batch_size is None else batch_size,
+            **others,
+        )
 
 
 def whole_number(name: str, value: Any) -> int:
@@ -44,10 +106,3 @@ def check_temperature(value: Any) -> float | None:
     bounds = f"is not a number from {_MIN_TEMPERATURE:g} to {_MAX_TEMPERATURE:g}"
     wrong = "is not above 0" if number <= 0 else bounds
     raise EmoR3Error(f"temperature={value!r} {wrong}; leave it out for greedy decoding")
-
-
-def check_on_error(value: Any) -> Literal["raise", "return"]:
-    """The value; raises `EmoR3Error` unless it is `"raise"` or `"return"`."""
-    if value not in ("raise", "return"):
-        raise EmoR3Error(f"on_error={value!r} is unknown; choose raise or return")
-    return cast(Literal["raise", "return"], value)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..errors import EmoR3Error, ImageError
 from ..images.loading import is_file
-from ..labels import LabelSet, resolve_labels
+from ..labels import LabelSet
 from ..lexicon import Affect, load_lexicon
 from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
 from ..models.prefix_cache import prompt_tokens, render_prompt
@@ -25,8 +25,8 @@ from ..models.reflection import Reflector
 from ..prompts import Method, Prompts, load_prompts
 from ..results import EmotionResult
 from ..utils import chunks
-from .engine import Batch, Decoding, Engine, Request
-from .options import check_on_error, check_temperature, positive, whole_number
+from .engine import Batch, Engine, Request
+from .options import CallOptions, Decoding, OnError, positive
 from .prefetch import prefetch
 from .streaming import Cancelled, StreamEvent, stream_events
 
@@ -208,7 +208,7 @@ class EmoR3Pipeline:
         temperature: float | None = None,
         seed: int = 0,
         batch_size: int | None = None,
-        on_error: Literal["raise", "return"] = "raise",
+        on_error: OnError = "raise",
         allow_private_hosts: bool = False,
     ) -> Any:
         """Reads the emotion of images.
@@ -246,9 +246,9 @@ class EmoR3Pipeline:
             EmoR3Error: an option can't be used.
         """
         request = self._request(
-            labels,
-            method,
-            decoding,
+            labels=labels,
+            method=method,
+            decoding=decoding,
             reflect=reflect,
             num_candidates=num_candidates,
             max_new_tokens=max_new_tokens,
@@ -291,9 +291,9 @@ class EmoR3Pipeline:
         if others:
             raise EmoR3Error(f"{', '.join(others)}: a stream has no such option; leave it out")
         request = self._request(
-            labels,
-            method,
-            decoding,
+            labels=labels,
+            method=method,
+            decoding=decoding,
             reflect=reflect,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -307,63 +307,25 @@ class EmoR3Pipeline:
 
         return stream_events(run, self.processor.tokenizer)
 
-    def _request(
-        self,
-        labels: Any,
-        method: Method | None,
-        decoding: Decoding,
-        *,
-        reflect: bool = False,
-        num_candidates: int = 1,
-        max_new_tokens: int = 512,
-        temperature: float | None = None,
-        seed: int = 0,
-        batch_size: int | None = None,
-        on_error: str = "raise",
-        allow_private_hosts: bool = False,
-    ) -> Request:
-        label_set = self.info.label_set if labels is None else resolve_labels(labels)
-        method = method or self.info.method
-        if decoding not in ("constrained", "free"):
-            raise EmoR3Error(f"decoding={decoding!r} is unknown; choose constrained or free")
-        num_candidates = positive("num_candidates", num_candidates)
-        max_new_tokens = positive("max_new_tokens", max_new_tokens)
-        temperature = check_temperature(temperature)
-        question = self.info.prompts.question(method, label_set)
-        reflect = reflect or num_candidates > 1
-        if reflect and method == "direct":
-            raise EmoR3Error("a direct answer has no text to reflect on; use method set or think")
-        if num_candidates > 1 and temperature is None:
-            temperature = 1.0
+    def _request(self, **options: Any) -> Request:
+        """The options of a call, checked, and the prompt that they lead to."""
+        checked = CallOptions.of(self.info, self.batch_size, **options)
+        question = self.info.prompts.question(checked.method, checked.labels)
         prompt = render_prompt(self.processor, question, with_image=True)
         plain = prompt_tokens(self.processor, prompt)
         limit = self._engine.positions
-        if limit is not None and len(plain) + max_new_tokens > limit:
+        if limit is not None and len(plain) + checked.max_new_tokens > limit:
             raise EmoR3Error(
-                f"the question's {len(plain):,} tokens and max_new_tokens={max_new_tokens} are more than the "
+                f"the question's {len(plain):,} tokens and max_new_tokens={checked.max_new_tokens} are more than the "
                 f"{limit:,} positions of {self.name}; use fewer labels or a smaller max_new_tokens"
             )
-        return Request(
-            label_set,
-            method,
-            decoding,
-            reflect,
-            num_candidates,
-            positive("batch_size", self.batch_size if batch_size is None else batch_size),
-            max_new_tokens,
-            temperature,
-            whole_number("seed", seed),
-            check_on_error(on_error),
-            allow_private_hosts,
-            prompt,
-            plain,
-        )
+        return Request(checked, prompt, plain)
 
     def _run(self, images: Iterable[Any], request: Request) -> Iterator[EmotionResult]:
         def prepare(sources: list[Any]) -> Batch:
             return self._engine.prepare(sources, request)
 
-        size = max(1, request.batch_size // request.num_candidates)
+        size = max(1, request.options.batch_size // request.options.num_candidates)
         for batch in prefetch(prepare, chunks(images, size)):
             yield from self._engine.predict(batch, request)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EmoR3Error
 
 if TYPE_CHECKING:
-    from .sync import LocalFile
+    from .listing import LocalFile
 
 SHARDS = ".safetensors.index.json"
 _BATCH = 100  # rows in memory at once

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from ..errors import EmoR3Error
 from ..utils import published
 from .contents import check_contents
-from .sync import Kind, LocalFile, Target, find_files, local_file
+from .listing import Kind, LocalFile, Target, find_files, local_file
 from .wheel import bring_package, read_text
 
 RUN_FILES = ("run.json", "recipe.yaml", "cold_start.json", "log.csv", "curves.png")
@@ -95,7 +95,8 @@ def model_target(
         files[CARD] = local_file(CARD, card or own)
         return Target("model", repo_id, files, **options)
 
-    from .model_card import adapter_config, load_model_facts, render_model_card
+    from .model_card import render_model_card
+    from .model_facts import adapter_config, load_model_facts
 
     facts = load_model_facts(weights, run, repo_id, results, adapter)
     if adapter:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EmoR3Error
-from .sync import LocalFile, local_file
+from .listing import LocalFile, local_file
 
 SETTING = "hub/collection.toml"
 WAYS = ("wheel", "source")

@@ -15,7 +15,8 @@ from ..data.build import import_datasets
 from ..data.examples import row_name
 from ..data.load import to_prompts
 from ..errors import DataError, ImageError, RecipeError
-from ..images.loading import fit_image, load_image
+from ..images.fitting import fit_image
+from ..images.loading import load_image
 from ..models.prefix_cache import adds_special_tokens, render_prompt
 from ..prompts import Method, Prompts
 from .config import RunArguments

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from emo_r3 import LABEL_SETS, LabelSet, load_prompts, normalize_label, parse_completion
-from emo_r3.images.loading import fit_image, load_image
+from emo_r3.images.fitting import fit_image
+from emo_r3.images.loading import load_image
 from emo_r3.inference.endpoint_reply import up_to_box
 from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.models.checkpoint_files import checkpoint_folder

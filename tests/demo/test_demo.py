@@ -28,11 +28,11 @@ import torch
 import yaml
 from PIL import Image
 
+import emo_r3.demo.uploads
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, LabelSet
 from emo_r3.cli.main import main
-from emo_r3.demo import html as charts
-from emo_r3.demo import uploads as serving
-from emo_r3.demo.uploads import Answers, BodyLimit, Uploads
+from emo_r3.demo import html
+from emo_r3.demo.uploads import Answers, BodyLimit, Uploads, web_words
 from emo_r3.inference.streaming import StreamEvent, stream_events
 from emo_r3.models import reflection
 from emo_r3.models.checkpoint import CHECKPOINT, CheckpointInfo
@@ -59,56 +59,56 @@ RESULT = EmotionResult(
 
 
 def test_bars_show_every_label_the_most_probable_first() -> None:
-    drawn = charts.bars({"awe": 0.25, "<fear>": 0.75})
+    drawn = html.bars({"awe": 0.25, "<fear>": 0.75})
     assert re.findall(r'class="name">([^/]*)</span>', drawn) == ["&lt;fear&gt;", "awe"]
     assert re.findall(r"width: ([\d.]+)%", drawn) == ["75.0", "25.0"]
 
 
 def test_plane_puts_the_point_where_valence_and_arousal_are() -> None:
-    drawn = charts.plane(RESULT)
+    drawn = html.plane(RESULT)
     x, y = map(float, re.search(r'class="point" cx="([\d.]+)" cy="([\d.]+)"', drawn).groups())
     left, top, side = map(float, re.search(r'class="frame" x="(\d+)" y="(\d+)" width="(\d+)"', drawn).groups())
     assert (x - left) / side == pytest.approx((3.91 - 1) / 8, abs=1e-3)
     assert (y - top) / side == pytest.approx((9 - 5.56) / 8, abs=1e-3), "excited is up"
     assert 'aria-label="Valence 3.9 and arousal 5.6' in drawn
     assert drawn.count('class="dot"') == 2
-    assert "no point to draw" in charts.plane(EmotionResult("a", "x", {"x": 1.0}))
+    assert "no point to draw" in html.plane(EmotionResult("a", "x", {"x": 1.0}))
 
 
 def test_names_in_the_plane_keep_clear_of_other_dots() -> None:
     near = {"anger": 0.5, "fear": 0.5}
-    drawn = charts.plane(EmotionResult("a", "fear", near, valence=2.7, arousal=6.0))
+    drawn = html.plane(EmotionResult("a", "fear", near, valence=2.7, arousal=6.0))
     anchors = dict(re.findall(r'text-anchor="(start|end)">(anger|fear)<', drawn))
     assert anchors == {"end": "anger", "start": "fear"}, "anger is left of fear, and so is its name"
 
 
 def test_what_models_and_people_write_is_no_html() -> None:
     shown = [
-        charts.step_card("step1", RESULT.step1 or ""),
-        charts.answer_card(RESULT),
-        charts.check_card(RESULT),
-        charts.gallery([RESULT], [None]),
-        charts.table([RESULT, EmotionResult("<b>", error="<b>: broken")]),
-        charts.status("<b>"),
+        html.step_card("step1", RESULT.step1 or ""),
+        html.answer_card(RESULT),
+        html.check_card(RESULT),
+        html.gallery([RESULT], [None]),
+        html.table([RESULT, EmotionResult("<b>", error="<b>: broken")]),
+        html.status("<b>"),
     ]
-    assert not any("<i>" in html or "<b>" in html for html in shown)
+    assert not any("<i>" in part or "<b>" in part for part in shown)
 
 
 def test_a_thought_has_a_card_of_its_own() -> None:
-    shown = charts.step_card("think", "A wolf.")
+    shown = html.step_card("think", "A wolf.")
     assert "Reasoning" in shown and "A wolf." in shown and "Step" not in shown
-    checked = charts.check_card(replace(RESULT, steps={"think": "A wolf."}))
+    checked = html.check_card(replace(RESULT, steps={"think": "A wolf."}))
     assert "its reasoning can describe" in checked and "step" not in checked
 
 
 def test_self_check_is_shown_on_request_only_and_says_what_it_means() -> None:
-    assert charts.check_card(EmotionResult("a", "awe", {"awe": 1.0})) == ""
-    shown = charts.check_card(RESULT)
+    assert html.check_card(EmotionResult("a", "awe", {"awe": 1.0})) == ""
+    shown = html.check_card(RESULT)
     assert "90%" in shown and "40%" in shown and "another label, awe" in shown and "no proof" in shown
 
 
 def test_downloads_hold_the_table() -> None:
-    links = charts.downloads([RESULT.to_dict()], charts_labels())
+    links = html.downloads([RESULT.to_dict()], LabelSet("custom", ("awe", "fear")))
     data = dict(re.findall(r'download="emo-r3\.(\w+)" href="data:[^,]*,([^"]*)"', links))
     texts = {style: base64.b64decode(value).decode() for style, value in data.items()}
     assert json.loads(texts["json"]) == [json.loads(RESULT.to_json())]
@@ -116,15 +116,11 @@ def test_downloads_hold_the_table() -> None:
     assert (row["image"], row["label"], row["p_fear"], row["step2"]) == ("<b>.png", "fear", "0.75", "It frightens.")
 
 
-def charts_labels() -> Any:
-    return LabelSet("custom", ("awe", "fear"))
-
-
 # Uploads
 
 
 def test_an_upload_is_read_once_deleted_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "KEEP_SECONDS", 0.2)
+    monkeypatch.setattr(emo_r3.demo.uploads, "KEEP_SECONDS", 0.2)
     uploads, file = Uploads(tmp_path, tmp_path / "examples"), tmp_path / "upload.png"
     file.write_bytes(b"image")
     assert uploads.take(str(file), "mine.png") == {"bytes": b"image", "path": "mine.png"}
@@ -145,7 +141,7 @@ def test_a_second_upload_of_the_same_image_is_deleted_too(tmp_path: Path) -> Non
 
 
 def test_uploads_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_MAX_KEPT", 100)
+    monkeypatch.setattr(emo_r3.demo.uploads, "_MAX_KEPT", 100)
     uploads = Uploads(tmp_path, tmp_path / "examples")
     for name in "abc":
         (tmp_path / name).write_bytes(bytes(40))
@@ -162,7 +158,7 @@ def test_what_nobody_reads_is_swept_away(tmp_path: Path, monkeypatch: pytest.Mon
     uploads = Uploads(tmp_path, tmp_path / "examples")
     uploads.sweep()
     assert all(file.exists() for file in files), "the time has not come"
-    monkeypatch.setattr(serving, "KEEP_SECONDS", 0.3)
+    monkeypatch.setattr(emo_r3.demo.uploads, "KEEP_SECONDS", 0.3)
     time.sleep(0.4)
     files[1].write_bytes(b"image")
     uploads.sweep_for_ever(pause=0.01)
@@ -237,8 +233,8 @@ def post(tmp_path: Path) -> Any:
 
 
 def test_uploads_are_bounded_for_each_address(post: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MAX_SENT", 2000)
-    monkeypatch.setattr(serving, "KEEP_SECONDS", 0.3)
+    monkeypatch.setattr(emo_r3.demo.uploads, "MAX_SENT", 2000)
+    monkeypatch.setattr(emo_r3.demo.uploads, "KEEP_SECONDS", 0.3)
     assert [post(900), post(900), post(900)] == [200, 200, 429]
     assert post(900, path="/gradio_api/mcp/") == 429, "an MCP call brings its image along"
     assert post(900, host="192.0.2.2") == 200, "another person"
@@ -248,7 +244,7 @@ def test_uploads_are_bounded_for_each_address(post: Any, monkeypatch: pytest.Mon
 
 
 def test_in_a_space_the_proxy_says_who_asks(post: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MAX_SENT", 1000)
+    monkeypatch.setattr(emo_r3.demo.uploads, "MAX_SENT", 1000)
     monkeypatch.setenv("SPACE_ID", "emo-r3/demo")
     assert post(900, **{"x-forwarded-for": "198.51.100.1, 192.0.2.8"}) == 200
     assert post(900, **{"x-forwarded-for": "198.51.100.2, 192.0.2.8"}) == 429
@@ -256,17 +252,17 @@ def test_in_a_space_the_proxy_says_who_asks(post: Any, monkeypatch: pytest.Monke
 
 
 def test_uploads_on_the_disk_are_bounded_together(post: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MAX_DISK", 2000)
+    monkeypatch.setattr(emo_r3.demo.uploads, "MAX_DISK", 2000)
     (tmp_path / "hash").mkdir()
     (tmp_path / "hash/old.png").write_bytes(bytes(1500))
     assert (post(400), post(600)) == (200, 507)
     assert post(600, path="/gradio_api/queue/join") == 200, "what is there can still be read"
-    monkeypatch.setattr(serving, "MAX_FILES", 1)
+    monkeypatch.setattr(emo_r3.demo.uploads, "MAX_FILES", 1)
     assert post(1) == 507, "many small files"
 
 
 def test_empty_folders_of_uploads_are_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "KEEP_SECONDS", 0.2)
+    monkeypatch.setattr(emo_r3.demo.uploads, "KEEP_SECONDS", 0.2)
     (tmp_path / "examples").mkdir()
     (tmp_path / "hash").mkdir()
     uploads = Uploads(tmp_path, tmp_path / "examples")
@@ -289,7 +285,7 @@ class _Slow:
 
 
 def test_a_call_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "TIME_LIMIT", 0.1)
+    monkeypatch.setattr(emo_r3.demo.uploads, "TIME_LIMIT", 0.1)
     pipeline: Any = _Slow()
     image = type("Upload", (), {"path": "http://example.org/image.png"})
     with pytest.raises(EmoR3Error, match="took longer"):
@@ -320,7 +316,7 @@ URL = type("Upload", (), {"path": "http://example.org/image.png"})
 
 
 def test_the_time_limit_ends_scoring_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "TIME_LIMIT", 0.2)
+    monkeypatch.setattr(emo_r3.demo.uploads, "TIME_LIMIT", 0.2)
     pipeline: Any = _ScoresForEver()
     answers = Answers(pipeline, Uploads(tmp_path, tmp_path))
     many = type("Uploads", (), {"root": [URL]})
@@ -426,7 +422,7 @@ def test_a_label_alone_has_no_self_check(tmp_path: Path) -> None:
 def test_a_data_url_is_read_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uploads = Uploads(tmp_path, tmp_path)
     assert uploads.take("data:image/png;base64,AAEC", None) == {"bytes": b"\0\1\2", "path": "image"}
-    monkeypatch.setattr(serving, "MAX_FILE", 9)
+    monkeypatch.setattr(emo_r3.demo.uploads, "MAX_FILE", 9)
     for url, said in (
         ("data:image/png,AAEC", "begins"),
         ("data:image/png;base64,A!", "can't be read"),
@@ -438,9 +434,7 @@ def test_a_data_url_is_read_within_bounds(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_web_words_hold_no_token_and_no_advice_for_programmers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "a secret")
-    said = serving.web_words(
-        "a secret and hf_abcdefghijklm: more than 9 pixels; use a smaller one, or raise max_pixels"
-    )
+    said = web_words("a secret and hf_abcdefghijklm: more than 9 pixels; use a smaller one, or raise max_pixels")
     assert said == "*** and ***: more than 9 pixels; use a smaller one"
 
 

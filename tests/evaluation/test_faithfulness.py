@@ -29,7 +29,7 @@ from emo_r3.evaluation.faithfulness import (
     mask_scene,
     summarize,
 )
-from emo_r3.images.loading import GREY
+from emo_r3.images.fitting import GREY
 from emo_r3.labels import LABEL_SETS, LabelSet
 from emo_r3.metrics.accuracy import mcnemar, wilson
 from emo_r3.miniature.datasets import make_miniature

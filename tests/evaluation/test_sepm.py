@@ -32,7 +32,8 @@ from emo_r3.evaluation.sepm import (
     option_tokens,
     options_of,
 )
-from emo_r3.images.loading import fit_image, load_image
+from emo_r3.images.fitting import fit_image
+from emo_r3.images.loading import load_image
 from emo_r3.labels import LABEL_SETS, LabelSet
 from emo_r3.miniature.datasets import make_miniature
 from emo_r3.models.decoding import BOX, box_sequences

@@ -22,7 +22,8 @@ import pytest
 from PIL import ExifTags, Image, features
 
 from emo_r3.errors import ImageError
-from emo_r3.images.loading import FORMATS, SUFFIXES, LoadedImage, find_images, load_image
+from emo_r3.images.kinds import FORMATS
+from emo_r3.images.loading import SUFFIXES, LoadedImage, find_images, load_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")

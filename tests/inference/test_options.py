@@ -9,36 +9,57 @@ import numpy as np
 import pytest
 
 from emo_r3.errors import EmoR3Error
-from emo_r3.inference.options import check_on_error, check_temperature, positive, whole_number
+from emo_r3.inference.options import CallOptions
+from emo_r3.models.checkpoint import CheckpointInfo
+
+
+def options(**given: Any) -> CallOptions:
+    return CallOptions.of(CheckpointInfo(), 3, **given)
+
+
+def test_what_is_not_said_is_the_checkpoints() -> None:
+    info = CheckpointInfo()
+    assert options() == CallOptions(info.label_set, info.method, 3)
+    assert options(labels=["b", "a"], method="think", batch_size=5).labels.labels == ("b", "a")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    assert positive("n", np.int64(4)) == 4 and type(positive("n", np.uint8(4))) is int
-    assert whole_number("seed", np.int64(-3)) == -3 and whole_number("seed", 0) == 0
-    assert check_temperature(np.float32(0.5)) == 0.5 and type(check_temperature(np.float64(0.5))) is float
-    assert check_temperature(1) == 1.0 and check_temperature(None) is None
-    assert check_on_error("return") == "return"
+    made = options(num_candidates=np.int64(4), batch_size=np.uint8(4), seed=np.int64(-3), temperature=np.float64(0.5))
+    assert (made.num_candidates, made.batch_size, made.seed, made.temperature) == (4, 4, -3, 0.5)
+    assert type(made.batch_size) is int and type(made.temperature) is float
+    assert options(temperature=np.float32(0.5)).temperature == 0.5 and options(temperature=1).temperature == 1.0
+    assert options().temperature is None and options(on_error="return").on_error == "return"
 
 
+def test_several_candidates_are_sampled_and_reflected_on() -> None:
+    made = options(num_candidates=2)
+    assert made.reflect and made.temperature == 1.0
+    assert options(num_candidates=2, temperature=0.5).temperature == 0.5
+    for option in ({"reflect": True}, {"num_candidates": 2}):
+        with pytest.raises(EmoR3Error, match="a direct answer has no text to reflect on"):
+            options(method="direct", **option)
+
+
+@pytest.mark.parametrize("name", ["num_candidates", "max_new_tokens"])
 @pytest.mark.parametrize("value", [0, -1, 1.0, "4", None, True, np.float32(2), math.nan, [1]])
-def test_what_is_no_count(value: Any) -> None:
-    with pytest.raises(EmoR3Error, match=r"num_candidates=.* whole number of at least 1"):
-        positive("num_candidates", value)
+def test_what_is_no_count(name: str, value: Any) -> None:
+    with pytest.raises(EmoR3Error, match=rf"{name}=.* whole number of at least 1"):
+        options(**{name: value})
 
 
 @pytest.mark.parametrize("value", [1.5, "0", None, False, math.inf, np.float64(1)])
 def test_what_is_no_seed(value: Any) -> None:
     with pytest.raises(EmoR3Error, match=r"seed=.* must be a whole number"):
-        whole_number("seed", value)
+        options(seed=value)
 
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, -math.inf, math.nan, 1e300, 1e-300, "hot", "0.7", True, [1]])
 def test_what_is_no_temperature(value: Any) -> None:
     with pytest.raises(EmoR3Error, match=r"temperature=.* (is not above 0|is not a number from)"):
-        check_temperature(value)
+        options(temperature=value)
 
 
 @pytest.mark.parametrize("value", ["ignore", None, True, 1])
 def test_what_is_no_way_with_errors(value: Any) -> None:
     with pytest.raises(EmoR3Error, match=r"raise or return"):
-        check_on_error(value)
+        options(on_error=value)

@@ -556,7 +556,7 @@ def test_a_model_that_computes_nan_is_told_what_is_to_blame() -> None:
 
 def test_an_image_beyond_the_models_positions_is_refused(qwen: EmoR3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = make_images((28, 28), (110, 110))
-    plain = len(qwen._request(None, "direct", "constrained").plain)
+    plain = len(qwen._request(method="direct").plain)
     monkeypatch.setattr(qwen.model.config.get_text_config(), "max_position_embeddings", plain + 40 + 8)
     own = EmoR3Pipeline(qwen.model, qwen.processor, qwen.info, name="tiny")
     expected = qwen(small, method="direct", max_new_tokens=40)

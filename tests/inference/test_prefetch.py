@@ -8,7 +8,8 @@ import time
 import pytest
 from PIL import Image
 
-from emo_r3.images.loading import GREY, LoadedImage, fit_image
+from emo_r3.images.fitting import GREY, fit_image
+from emo_r3.images.loading import LoadedImage
 from emo_r3.inference.prefetch import prefetch
 from emo_r3.utils import chunks
 

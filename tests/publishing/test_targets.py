@@ -19,7 +19,7 @@ from hub_server import HubServer, run_client
 from pusher import TOKEN, Pusher, files_in, files_on, titles
 
 from emo_r3.errors import EmoR3Error
-from emo_r3.publishing import sync, targets
+from emo_r3.publishing import listing, sync, targets
 
 
 @pytest.fixture(scope="module")
@@ -412,34 +412,34 @@ def test_a_token_in_an_error_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_parquet_that_may_hold_images(tmp_path: Path, column: Any, images: bool) -> None:
     pq.write_table(pa.table({"id": ["a"], "column": column}), tmp_path / "a.parquet")
-    assert sync.may_hold_images(tmp_path / "a.parquet") is images
+    assert listing.may_hold_images(tmp_path / "a.parquet") is images
 
 
 @pytest.mark.parametrize("name, images", [("a.md", False), ("a.json", False), ("a.png", True), ("a", True)])
 def test_other_files_that_may_hold_images(tmp_path: Path, name: str, images: bool) -> None:
-    assert sync.may_hold_images(tmp_path / name) is images
+    assert listing.may_hold_images(tmp_path / name) is images
 
 
 def test_broken_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no")
     with pytest.raises(EmoR3Error, match=r"a\.parquet can't be read"):
-        sync.may_hold_images(tmp_path / "a.parquet")
+        listing.may_hold_images(tmp_path / "a.parquet")
 
 
 def test_same_content_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"hello\n")
-    file = sync.LocalFile("a", path, 6)
+    file = listing.LocalFile("a", path, 6)
     git = SimpleNamespace(size=6, lfs=None, blob_id="ce013625030ba8dba906f756967f9e9ca394464a")
     sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
     large = SimpleNamespace(size=6, lfs=SimpleNamespace(sha256=sha256), blob_id="of the pointer")
     for theirs in (git, large):
-        assert not sync.differs(file, theirs)
-        assert sync.differs(sync.LocalFile("a", path, 7), theirs)
+        assert not listing.differs(file, theirs)
+        assert listing.differs(listing.LocalFile("a", path, 7), theirs)
     path.write_bytes(b"hallo\n")
-    assert sync.differs(file, git) and sync.differs(file, large)
+    assert listing.differs(file, git) and listing.differs(file, large)
 
 
 def test_sizes() -> None:
     sizes = {0: "0 B", 999: "999 B", 1000: "1 kB", 12_345_678: "12.3 MB", 5_000_000_000: "5 GB"}
-    assert {size: sync.size_text(size) for size in sizes} == sizes
+    assert {size: listing.size_text(size) for size in sizes} == sizes

@@ -13,7 +13,7 @@ from pusher import files_on
 
 from emo_r3.errors import EmoR3Error
 from emo_r3.publishing import wheel
-from emo_r3.publishing.sync import local_file
+from emo_r3.publishing.listing import local_file
 from emo_r3.publishing.targets import metric_target, rename_home, space_target
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""Every private part that the trainer builds on is as the table says, and one that is not is told with the versions."""
+"""Every private part that the trainer builds on is as the table says; one that is not is told with the versions."""
 
 from __future__ import annotations
 

@@ -1,0 +1,44 @@
+"""An image in a shape that any processor takes."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from .loading import LoadedImage
+
+# Beyond these, processors fail (Qwen-VL refuses a ratio above 200) or a side vanishes in resizing.
+MAX_ASPECT = 50
+MIN_SIDE = 28
+# A square of the longer side of a huge strip would fill the memory; the models that want squares are small.
+MAX_SQUARE = 2048
+# About 0 after normalisation, so that what is added says nothing.
+GREY = (127, 127, 127)
+
+
+def fit_image(loaded: LoadedImage, square: bool = False) -> LoadedImage:
+    """Brings an image into a shape that any processor takes, and notes it: not too narrow, not tiny.
+
+    Args:
+        loaded (`LoadedImage`): the image.
+        square (`bool`, *optional*, defaults to `False`): pad to a square.
+    """
+    image, notes = loaded.image, list(loaded.notes)
+    if square and max(image.size) > MAX_SQUARE:
+        large = image.size
+        factor = MAX_SQUARE / max(large)
+        image = image.resize((max(1, round(large[0] * factor)), max(1, round(large[1] * factor))), reducing_gap=2.0)
+        notes.append(f"reduced from {large[0]}x{large[1]} to {image.width}x{image.height}")
+    width, height = image.size
+    least = max(width, height) if square else -(-max(width, height) // MAX_ASPECT)
+    padded = (max(width, least), max(height, least))
+    if padded != (width, height):
+        canvas = Image.new("RGB", padded, GREY)
+        canvas.paste(image, ((padded[0] - width) // 2, (padded[1] - height) // 2))
+        image = canvas
+        notes.append(f"padded from {width}x{height} to {padded[0]}x{padded[1]}")
+    if min(image.size) < MIN_SIDE:
+        factor = -(-MIN_SIDE // min(image.size))
+        small = image.size
+        image = image.resize((small[0] * factor, small[1] * factor), Image.Resampling.NEAREST)
+        notes.append(f"enlarged from {small[0]}x{small[1]} to {image.width}x{image.height}")
+    return LoadedImage(image, loaded.name, tuple(notes))

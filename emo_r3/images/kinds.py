@@ -1,0 +1,63 @@
+"""The kinds of file that are read as images, and what another one is."""
+
+from __future__ import annotations
+
+# Short on purpose: Pillow's other decoders are rarely used, hold whole images in containers or start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_SAVE = ", which is not read; save it as PNG or JPEG"
+_FRAME = "a video, not an image; save a frame of it as PNG or JPEG"
+_RARE = "not a readable image: {} of a rare kind, or damaged; save it as PNG or JPEG"
+# What else is often called .jpg or .png, by what stands at an offset. The last are of kinds that Pillow reads, but not
+# in every variety.
+_SIGNATURES = (
+    (0, b"%PDF-", "a PDF document" + _SAVE),
+    (0, b"%!PS", "a PostScript document" + _SAVE),
+    (0, b"8BPS", "a Photoshop document" + _SAVE),
+    (0, b"\xff\x0a", "a JPEG XL image" + _SAVE),
+    (4, b"JXL ", "a JPEG XL image" + _SAVE),
+    (4, b"jP  ", "a JPEG 2000 image" + _SAVE),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image" + _SAVE),
+    (0, b"\0\0\1\0", "an icon" + _SAVE),
+    (128, b"DICM", "a DICOM image" + _SAVE),
+    (0, b"\x1a\x45\xdf\xa3", _FRAME),
+    (8, b"AVI ", _FRAME),
+    (0, b"PK\3\4", "an archive or an office document, not an image; take the image out of it"),
+    (0, b"\x1f\x8b", "an archive, not an image; unpack it"),
+    (0, b"\xff\xd8\xff", _RARE.format("JPEG")),
+    (0, b"\x89PNG", _RARE.format("PNG")),
+    (0, b"GIF8", _RARE.format("GIF")),
+    (0, b"II*\0", _RARE.format("TIFF")),
+    (0, b"MM\0*", _RARE.format("TIFF")),
+)
+
+
+def what_else(data: bytes) -> str:
+    """What a file is that Pillow doesn't know, whatever it is called."""
+    text = data[:65536].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<script", b"<head", b"<body")) or b"<html" in text[:1024]:
+        return "a web page, not an image; download the image itself"
+    if text.startswith(b"<") and b"<svg" in text:
+        return "an SVG drawing" + _SAVE
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image; run git lfs pull"
+    if data[4:8] == b"ftyp":
+        brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+        if b"avi" in brands:  # Pillow reads AVIF, if it was built so
+            return _RARE.format("AVIF")
+        if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1")):
+            return "a HEIC photo" + _SAVE
+        return _FRAME
+    for offset, signature, kind in _SIGNATURES:
+        if data[offset:].startswith(signature):
+            return kind
+    if text and all(byte >= 32 or byte in b"\t\r\n" for byte in text[:512]) and _is_utf8(text[:512]):
+        return "not a readable image but text; download the image itself"
+    return f"not a readable image ({', '.join(FORMATS)}); check that a viewer opens it and save it as PNG or JPEG"
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start >= len(data) - 3  # a character that was cut
+    return True
