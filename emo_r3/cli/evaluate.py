@@ -74,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
         if state.process_index:
             time.sleep(10)
         raise
+    finally:  # or a thread of it may end the process with SIGABRT on its way out
+        state.destroy_process_group()
     failed = 0 if state.process_index else print_results(args.output)
-    state.destroy_process_group()
     return EXIT_SOME_FAILED if failed else 0
 
 

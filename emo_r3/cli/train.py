@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         if rank():
             time.sleep(10)
         raise
-    PartialState().destroy_process_group()
+    finally:  # or a thread of it may end the process with SIGABRT on its way out
+        PartialState().destroy_process_group()
     return 0
 
 

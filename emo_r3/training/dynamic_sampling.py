@@ -31,6 +31,17 @@ class Rollout(NamedTuple):
     logprobs: list[float] | None
 
 
+def check_whole_groups(config: EmoR3Config) -> None:
+    """Raises [`RecipeError`] if a group's completions would lie on two processes: whole groups are replaced."""
+    rows = config.per_device_train_batch_size * (config.steps_per_generation or 1)
+    if rows % config.num_generations:
+        raise RecipeError(
+            f"dynamic_sampling replaces whole groups, and a process has {rows} completions of a generation, in groups "
+            f"of {config.num_generations}: make per_device_train_batch_size times steps_per_generation a multiple of "
+            "num_generations"
+        )
+
+
 class KeptGroups:
     """What dynamic sampling keeps of its tries: never more than the groups that are wanted.
 
@@ -75,13 +86,8 @@ class DynamicSampling(SharedRollout):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        rows = self.args.per_device_train_batch_size * (self.args.steps_per_generation or 1)
-        if self.args.dynamic_sampling and rows % self.num_generations:
-            raise RecipeError(
-                f"dynamic_sampling replaces whole groups, and a process has {rows} completions of a generation, in "
-                f"groups of {self.num_generations}: make per_device_train_batch_size times steps_per_generation a "
-                "multiple of num_generations"
-            )
+        if self.args.dynamic_sampling:
+            check_whole_groups(self.args)
 
     def measured(self, rows: Sequence[dict[str, Any]], completions: Sequence[Any]) -> list[dict[str, Any]]:
         """The rows with all that reward functions read of their completions."""

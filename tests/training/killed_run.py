@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from small_run import make_trainer, random_reward, weights
 from tiny_models import tiny_checkpoint
 
+from emo_r3.cli.main import said_by_the_library
 from emo_r3.errors import EmoR3Error
 from emo_r3.training.progress import follow
 from emo_r3.training.saving import last_checkpoint
@@ -90,6 +92,9 @@ if __name__ == "__main__":
         kill_often(folder, int(rest))
     else:
         try:
-            train(folder, kind, **json.loads(rest))
+            with said_by_the_library():
+                train(folder, kind, **json.loads(rest))
         except EmoR3Error as error:
             sys.exit(f"emo-r3: {error}")
+        finally:
+            PartialState().destroy_process_group()

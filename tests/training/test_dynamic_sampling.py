@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from emo_r3.training.dynamic_sampling import KeptGroups, Rollout
+from emo_r3.errors import RecipeError
+from emo_r3.training.config import EmoR3Config
+from emo_r3.training.dynamic_sampling import KeptGroups, Rollout, check_whole_groups
 
 
 def groups(*names: str) -> list[list[Rollout]]:
@@ -38,3 +41,15 @@ def kept_after(wanted: int, *tries: tuple[str, str]) -> tuple[str, int]:
 )
 def test_what_is_kept(tries: list[tuple[str, str]], expected: tuple[str, int]) -> None:
     assert kept_after(3, *tries) == expected
+
+
+def test_groups_on_two_processes_are_refused() -> None:
+    """TRL divides what all processes have; each must have whole groups."""
+
+    def config(size: int) -> EmoR3Config:
+        fields = {"per_device_train_batch_size": size, "steps_per_generation": 3, "num_generations": 4}
+        return cast(EmoR3Config, SimpleNamespace(**fields))
+
+    check_whole_groups(config(4))
+    with pytest.raises(RecipeError, match="has 6 completions of a generation, in groups of 4: make"):
+        check_whole_groups(config(2))

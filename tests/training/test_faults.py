@@ -19,7 +19,13 @@ from emo_r3.training.saving import STAGING, last_checkpoint
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
 PATHS = os.pathsep.join(map(str, SCRIPT.parents[:2]))
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": PATHS}
+# A process that dies of a signal says where.
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": PATHS,
+    "PYTHONFAULTHANDLER": "1",
+}
 
 
 def same(one, other):
@@ -93,7 +99,7 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_whole(limit, tmp_path, mon
     assert checkpoints(tmp_path)[-1] == "checkpoint-5"
 
 
-def test_sigterm_saves_when_the_generation_is_used_up(tmp_path, capsys):
+def test_sigterm_saves_when_the_generation_is_used_up(tmp_path, caplog):
     whole = make_trainer(tmp_path / "whole")
     whole.train()
     before = signal.getsignal(signal.SIGTERM)
@@ -101,7 +107,7 @@ def test_sigterm_saves_when_the_generation_is_used_up(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         trainer.train()
     assert caught.value.code == 143
-    assert "emo-r3: stopped at step 4; the same command goes on from there" in capsys.readouterr().err.splitlines()
+    assert "stopped at step 4; the same command goes on from there" in caplog.messages
     assert checkpoints(tmp_path / "ended") == ["checkpoint-4"]
     assert signal.getsignal(signal.SIGTERM) is before
     again = make_trainer(tmp_path / "ended", save_steps=100)
@@ -196,7 +202,8 @@ def two_ranks(folder, **settings):
 @pytest.mark.slow
 def test_ranks_stop_together_and_go_on(tmp_path):
     """A SIGTERM that reaches one of two ranks."""
-    assert two_ranks(tmp_path / "whole").returncode == 0
+    whole = two_ranks(tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr[-8000:]
     ended = two_ranks(tmp_path / "ended", fault="sigterm", save_steps=100)
     assert ended.returncode != 0
     assert ended.stderr.count("emo-r3: stopped at step 4;") == 1

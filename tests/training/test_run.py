@@ -141,7 +141,10 @@ def test_supervised_from_the_command_to_a_model_that_loads(
     assert (run / "final" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_stopped_run_goes_on_by_itself(recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_goes_on_by_itself(
+    recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "emo_r3")
     path = recipe(max_steps=3)
     whole = train(load_recipe(path, ["--output_dir", str(tmp_path / "whole")]))
     # What a kill between the second and the third step leaves behind.
@@ -154,7 +157,7 @@ def test_a_stopped_run_goes_on_by_itself(recipe: Write, tmp_path: Path, capsys: 
     capsys.readouterr()
     train(load_recipe(path, ["--output_dir", str(part)]))
     said = capsys.readouterr().err
-    assert f"going on from {part / 'checkpoint-2'}" in said
+    assert f"going on from {part / 'checkpoint-2'}" in caplog.messages
     assert "step 3/3" in said
     assert "step 2/3" not in said
     found = weights(part / "final")

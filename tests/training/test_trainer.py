@@ -191,18 +191,6 @@ def test_reward_mode_keeps_what_reflection_tells_apart(tmp_path: Path, monkeypat
     assert trainer._roll_out(rows)[1].tolist() == [True, True] and asked == [8]
 
 
-def test_groups_that_are_not_whole_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="has 6 completions of a generation, in groups of 4"):
-        make_trainer(
-            tmp_path,
-            dynamic_sampling="accuracy",
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=6,
-            steps_per_generation=3,
-            generation_batch_size=None,
-        )
-
-
 def test_other_rows_are_the_same_after_a_resume(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     prompts = [[row["label"] for row in trainer._other_rows(8, tries)] for tries in (1, 2, 1)]
