@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from PIL import Image
 
 from .loading import LoadedImage
+
+DEFAULT_MAX_PIXELS = 2**20
+"""Pixels of an image where neither the caller nor the checkpoint has a budget: some 1,300 tokens of Qwen2.5-VL, where
+a photograph of 48 megapixels would be 16,000."""
 
 # Beyond these, processors fail (Qwen-VL refuses a ratio above 200) or a side vanishes in resizing.
 MAX_ASPECT = 50
@@ -15,18 +21,22 @@ MAX_SQUARE = 2048
 GREY = (127, 127, 127)
 
 
-def fit_image(loaded: LoadedImage, square: bool = False) -> LoadedImage:
-    """Brings an image into a shape that any processor takes, and notes it: not too narrow, not tiny.
+def fit_image(loaded: LoadedImage, square: bool = False, max_pixels: int | None = None) -> LoadedImage:
+    """Brings an image into a shape that any processor takes, and notes it: not too large, too narrow or tiny.
 
     Args:
         loaded (`LoadedImage`): the image.
         square (`bool`, *optional*, defaults to `False`): pad to a square.
+        max_pixels (`int`, *optional*): reduce an image that has more.
     """
     image, notes = loaded.image, list(loaded.notes)
-    if square and max(image.size) > MAX_SQUARE:
-        large = image.size
-        factor = MAX_SQUARE / max(large)
-        image = image.resize((max(1, round(large[0] * factor)), max(1, round(large[1] * factor))), reducing_gap=2.0)
+    large = image.size
+    factor = min(1.0, math.sqrt(max_pixels / (large[0] * large[1])) if max_pixels else 1.0)
+    if square:
+        factor = min(factor, MAX_SQUARE / max(large))
+    if factor < 1:
+        size = (max(1, math.floor(large[0] * factor)), max(1, math.floor(large[1] * factor)))
+        image = image.resize(size, reducing_gap=2.0)
         notes.append(f"reduced from {large[0]}x{large[1]} to {image.width}x{image.height}")
     width, height = image.size
     least = max(width, height) if square else -(-max(width, height) // MAX_ASPECT)

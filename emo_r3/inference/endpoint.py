@@ -131,13 +131,14 @@ class EndpointPipeline:
         batch_size: int | None = None,
         on_error: OnError = "raise",
         allow_private_hosts: bool = False,
+        max_pixels: int | None = None,
         **others: Any,
     ) -> Any:
         """Reads the emotion of images.
 
         Args:
             images: as [`EmoR3Pipeline`] takes them.
-            labels, method, max_new_tokens, temperature, seed, allow_private_hosts: as there.
+            labels, method, max_new_tokens, temperature, seed, allow_private_hosts, max_pixels: as there.
             decoding (`str`, *optional*, defaults to `"free"`): nothing else: a server can't be made to keep a form.
             batch_size (`int`, *optional*): instead of the pipeline's `concurrency`.
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` gives a result with `error` set for a
@@ -168,6 +169,7 @@ class EndpointPipeline:
             batch_size=batch_size,
             on_error=on_error,
             allow_private_hosts=allow_private_hosts,
+            max_pixels=max_pixels or self.info.max_pixels,
         )
         question = self.info.prompts.question(options.method, options.labels)
         return one_or_many(images, lambda many: self._run(many, question, options))
@@ -198,7 +200,7 @@ class EndpointPipeline:
         name = source_name(source)
         async with turns:
             try:
-                loaded, data_url = await asyncio.to_thread(self._image, source, options.allow_private_hosts)
+                loaded, data_url = await asyncio.to_thread(self._image, source, options)
                 name = loaded.name
                 reply = await self._persist(client, name, self._body(data_url, loaded, question, options))
             except (ImageError, _NoAnswer) as error:
@@ -211,9 +213,10 @@ class EndpointPipeline:
             notes = (*notes, f"cut at max_new_tokens={options.max_new_tokens}")
         return make_result(loaded, reply.text, probabilities, notes, options, self.info, self.name)
 
-    def _image(self, source: Any, allow_private_hosts: bool) -> tuple[LoadedImage, str]:
+    def _image(self, source: Any, options: CallOptions) -> tuple[LoadedImage, str]:
         """The image as the local pipeline gives it to a processor, and the same pixels as a data URL."""
-        loaded = fit_image(load_image(source, allow_private_hosts=allow_private_hosts), self.info.square)
+        loaded = load_image(source, allow_private_hosts=options.allow_private_hosts)
+        loaded = fit_image(loaded, self.info.square, options.max_pixels)
         png = io.BytesIO()
         loaded.image.save(png, "PNG", compress_level=1)
         return loaded, "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")

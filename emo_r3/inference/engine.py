@@ -136,7 +136,7 @@ class Engine:
         for source in sources:
             try:
                 loaded = load_image(source, allow_private_hosts=request.options.allow_private_hosts)
-                slots.append(fit_image(loaded, self.info.square))
+                slots.append(fit_image(loaded, self.info.square, request.options.max_pixels))
             except ImageError as error:
                 slots.append(_failed(source_name(source), error, request))
         parts = self._parts(slots, request)

@@ -9,6 +9,7 @@ from operator import index
 from typing import Any, Literal
 
 from ..errors import EmoR3Error
+from ..images.fitting import DEFAULT_MAX_PIXELS
 from ..labels import LabelSet, resolve_labels
 from ..models.checkpoint import CheckpointInfo
 from ..prompts import Method
@@ -38,6 +39,7 @@ class CallOptions:
     seed: int = 0
     on_error: OnError = "raise"
     allow_private_hosts: bool = False
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("decoding", ("constrained", "free")), ("on_error", ("raise", "return"))):
@@ -52,6 +54,8 @@ class CallOptions:
         checked["reflect"] = self.reflect or several
         if checked["reflect"] and self.method == "direct":
             raise EmoR3Error("a direct answer has no text to reflect on; use method set or think")
+        if self.max_pixels is not None:
+            checked["max_pixels"] = positive("max_pixels", self.max_pixels)
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # the way of a frozen dataclass
 
@@ -64,13 +68,20 @@ class CallOptions:
         labels: Any = None,
         method: Method | None = None,
         batch_size: int | None = None,
+        max_pixels: int | None = None,
         **others: Any,
     ) -> CallOptions:
-        """Those of a call: where it says nothing, the checkpoint's labels and method, and the usual batch size."""
+        """Those of a call: where it says nothing, the checkpoint's labels and method, and the usual batch size.
+
+        A checkpoint with a pixel budget has a processor that keeps it.
+        """
+        if max_pixels is None and info.max_pixels is None:
+            max_pixels = DEFAULT_MAX_PIXELS
         return cls(
             info.label_set if labels is None else resolve_labels(labels),
             method or info.method,
             usual_batch_size if batch_size is None else batch_size,
+            max_pixels=max_pixels,
             **others,
         )
 

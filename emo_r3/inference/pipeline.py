@@ -210,6 +210,7 @@ class EmoR3Pipeline:
         batch_size: int | None = None,
         on_error: OnError = "raise",
         allow_private_hosts: bool = False,
+        max_pixels: int | None = None,
     ) -> Any:
         """Reads the emotion of images.
 
@@ -237,6 +238,8 @@ class EmoR3Pipeline:
             on_error (`str`, *optional*, defaults to `"raise"`): `"return"` gives a result with `error` set for a
                 image that can't be read, and goes on.
             allow_private_hosts (`bool`, *optional*, defaults to `False`): fetch URLs of private networks too.
+            max_pixels (`int`, *optional*): reduce an image that has more; the checkpoint's budget unless given, or
+                1,048,576 where it has none.
 
         Returns:
             `EmotionResult`, `list[EmotionResult]` or `Iterator[EmotionResult]`: in the order of the images.
@@ -257,6 +260,7 @@ class EmoR3Pipeline:
             batch_size=batch_size,
             on_error=on_error,
             allow_private_hosts=allow_private_hosts,
+            max_pixels=max_pixels,
         )
         return one_or_many(images, lambda many: self._run(many, request))
 
@@ -272,13 +276,15 @@ class EmoR3Pipeline:
         temperature: float | None = None,
         seed: int = 0,
         allow_private_hosts: bool = False,
+        max_pixels: int | None = None,
         **others: Any,
     ) -> Iterator[StreamEvent]:
         """Yields the answer for one image as it grows, then the result.
 
         Args:
             image: one image, as the call takes it.
-            labels, method, decoding, reflect, max_new_tokens, temperature, seed, allow_private_hosts: of the call.
+            labels, method, decoding, reflect, max_new_tokens, temperature, seed, allow_private_hosts, max_pixels: of
+                the call.
 
         Returns:
             `Iterator[StreamEvent]`: `section` and its `text` so far; the last event has the `result`. Leaving the
@@ -299,6 +305,7 @@ class EmoR3Pipeline:
             temperature=temperature,
             seed=seed,
             allow_private_hosts=allow_private_hosts,
+            max_pixels=max_pixels,
         )
         batch = self._engine.prepare([image], request)
 

@@ -34,7 +34,7 @@ class Rollout(NamedTuple):
 def check_whole_groups(config: EmoR3Config) -> None:
     """Raises [`RecipeError`] if a group's completions would lie on two processes: whole groups are replaced."""
     rows = config.per_device_train_batch_size * (config.steps_per_generation or 1)
-    if rows % config.num_generations:
+    if rows % (config.num_generations or 1):
         raise RecipeError(
             f"dynamic_sampling replaces whole groups, and a process has {rows} completions of a generation, in groups "
             f"of {config.num_generations}: make per_device_train_batch_size times steps_per_generation a multiple of "

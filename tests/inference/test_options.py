@@ -19,7 +19,10 @@ def options(**given: Any) -> CallOptions:
 
 def test_what_is_not_said_is_the_checkpoints() -> None:
     info = CheckpointInfo()
-    assert options() == CallOptions(info.label_set, info.method, 3)
+    assert options() == CallOptions(info.label_set, info.method, 3, max_pixels=2**20)
+    with_budget = CheckpointInfo(max_pixels=4000)  # which its processor keeps
+    assert CallOptions.of(with_budget, 3).max_pixels is None
+    assert CallOptions.of(with_budget, 3, max_pixels=9).max_pixels == 9 == options(max_pixels=9).max_pixels
     assert options(labels=["b", "a"], method="think", batch_size=5).labels.labels == ("b", "a")
 
 
@@ -40,8 +43,8 @@ def test_several_candidates_are_sampled_and_reflected_on() -> None:
             options(method="direct", **option)
 
 
-@pytest.mark.parametrize("name", ["num_candidates", "max_new_tokens"])
-@pytest.mark.parametrize("value", [0, -1, 1.0, "4", None, True, np.float32(2), math.nan, [1]])
+@pytest.mark.parametrize("name", ["num_candidates", "max_new_tokens", "max_pixels"])
+@pytest.mark.parametrize("value", [0, -1, 1.0, "4", True, np.float32(2), math.nan, [1]])
 def test_what_is_no_count(name: str, value: Any) -> None:
     with pytest.raises(EmoR3Error, match=rf"{name}=.* whole number of at least 1"):
         options(**{name: value})

@@ -40,6 +40,16 @@ def test_fit_image(size: tuple[int, int], square: bool, expected: tuple[int, int
     assert (fitted.image.getpixel((0, 0)) == GREY) == any(note.startswith("padded") for note in notes)
 
 
+def test_an_image_of_many_pixels_is_reduced() -> None:
+    """A photograph of 48 megapixels, to about one; what has fewer stays as it is."""
+    photograph = LoadedImage(Image.new("RGB", (8000, 6000)), "x", ())
+    fitted = fit_image(photograph, max_pixels=2**20)
+    assert fitted.image.size == (1182, 886) and fitted.notes == ("reduced from 8000x6000 to 1182x886",)
+    assert fit_image(photograph, True, 2**20).image.size == (1182, 1182)
+    small = LoadedImage(Image.new("RGB", (1024, 1024)), "x", ())
+    assert fit_image(small, max_pixels=2**20) == small
+
+
 def test_chunks() -> None:
     assert list(chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(chunks([], 2)) == []
