@@ -111,6 +111,11 @@ def splice_image(plain: Tokens, full: Tokens, other: Tokens, image_token: int | 
     return spliced, head + len(image)
 
 
+def whole_rows(logits: Tensor) -> Tensor:
+    """All of the logits."""
+    return logits
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where inputs go: to the embeddings, wherever the rest of the model is."""
     return cast(torch.device, model.get_input_embeddings().weight.device)
@@ -242,26 +247,32 @@ class CachedPrompts:
         """A row's prompt, image tokens included."""
         return self.tokens[row][: self.prompt_lengths[row]]
 
-    def next_logits(self, rows: Sequence[int], sequences: Sequence[Tokens]) -> Tensor:
+    def next_logits(
+        self, rows: Sequence[int], sequences: Sequence[Tokens], pick: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Logits of the token that follows each sequence.
 
         Args:
             rows (`list[int]`): per sequence, the row whose image it begins with.
             sequences (`list[list[int]]`): all token ids from the start of the prompt; what they have in common with
                 the row's own tokens is taken from the cache.
+            pick (`Callable`, *optional*): what is wanted of logits of shape `(n, vocabulary)`, of shape `(n, ...)`:
+                computed where the model is, so that the rest never leaves the device.
 
         Returns:
-            `Tensor`: of shape `(sequences, vocabulary)`, float32, on the CPU.
+            `Tensor`: of shape `(sequences, vocabulary)`, or what `pick` leaves of it, float32, on the CPU.
         """
+        pick = pick or whole_rows
         if self.cache is None or not is_reusable(self.cache):
-            return torch.stack([self._full_logits(row, tokens) for row, tokens in zip(rows, sequences, strict=True)])
+            alone = [self._full_logits(row, tokens) for row, tokens in zip(rows, sequences, strict=True)]
+            return torch.cat([pick(logits[None]).cpu() for logits in alone])
         length = self.cache.get_seq_length()
         kept = [self.shared(row, tokens) for row, tokens in zip(rows, sequences, strict=True)]
         logits: dict[int, Tensor] = {}
         cached = []
         for index, (row, keep) in enumerate(zip(rows, kept, strict=True)):
             if keep == 0 or keep < self.image_ends[row]:
-                logits[index] = self._full_logits(row, sequences[index])
+                logits[index] = pick(self._full_logits(row, sequences[index])[None]).cpu()[0]
             else:
                 cached.append(index)
         for start in range(0, len(cached), self.max_rows):
@@ -272,9 +283,8 @@ class CachedPrompts:
                 mask[line, self.padding[row] : self.padding[row] + kept[index]] = True
             position = torch.tensor([kept[index] for index in chunk]) + self.offsets[at]
             suffixes = [sequences[index][kept[index] :] for index in chunk]
-            logits.update(
-                zip(chunk, suffix_logits(self.model, self.cache, mask, position, at, suffixes).cpu(), strict=True)
-            )
+            found = pick(suffix_logits(self.model, self.cache, mask, position, at, suffixes))
+            logits.update(zip(chunk, found.cpu(), strict=True))
         return torch.stack([logits[index] for index in range(len(rows))])
 
     def shared(self, row: int, tokens: Tokens) -> int:
@@ -303,18 +313,22 @@ class CachedPrompts:
             name: value.to(device, kind) if value.is_floating_point() else value.to(device)
             for name, value in inputs.items()
         }
-        return self.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float().cpu()
+        return self.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
 
 
 @torch.no_grad()
 def read_prompts(
-    model: PreTrainedModel, prompts: Sequence[Tokens], pad_token: int, max_rows: int = 64
+    model: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    pad_token: int,
+    max_rows: int = 64,
+    pick: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[CachedPrompts, Tensor]:
     """Runs text-only prompts in one batch; `max_rows` is how many sequences may continue them in one forward.
 
     Returns:
         `tuple[CachedPrompts, Tensor]`: the prompts, ready to be continued, and the logits of the token after each, of
-        shape `(prompts, vocabulary)`, float32, on the CPU.
+        shape `(prompts, vocabulary)`, float32, on the CPU; of these what `pick` leaves, as in `next_logits`.
     """
     device = input_device(model)
     longest = max(map(len, prompts))
@@ -334,7 +348,7 @@ def read_prompts(
     cached = CachedPrompts(
         model, tokens, output.past_key_values, padding, offsets, [0] * len(prompts), encode, lengths, max_rows
     )
-    return cached, output.logits[:, -1].float().cpu()
+    return cached, (pick or whole_rows)(output.logits[:, -1].float()).cpu()
 
 
 def score_labels(
@@ -358,6 +372,9 @@ def score_labels(
     known = [] if first is None else [first]
     if paths:
         sequences = [[*context, *path] for path in paths for context in contexts]
-        logits = cached.next_logits(list(rows) * len(paths), sequences).split(len(contexts))
-        known += [part[:, tokens] for part, tokens in zip(logits, trie.tokens[len(known) :], strict=True)]
+        choices = trie.tokens[len(known) :]
+        wanted = sorted({token for tokens in choices for token in tokens})
+        logits = cached.next_logits(list(rows) * len(paths), sequences, lambda logits: logits[:, wanted])
+        for part, tokens in zip(logits.split(len(contexts)), choices, strict=True):
+            known.append(part[:, [wanted.index(token) for token in tokens]])
     return trie.score(known)

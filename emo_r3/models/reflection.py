@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -160,15 +161,18 @@ class LabelReader:
         for rows in chunks(range(len(questions)), size):
             asked, place = once([(questions[row], tuple(choices[row])) for row in rows])
             prompts = [self.render(question) for question, _ in asked]
-            cached, logits = read_prompts(self.model, prompts, self.end_token, size)
+            tries = {labels: self._trie(labels) for labels in dict.fromkeys(some for _, some in asked)}
+            known = sorted({token for trie in tries.values() if trie.paths[0] == () for token in trie.tokens[0]})
+            cached, logits = read_prompts(self.model, prompts, self.end_token, size, itemgetter((slice(None), known)))
             self.tokens += sum(map(len, prompts))
             whole = cached.cache is None or not is_reusable(cached.cache)
             parts = []
             forwards = 0
-            for labels in dict.fromkeys(some for _, some in asked):
-                trie = self._trie(labels)
+            for labels, trie in tries.items():
                 own = [at for at, (_, some) in enumerate(asked) if some == labels]
-                first = logits[own][:, trie.tokens[0]] if trie.paths[0] == () else None
+                first = None
+                if trie.paths[0] == ():
+                    first = logits[own][:, [known.index(token) for token in trie.tokens[0]]]
                 needed = len(own) * (len(trie.paths) - (first is not None))
                 forwards += needed if whole else math.ceil(needed / cached.max_rows)
                 parts.append((labels, trie, own, first))
@@ -297,10 +301,9 @@ class Reflector:
             spliced, _ = splice_image(plain, cached.prompt(row), alone, self._image_token)
             sequences.append(spliced or cached.encode(row, prompt)["input_ids"][0].tolist())
         which = [row for row, _ in asked]
-        # Of shape (rows, vocabulary), which is too much to keep for all batches.
-        logits = cached.next_logits(which, sequences)[place]
+        answers = cached.next_logits(which, sequences, self._read_yes_no)[place]
         self._image_tokens += sum(map(len, sequences)) - sum(map(cached.shared, which, sequences))
-        return read_yes_no(logits, self.yes, self.no)
+        return YesNo(answers[:, 0], answers[:, 1])
 
     def encode(self, prompt: str | Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
         """The processor's tensors of one prompt about each image, or of a prompt for each."""
@@ -313,6 +316,9 @@ class Reflector:
             add_special_tokens=adds_special_tokens(self.processor, texts[0]),
             return_tensors="pt",
         )
+
+    def _read_yes_no(self, logits: Tensor) -> Tensor:
+        return torch.stack(read_yes_no(logits, self.yes, self.no), 1)
 
     def _quote(self, text: str | None) -> str:
         return quotable(text or "", self.special) or MISSING
