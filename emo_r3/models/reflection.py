@@ -228,7 +228,13 @@ class Reflector:
         self.yes, self.no = answer_tokens(processor.tokenizer)
         self.end_token = end_tokens(model, processor.tokenizer)[0]
         self.special = special_texts(processor.tokenizer)
-        self.reader = LabelReader(model, processor.tokenizer, self._text_turn, self.end_token, batch_size, most)
+
+        def text_turn(
+            question: str,
+        ) -> Tokens:  # holds the processor alone, so that nothing keeps the model in a circle
+            return prompt_tokens(processor, render_prompt(processor, question, with_image=False))
+
+        self.reader = LabelReader(model, processor.tokenizer, text_turn, self.end_token, batch_size, most)
         self._image_token: int | None = getattr(processor, "image_token_id", None)
         self._image_tokens = 0
 
@@ -322,9 +328,6 @@ class Reflector:
 
     def _quote(self, text: str | None) -> str:
         return quotable(text or "", self.special) or MISSING
-
-    def _text_turn(self, question: str) -> Tokens:
-        return prompt_tokens(self.processor, render_prompt(self.processor, question, with_image=False))
 
     def _encode_images(self, opening: str, plain: Tokens, images: Sequence[Image.Image]) -> CachedPrompts:
         """Encodes images and what all questions about them begin with."""

@@ -52,6 +52,7 @@ PRIVATE = (
     Private(Trainer, "_load_best_model", ("self",), "resuming: names of weights"),
     Private(GRPOTrainer, "_get_train_sampler", ("self", "dataset"), "resuming: order by seed and epoch"),
     Private(Trainer, "_get_train_sampler", ("self", "train_dataset"), "resuming: the same for other trainers"),
+    Private(Trainer, "_run_epoch", None, "resuming: no step beyond the last"),
     Private(Trainer, "_get_grad_norm", ("self", "model", "grad_norm"), "safety: gradients that are not finite"),
     Private(AcceleratorState, "_reset_state", None, "run: between a cold start and what follows it"),
 )

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState
 
 from ..data.examples import fingerprint, load_rows, provenance, row_ids
@@ -25,9 +24,7 @@ from ..models.checkpoint import CheckpointInfo
 from .config import SupervisedConfig
 from .examples import select_cold_start
 from .recipe import Recipe, differences
-from .stage import Stage, rank
-
-_logger = get_logger(__name__)
+from .stage import Stage, rank, say
 
 PACKAGES = ("emo-r3", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm")
 
@@ -71,7 +68,7 @@ def train(recipe: Recipe) -> Path:
     output = Path(config.output_dir or ".")
     check_output(recipe, output)
     if (output / "final").is_dir():
-        _logger.info(f"{output / 'final'} is finished; for another run, choose another output_dir")
+        say(f"{output / 'final'} is finished; for another run, choose another output_dir")
         return output / "final"
     if config.n_gpu > 1:
         raise TrainingError(
@@ -81,7 +78,7 @@ def train(recipe: Recipe) -> Path:
         rows = load_rows(drawn_if_ours(run.dataset_name), run.dataset_split, run.dataset_revision)
     stage = Stage(recipe, config, rows, model_name)
     for line in recipe.plan.lines(len(rows)):
-        _logger.info(line)
+        say(line)
     facts = run_facts(recipe, stage)
     start = time.monotonic()
     if rank() == 0:
@@ -98,7 +95,7 @@ def train(recipe: Recipe) -> Path:
         facts |= {"seconds": round(time.monotonic() - start, 1), "metrics": metrics}
         facts["base_commit"] = CheckpointInfo.read(stage.final).base_commit
         write_text(output / "run.json", as_json(facts))
-    _logger.info(f"{stage.final} is the trained model")
+    say(f"{stage.final} is the trained model")
     return stage.final
 
 
@@ -115,7 +112,7 @@ def cold_start(stage: Stage) -> str:
     )
     first = Stage(stage.recipe, settings, stage.rows, stage.base, chosen)
     if not first.final.is_dir():
-        _logger.info(f"cold start on {len(chosen)} labelled images")
+        say(f"cold start on {len(chosen)} labelled images")
         if rank() == 0:
             drawn = {
                 "dataset": data_name(run.dataset_name),

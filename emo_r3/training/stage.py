@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-_logger = get_logger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class SupervisedTrainer(SafeTrainer, SFTTrainer):
@@ -80,7 +80,7 @@ class Stage:
         trainer, info = self._trainer()
         checkpoint = last_checkpoint(self.output)
         if checkpoint is not None:
-            _logger.info(f"going on from {checkpoint}")
+            say(f"going on from {checkpoint}")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         try:
             self._save(trainer, info)
@@ -253,3 +253,9 @@ def replace_folder(new: Path, folder: Path) -> None:
 def rank() -> int:
     """Number of this process."""
     return PartialState().process_index
+
+
+def say(text: str) -> None:
+    """Logs a line, once for all processes."""
+    if rank() == 0:
+        _logger.info(text)

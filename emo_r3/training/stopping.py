@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -18,7 +18,7 @@ from ..errors import TrainingError
 from .resuming import ExactResume, generation_window
 from .saving import WholeCheckpoints
 
-_logger = get_logger(__name__)
+_logger = logging.getLogger(__name__)
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
@@ -42,8 +42,9 @@ class SafeTrainer(WholeCheckpoints, ExactResume):
         with self._sigterm():
             output = super().train(*args, **kwargs)
             if self._everywhere_or_not(self._terminated) and self.state.global_step < self.state.max_steps:
-                step = self.state.global_step
-                _logger.warning(f"stopped at step {step}; the same command goes on from there")
+                if self.is_world_process_zero():
+                    step = self.state.global_step
+                    _logger.warning(f"stopped at step {step}; the same command goes on from there")
                 raise SystemExit(EXIT_TERMINATED)
         return output
 

@@ -11,7 +11,7 @@ from emo_r3.errors import RecipeError
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.labels import LABEL_SETS
 from emo_r3.models.checkpoint import CheckpointInfo
-from emo_r3.training import checkpointing as saving
+from emo_r3.training import saving
 from emo_r3.training.config import EmoR3Config, SupervisedConfig
 from emo_r3.training.resuming import check_save_steps, generation_window
 from emo_r3.training.saving import STAGING, last_checkpoint
