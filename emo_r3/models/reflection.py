@@ -229,9 +229,7 @@ class Reflector:
         self.end_token = end_tokens(model, processor.tokenizer)[0]
         self.special = special_texts(processor.tokenizer)
 
-        def text_turn(
-            question: str,
-        ) -> Tokens:  # holds the processor alone, so that nothing keeps the model in a circle
+        def text_turn(question: str) -> Tokens:  # without `self`, or a circle would keep the model in memory
             return prompt_tokens(processor, render_prompt(processor, question, with_image=False))
 
         self.reader = LabelReader(model, processor.tokenizer, text_turn, self.end_token, batch_size, most)
