@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}  # a cache of 1 GB; nothing is reported
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or it takes all cores for itself
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 
 def colocate_on_a_cpu(patch: pytest.MonkeyPatch) -> None:

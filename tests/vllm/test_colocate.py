@@ -29,11 +29,11 @@ FIELDS = {
     "vllm_importance_sampling_correction": "true",
     "per_device_train_batch_size": "8",
     "num_generations": "4",
-    "max_completion_length": "64",
+    "max_completion_length": "48",
     "max_steps": "2",
     "learning_rate": "1e-3",  # large: an update shows
 }
-TOKENS = 48
+ROWS, TOKENS = range(3), 32
 Written = list[tuple[list[int], list[float]]]  # ids and log-probabilities
 
 
@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def prompts(trainer: Any) -> list[dict[str, Any]]:
     """As TRL gives them to vLLM: ids that the processor has expanded, and the image."""
-    rows = [trainer.train_dataset[index] for index in range(4)]
+    rows = [trainer.train_dataset[index] for index in ROWS]
     ids, images, _ = trainer._tokenize_prompts([row_prompt(row) for row in rows])
     return [
         {"prompt_token_ids": one, "multi_modal_data": {"image": image}}
@@ -94,7 +94,7 @@ def by_vllm(trainer: Any) -> Written:
 
 def by_policy(trainer: Any) -> Written:
     written = []
-    for row in (trainer.train_dataset[index] for index in range(4)):
+    for row in (trainer.train_dataset[index] for index in ROWS):
         inputs = trainer.processing_class.apply_chat_template(
             row_prompt(row), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
