@@ -27,7 +27,7 @@ test-fast: $(VENV)/.dev  ## the same without what takes more than a few seconds
 
 # torch compiles nothing (minutes for a few tokens), and one thread is the quickest for a model of this size.
 test-vllm: $(VLLM_VENV)/.ready  ## run the tests of training and serving with a real vLLM, in an environment of its own
-	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/with_vllm
 
 quality: $(VENV)/.dev  ## lint, check the format and the types
 	$(BIN)/ruff check .
@@ -60,6 +60,6 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-$(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt tests/vllm/environment.py | $(BIN)/python
-	$(BIN)/python tests/vllm/environment.py $(VLLM_VENV)
+$(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt tests/with_vllm/environment.py | $(BIN)/python
+	$(BIN)/python tests/with_vllm/environment.py $(VLLM_VENV)
 	@touch $@

@@ -14,15 +14,14 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
+from ..environment import INSTALL_VLLM
 from ..errors import RecipeError, TrainingError
-
-INSTALL = "pip install 'emo-r3[vllm]'"
 
 
 def check_vllm(config: Any) -> None:
     """Raises `RecipeError` if these settings ask for vLLM and it is not installed."""
     if getattr(config, "use_vllm", False) and find_spec("vllm") is None:
-        raise RecipeError(f"use_vllm is true and vLLM is not installed: {INSTALL}, or set use_vllm to false")
+        raise RecipeError(f"use_vllm is true and vLLM is not installed: {INSTALL_VLLM}, or say use_vllm: false")
 
 
 def send_images_once(generation: Any, processor: ProcessorMixin) -> None:

@@ -1,6 +1,6 @@
 """Makes an environment with vLLM for a CPU, this package, and what the tests marked `vllm` need: `make test-vllm`.
 
-python tests/vllm/environment.py FOLDER
+python tests/with_vllm/environment.py FOLDER
 
 It has what `pip install 'emo-r3[vllm]'` brings on a machine with a GPU, in the versions of constraints-vllm.txt, with
 the CPU build of vLLM, which differs in three ways that are mended here.
