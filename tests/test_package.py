@@ -68,7 +68,10 @@ def test_version_is_the_distribution_s() -> None:
 
 @pytest.mark.parametrize(
     ("file", "extras"),
-    [("constraints.txt", ("train", "data", "eval", "demo", "dev")), ("constraints-vllm.txt", ("train", "data", "vllm"))],
+    [
+        ("constraints.txt", ("train", "data", "eval", "demo", "dev")),
+        ("constraints-vllm.txt", ("train", "data", "vllm")),
+    ],
 )
 def test_every_constraint_satisfies_the_ranges(file: str, extras: tuple[str, ...]) -> None:
     from packaging.requirements import Requirement

@@ -91,13 +91,11 @@ class CheckedFeatures:
         placed: dict[str, Any] | None = self._place(features, prompt_ids)
         if features is None or placed is None:
             return placed
-        theirs, ours = (
-            [image["length"] for image in one["mm_placeholders"]["image"]] for one in (features, placed)
-        )
+        theirs, ours = ([image["length"] for image in one["mm_placeholders"]["image"]] for one in (features, placed))
         if theirs != ours:
             raise TrainingError(
-                f"vLLM's server makes {sum(theirs)} tokens of an image of which the policy makes {sum(ours)}: start it "
-                f"with the recipe's pixel budget (--mm-processor-kwargs '{json.dumps(self._budget)}')"
+                f"vLLM's server makes {sum(theirs)} tokens of an image of which the policy makes {sum(ours)}: start "
+                f"it with the recipe's pixel budget (--mm-processor-kwargs '{json.dumps(self._budget)}')"
             )
         return placed
 
@@ -109,8 +107,8 @@ def check_prompt(ours: Sequence[int], theirs: Sequence[int], image_token: int) -
     images = [sum(token == image_token for token in ids) for ids in (ours, theirs)]
     raise TrainingError(
         f"vLLM read a prompt of {len(theirs)} tokens, {images[1]} of them of the image; the policy's has {len(ours)} "
-        f"and {images[0]}. Answers to it would be trained on another prompt: see that vllm_model_impl is vllm and that "
-        "the model's folder and its processor belong together, or set use_vllm to false"
+        f"and {images[0]}. Answers to it would be trained on another prompt: see that vllm_model_impl is vllm and "
+        "that the model's folder and its processor belong together, or set use_vllm to false"
     )
 
 

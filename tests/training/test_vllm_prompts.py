@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,7 @@ class Engine:
         for prompt in prompts:
             times = self.tokens if "multi_modal_data" in prompt else 1
             ids = [[token] * (times if token == self.image_token else 1) for token in prompt["prompt_token_ids"]]
-            made.append(SimpleNamespace(prompt_token_ids=sum(ids, [])))
+            made.append(SimpleNamespace(prompt_token_ids=[*chain(*ids)]))
         return made
 
 
@@ -89,7 +90,9 @@ def test_a_model_without_a_pixel_budget_gets_none() -> None:
 def test_another_prompt_than_the_policy_s_ends_the_run() -> None:
     made, _, image = generation(tokens=9)
     prompt = {"prompt_token_ids": [1, *[image] * 16, 2], "multi_modal_data": {"image": "pixels"}}
-    with pytest.raises(TrainingError, match=r"11 tokens, 9 of them of the image; the policy's has 18 and 16.* use_vllm"):
+    with pytest.raises(
+        TrainingError, match=r"11 tokens, 9 of them of the image; the policy's has 18 and 16.* use_vllm"
+    ):
         made.llm.generate([prompt])
 
 

@@ -57,8 +57,8 @@ def pip(python: Path, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments, "--quiet"]
     if subprocess.run(command).returncode:
         stop(
-            f"pip {arguments[0]} failed, as it says above. If PyPI can't be reached, there are no tests of vLLM here. If "
-            "there is no torch of that version, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
+            f"pip {arguments[0]} failed, as it says above. If PyPI can't be reached, there are no tests of vLLM here. "
+            "If there is no torch of that version, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
         )
 
 

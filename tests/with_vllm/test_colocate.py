@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     follow = stage.follow
     seen: list[Any] = []
+    environment = dict(os.environ)
 
     def look(trainer: Any, output: Path) -> None:
         seen.extend((trainer, by_vllm(trainer), by_policy(trainer)))
@@ -63,6 +65,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         words = [word for name, value in FIELDS.items() for word in (f"--{name}", value)]
         final = train(load_recipe(RECIPE, [*words, "--output_dir", str(folder / "out")]))
         yield Run(*seen, final)
+    # TRL tells vLLM its rank by variables, which a process of a later test would take for its own.
+    for name in os.environ.keys() - environment:
+        del os.environ[name]
 
 
 def prompts(trainer: Any) -> list[dict[str, Any]]:
@@ -103,7 +108,9 @@ def by_policy(trainer: Any) -> Written:
                 **inputs, do_sample=False, max_new_tokens=TOKENS, output_logits=True, return_dict_in_generate=True
             )
         ids = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        scores = [logits[0].float().log_softmax(-1)[token].item() for logits, token in zip(made.logits, ids, strict=True)]
+        scores = [
+            logits[0].float().log_softmax(-1)[token].item() for logits, token in zip(made.logits, ids, strict=True)
+        ]
         written.append((ids, scores))
     return written
 
@@ -150,7 +157,9 @@ def test_ids_that_are_expanded_already_are_expanded_again(run: Run) -> None:
         def _once(self, prompt: dict[str, Any]) -> dict[str, Any]:
             return prompt
 
-    with pytest.raises(TrainingError, match=r"a prompt of 147 tokens, 31 of them of the image; the policy's has 132 and 16"):
+    with pytest.raises(
+        TrainingError, match=r"a prompt of 147 tokens, 31 of them of the image; the policy's has 132 and 16"
+    ):
         AsTheyAre(llm._llm, run.trainer.processing_class).generate([prompt], use_tqdm=False)
 
 
@@ -160,14 +169,12 @@ def test_vllm_reads_an_image_with_the_pixel_budget_of_the_recipe(run: Run) -> No
     set_pixel_budget(processor, CheckpointInfo(min_pixels=4 * 9216, max_pixels=4 * 9216))
     image = make_images()[0][0]
     row = {"prompt": run.trainer.train_dataset[0]["prompt"], "image": image}
-    made = processor.apply_chat_template(
-        row_prompt(row), add_generation_prompt=True, tokenize=True, return_dict=True
-    )
+    made = processor.apply_chat_template(row_prompt(row), add_generation_prompt=True, tokenize=True, return_dict=True)
     ids = made["input_ids"][0]
     assert ids.count(processor.image_token_id) == 64
     prompt = {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
     llm = run.trainer.vllm_generation.llm._llm
     (output,) = OneTokenPerImage(llm, processor).generate([prompt], use_tqdm=False)
     assert output.prompt_token_ids == ids
-    with pytest.raises(TrainingError, match="16 of them of the image; the policy's has .* 64"):
+    with pytest.raises(TrainingError, match=r"16 of them of the image; the policy's has .* 64"):
         OneTokenPerImage(llm, run.trainer.processing_class).generate([prompt], use_tqdm=False)
