@@ -98,8 +98,8 @@ def test_evaluate_measures_the_server_as_the_model(server: str, tmp_path: Path) 
         rows[name] = read_rows(tmp_path / name)
     assert len(rows["local"]) == 24
     for one, other in zip(rows["server"], rows["local"], strict=True):
-        assert (one["id"], one["text"], one["label"]) == (other["id"], other["text"], other["label"])
-        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=BOUND)
+        assert (one["id"], one["text"], one["prediction"]) == (other["id"], other["text"], other["prediction"])
+        assert one["distribution"] == pytest.approx(other["distribution"], abs=BOUND)
 
 
 def test_rollouts_of_server_mode(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
