@@ -51,7 +51,7 @@ class OneTokenPerImage:
 
     def __init__(self, llm: Any, processor: ProcessorMixin) -> None:
         self._llm = llm
-        self._image_token: int = processor.image_token_id
+        self._image_token: int | None = getattr(processor, "image_token_id", None)
         self._options = pixel_budget(processor)
 
     def __getattr__(self, name: str) -> Any:
@@ -100,7 +100,7 @@ class CheckedFeatures:
         return placed
 
 
-def check_prompt(ours: Sequence[int], theirs: Sequence[int], image_token: int) -> None:
+def check_prompt(ours: Sequence[int], theirs: Sequence[int], image_token: int | None) -> None:
     """Raises `TrainingError` if vLLM read another prompt (`theirs`) than the policy is trained on (`ours`)."""
     if list(theirs) == list(ours):
         return
