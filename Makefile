@@ -4,10 +4,11 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
 SAMPLE := docs/samples/03-mountains-fireworks.png
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart install test test-fast quality bench build clean
+.PHONY: help quickstart install test test-fast test-vllm quality bench build clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## +/\1|/' | while IFS='|' read -r name text; do \
@@ -24,6 +25,10 @@ test: $(VENV)/.dev  ## run the whole test suite, a process for each core
 test-fast: $(VENV)/.dev  ## the same without what takes more than a few seconds
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not slow'
 
+# torch compiles nothing (minutes for a few tokens), and one thread is the quickest for a model of this size.
+test-vllm: $(VLLM_VENV)/.ready  ## run the tests of training and serving with a real vLLM, in an environment of its own
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/with_vllm
+
 quality: $(VENV)/.dev  ## lint, check the format and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,8 +41,8 @@ bench: $(VENV)/.dev  ## print the speed ratios
 build: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
-clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the environments and everything built
+	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find emo_r3 tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first interpreter that is new enough and can make environments (Debian ships ensurepip apart: python3-venv).
@@ -53,4 +58,8 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt tests/with_vllm/environment.py | $(BIN)/python
+	$(BIN)/python tests/with_vllm/environment.py $(VLLM_VENV)
 	@touch $@

@@ -23,7 +23,8 @@ CORE = (
     "numpy",
     "jinja2",
 )
-OPTIONAL = ("torchvision", "datasets", "trl", "peft", "evaluate", "gradio", "matplotlib")
+OPTIONAL = ("torchvision", "datasets", "trl", "peft", "evaluate", "gradio", "matplotlib", "vllm")
+INSTALL_VLLM = "pip install 'emo-r3[vllm]' in an environment of its own"
 
 
 def environment() -> dict[str, str]:
@@ -35,6 +36,8 @@ def environment() -> dict[str, str]:
     }
     for package in (*CORE, *OPTIONAL):
         facts[package] = _version(package)
+    if facts.get("vllm") == "not installed":
+        facts["vllm"] += f"; for recipes with use_vllm: {INSTALL_VLLM}"
     facts["device"] = _device()
     facts.update(_hub())
     facts["default model"] = _default_model()

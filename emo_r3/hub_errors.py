@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .utils import first_line
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from huggingface_hub.errors import HfHubHTTPError
+
+
+def http_client() -> ModuleType:
+    """The library that the installed huggingface_hub speaks HTTP with: httpx2, and httpx before its version 2."""
+    from huggingface_hub import __version__
+
+    return import_module("httpx" if __version__.startswith("1.") else "httpx2")
 
 
 def explain_hub_error(error: BaseException, repo_id: str, revision: str | None = None) -> str:
@@ -20,7 +30,6 @@ def explain_hub_error(error: BaseException, repo_id: str, revision: str | None =
         repo_id (`str`): `owner/name`.
         revision (`str`, *optional*): the branch, tag or commit that was asked for.
     """
-    from httpx2 import TransportError
     from huggingface_hub import errors, get_token
 
     found = list(causes(error))
@@ -52,7 +61,7 @@ def explain_hub_error(error: BaseException, repo_id: str, revision: str | None =
         text = "the Hub does not accept the token: run `hf auth login`, or set HF_TOKEN to a valid one"
     elif status is not None and (status == 429 or status >= 500):
         text = f"the Hub is busy or out of order (it answers {status}): try again later"
-    elif is_a(TransportError, ConnectionError, TimeoutError):
+    elif is_a(http_client().TransportError, ConnectionError, TimeoutError):
         text = f"the Hub can't be reached for {repo_id} ({first_line(found[-1])}): check the connection, and try again"
     else:
         text = f"{repo_id} can't be fetched from the Hub: {first_line(error)}"

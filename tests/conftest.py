@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,7 +40,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked `gpu` where there is no CUDA device."""
+    """Skip what is marked `gpu` where there is no CUDA device, and `vllm` where there is no vLLM."""
+    if item.get_closest_marker("vllm") and find_spec("vllm") is None:
+        pytest.skip("needs vLLM: make test-vllm")
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -21,6 +21,8 @@ def test_names_what_a_report_needs() -> None:
     assert facts["hub offline"] == "yes"  # conftest.py sets it
     assert str(torch.get_num_threads()) in facts["device"] or torch.cuda.is_available()
     assert "torchvision" in facts
+    # What to type for it, where it is not there.
+    assert facts["vllm"][0].isdigit() or "pip install 'emo-r3[vllm]'" in facts["vllm"]
 
 
 @pytest.mark.parametrize("where", ["variable", "file"])

@@ -104,3 +104,12 @@ def test_names_that_no_repository_has() -> None:
     for name in ("a/b/c", "../x", "missing-folder"):
         with pytest.raises(DataError, match="no such folder"):
             find_index(name)
+
+
+def test_the_hub_s_errors_are_of_the_http_client_that_it_has() -> None:
+    """httpx2, and httpx before huggingface_hub 2, which vLLM needs."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from emo_r3.hub_errors import http_client
+
+    assert issubclass(HfHubHTTPError, http_client().HTTPError)

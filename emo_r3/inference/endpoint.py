@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from httpx2 import URL, ConnectError, HTTPError, InvalidURL
+from httpx2 import URL, InvalidURL
 from huggingface_hub import AsyncInferenceClient, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import EmoR3Error, ImageError
+from ..hub_errors import http_client
 from ..images.download import TEMPORARY, public_name, retry_seconds
 from ..images.fitting import fit_image
 from ..images.loading import LoadedImage, image_digest, load_image, source_name
@@ -34,6 +35,7 @@ from .engine import sampling_seed
 from .options import CallOptions, OnError, positive
 from .pipeline import one_or_many
 
+HTTP = http_client()
 TOKEN_VARIABLE = "EMO_R3_ENDPOINT_TOKEN"
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between the attempts at one answer, unless the server asks for more."""
@@ -290,9 +292,9 @@ class EndpointPipeline:
             ) from None
         except OfflineModeIsEnabled:
             raise EndpointError(f"{self.url}: nothing is sent while HF_HUB_OFFLINE is set; unset it") from None
-        except ConnectError as error:
+        except HTTP.ConnectError as error:
             raise _Again(f"no connection ({_first_line(str(error))})", unreachable=True) from None
-        except HTTPError as error:
+        except HTTP.HTTPError as error:
             raise _Again(f"the connection broke ({_first_line(str(error)) or type(error).__name__})") from None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # the last, of the client, on NaN
             raise _Again("its answer is no chat completion") from None
@@ -307,7 +309,7 @@ class EndpointPipeline:
             names = [str(model["id"]) for model in response.json()["data"]]
         except OfflineModeIsEnabled:
             raise EndpointError(f"{self.url}: nothing is sent while HF_HUB_OFFLINE is set; unset it") from None
-        except (HTTPError, ValueError, TypeError, LookupError) as error:
+        except (HTTP.HTTPError, ValueError, TypeError, LookupError) as error:
             reason = _first_line(str(error)) or type(error).__name__
             raise EndpointError(
                 f"{self.url} doesn't list its models ({reason}); check the address, or name the model"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .. import __version__
 from ..errors import EmoR3Error
-from ..hub_errors import refusal, without_token
+from ..hub_errors import http_client, refusal, without_token
 from ..utils import first_line
 from .listing import NO_WRITE, Plan, Target, check_write, compare, differs, some_of, tree_of
 
@@ -93,15 +93,14 @@ def persist(repo_id: str, action: Callable[[], T]) -> T:
 
     Whoever waits is told on stderr that we do, and why.
     """
-    from httpx2 import TransportError
-
+    broken = http_client().TransportError
     began = time.monotonic()
     for number in range(1, ATTEMPTS + 1):
         try:
             return action()
         # The Hub's answers are OSErrors, an upload that breaks is a RuntimeError, a refused README a ValueError.
         # One that lacks what the client reads off it ends in a KeyError.
-        except (OSError, TransportError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, broken, RuntimeError, ValueError, KeyError) as error:
             late = time.monotonic() - began > PATIENCE
             if number == ATTEMPTS or late or not may_help_to_repeat(error):
                 raise EmoR3Error(explain(error, repo_id)) from error
@@ -170,13 +169,12 @@ def check_commit(api: HfApi, todo: Plan, commit: str) -> None:
 
 def may_help_to_repeat(error: Exception) -> bool:
     """Whether the next attempt may go better: the Hub is busy, the line broke, or somebody committed first."""
-    from httpx2 import TransportError
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if answer := refusal(error):
         return answer.response.status_code in AGAIN
     # A busy proxy answers with a page where the client expects JSON.
-    broken = (TransportError, ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError)
+    broken = (http_client().TransportError, ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError)
     return isinstance(error, broken) and not isinstance(error, OfflineModeIsEnabled)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from trl import GRPOConfig, SFTConfig
 
 from ..errors import RecipeError
+from .old_names import ActivationCheckpointing
 
 WEIGHTS = {"paper": (0.8, 0.1, 0.05, 0.05), "authors-code": (0.8, 0.1, 0.1, 0.1)}
 """Weights of accuracy, format, consistency and coherence by preset: eq. 6 with eq. 5 in it, and what the code does."""
@@ -57,7 +58,7 @@ class RunArguments:
 
 
 @dataclass
-class EmoR3Config(GRPOConfig):
+class EmoR3Config(ActivationCheckpointing, GRPOConfig):
     """
     TRL's `GRPOConfig` with reflection and DAPO's dynamic sampling.
 
@@ -135,7 +136,7 @@ class EmoR3Config(GRPOConfig):
 
 
 @dataclass
-class SupervisedConfig(SFTConfig):
+class SupervisedConfig(ActivationCheckpointing, SFTConfig):
     """TRL's `SFTConfig` for targets that are labels alone. No length limit: a small one would cut them all off."""
 
     max_length: int | None = None

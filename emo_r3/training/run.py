@@ -25,6 +25,7 @@ from .config import SupervisedConfig
 from .examples import select_cold_start
 from .recipe import Recipe, differences
 from .stage import Stage, rank, say
+from .vllm_prompts import check_vllm
 
 PACKAGES = ("emo-r3", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm")
 
@@ -74,6 +75,7 @@ def train(recipe: Recipe) -> Path:
         raise TrainingError(
             f"{config.n_gpu} GPUs and one process: use accelerate launch or torchrun, or CUDA_VISIBLE_DEVICES=0"
         )
+    check_vllm(config)
     with config.main_process_first(local=False):
         rows = load_rows(drawn_if_ours(run.dataset_name), run.dataset_split, run.dataset_revision)
     stage = Stage(recipe, config, rows, model_name)

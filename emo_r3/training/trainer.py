@@ -33,6 +33,7 @@ from .judge import Judge, JudgeModel, Reflection
 from .rewards import ACCURACY, completion_text, parse_all, reward_functions
 from .rollout import mixed_seed
 from .stopping import SafeTrainer
+from .vllm_prompts import check_vllm, send_images_once
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -101,6 +102,7 @@ class EmoR3Trainer(SafeTrainer, DynamicSampling):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_vllm(args)
         if isinstance(model, (str, os.PathLike)):
             model, processor, info = load_for_training(model)
             processing_class, prompts = processing_class or processor, prompts or info.prompts
@@ -131,6 +133,8 @@ class EmoR3Trainer(SafeTrainer, DynamicSampling):
             peft_config=peft_config,
             callbacks=callbacks,
         )
+        if args.use_vllm:
+            send_images_once(self.vllm_generation, processing_class)
         self.method = method
         self.judge: Judge | None = None
         if args.judge:
@@ -309,6 +313,6 @@ def without_images(model: PreTrainedModel, processor: ProcessorMixin, args: EmoR
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ids = {getattr(source, name, None) for source in (processor, model.config) for name in names}
     unwanted = sorted(token for token in ids if isinstance(token, int))
-    if args.use_vllm:  # not run here: vLLM takes a bias by token id
+    if args.use_vllm:  # vLLM takes a bias by token id
         return {"logit_bias": dict.fromkeys(unwanted, -100.0)}
     return {"suppress_tokens": unwanted} if unwanted else {}

@@ -193,7 +193,7 @@ def test_activation_checkpointing_does_not_turn_off_the_cache(peft_config: Any, 
     hook.remove()
     assert len(encoded) == 1
     assert model.training
-    assert model.is_activation_checkpointing
+    assert model.is_gradient_checkpointing  # the name in all versions
     agree(found, reflected_plainly(model.eval(), trainer.processing_class, trainer.judge.reflector.end_token))
 
 
@@ -250,10 +250,12 @@ def test_evaluation_has_groups_of_its_own_size(tmp_path: Path) -> None:
 
 
 class FakeVLLM:
-    """What TRL asks of vLLM, which is not run here: completions and their log-probabilities."""
+    """What TRL asks of vLLM: completions and their log-probabilities. The real one is in `tests/with_vllm/`."""
+
+    llm = _place_features = None
 
     def __init__(self, **given: Any) -> None:
-        self.given = given
+        self.given, self.mode = given, given["mode"]
         self.synced = 0
 
     def sync_weights(self) -> None:
@@ -271,6 +273,7 @@ def test_with_vllm_reflection_is_read_off_the_model_in_training(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grpo, "VLLMGeneration", FakeVLLM)
+    monkeypatch.setattr("emo_r3.training.trainer.check_vllm", lambda args: None)
     trainer = make_trainer(
         tmp_path,
         use_vllm=True,

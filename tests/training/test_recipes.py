@@ -87,6 +87,8 @@ def test_what_is_not_default_is_stated(path: Path) -> None:
     if recipe.run.trainer == "grpo":
         decisive |= {"beta", "epsilon", "loss_type", "scale_rewards", "num_iterations", "reward_weights", "judge"}
         decisive |= {"num_generations", "temperature", "top_p", "max_completion_length"}
+    if recipe.values.get("use_vllm"):
+        decisive |= {f"vllm_importance_sampling_{name}" for name in ("correction", "mode", "clip_max")}
     assert decisive <= set(recipe.values)
 
 

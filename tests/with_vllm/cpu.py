@@ -1,0 +1,36 @@
+"""vLLM on a CPU: what its tests need there and the package doesn't."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or it takes all cores for itself
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def colocate_on_a_cpu(patch: pytest.MonkeyPatch) -> None:
+    """Lets TRL load vLLM into this process, with weights that can be updated.
+
+    vLLM packs the weights of linear layers for a CPU's kernels, and drops what it has packed: an update then ends in
+    "'Parameter' object has no attribute 'weight_loader'", or, where the packed copy stays (the output layer), has no
+    effect. On a GPU nothing is packed. Here the layers are left as they are.
+    """
+    import torch
+    import trl.generation.vllm_generation as generation
+    import vllm.model_executor.layers.utils as layers
+
+    def leave_as_it_is(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    for name, value in ENVIRONMENT.items():
+        patch.setenv(name, value)
+    patch.setattr(layers, "dispatch_cpu_unquantized_gemm", leave_as_it_is)
+    # Without compiling for minutes, and in the policy's precision: vLLM would take bfloat16, so that log-probabilities
+    # differ by 0.02.
+    patch.setattr(generation, "LLM", partial(generation.LLM, enforce_eager=True, dtype="float32"))
