@@ -10,8 +10,17 @@ from trl import GRPOConfig, SFTConfig
 
 from ..errors import RecipeError
 
-WEIGHTS = {"paper": (0.8, 0.1, 0.05, 0.05), "authors-code": (0.8, 0.1, 0.1, 0.1)}
-"""Weights of accuracy, format, consistency and coherence by preset: eq. 6 with eq. 5 in it, and what the code does."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"reward_weights": (0.8, 0.1, 0.05, 0.05), "reflection_mode": "logits"},
+    "authors-code": {
+        "reward_weights": (0.8, 0.1, 0.1, 0.1),
+        "reflection_mode": "generate",
+        "epsilon_high": 0.3,
+        "delta": 3.0,
+    },
+}
+"""Fields by preset, for a recipe that doesn't state them. Weights are of accuracy, format, consistency and coherence:
+eq. 6 with eq. 5 in it, and what the authors' code does. `delta` is its dual clip."""
 
 PLAIN_WEIGHTS = (0.9, 0.1)
 """Weights of accuracy and format where nothing is reflected on: the GRPO baseline."""
@@ -67,10 +76,13 @@ class EmoR3Config(GRPOConfig):
             means no reflection.
         shuffle_reflections (`bool`, *optional*, defaults to `False`): deal the judge's answers out at random, a
             control that carries no information.
-        reflection_preset (`str`, *optional*, defaults to `"paper"`): `"paper"`, or `"authors-code"`, whose texts,
-            read-outs and defaults differ.
-        reflection_mode (`str`, *optional*, defaults to `"logits"`): `"logits"` reads the answer off the model's
-            probabilities; `"generate"` lets it write one, which is the authors' way.
+        preset (`str`, *optional*, defaults to `"paper"`): `"paper"`: reward weights of eq. 5 and 6, advantages over
+            the population's standard deviation of a group; `"authors-code"`: weights that add up to 1.1, the
+            sample's deviation, a clip of 0.2 and 0.3 with a dual clip of 3, a lenient check of form, and reflection
+            written and read as in their program. `reward_weights`, `epsilon_high`, `delta` and `reflection_mode` win
+            over it where they are stated.
+        reflection_mode (`str`, *optional*, defaults to the preset's): `"logits"` (`paper`) reads the answer off the
+            model's probabilities; `"generate"` (`authors-code`) lets it write one.
         reflection_batch_size (`int`, *optional*, defaults to 32): completions in one forward.
         dynamic_sampling (`str`, *optional*): replace groups that teach nothing: those whose `"accuracy"` rewards are
             equal (DAPO), or whose overall `"reward"` is.
@@ -81,8 +93,8 @@ class EmoR3Config(GRPOConfig):
 
     judge: str | None = "policy"
     shuffle_reflections: bool = False
-    reflection_preset: Literal["paper", "authors-code"] = "paper"
-    reflection_mode: Literal["logits", "generate"] = "logits"
+    preset: Literal["paper", "authors-code"] = "paper"
+    reflection_mode: Literal["logits", "generate"] | None = None
     reflection_batch_size: int = 32
     dynamic_sampling: Literal["accuracy", "reward"] | None = None
     dynamic_sampling_tries: int = 20
@@ -108,8 +120,8 @@ class EmoR3Config(GRPOConfig):
                 raise RecipeError(f"{name} is {value!r}; it must be a whole number, {least} or more")
             setattr(self, name, int(value))  # a numpy number can't be written to JSON
         for name, choices in (
-            ("reflection_preset", tuple(WEIGHTS)),
-            ("reflection_mode", ("logits", "generate")),
+            ("preset", tuple(PRESETS)),
+            ("reflection_mode", (None, "logits", "generate")),
             ("dynamic_sampling", (None, "accuracy", "reward")),
         ):
             if getattr(self, name) not in choices:
@@ -119,8 +131,12 @@ class EmoR3Config(GRPOConfig):
                 f"overlong_buffer {self.overlong_buffer} leaves nothing of max_completion_length "
                 f"{self.max_completion_length}: choose a smaller one"
             )
+        preset = PRESETS[self.preset]
+        for name in ("reflection_mode", "epsilon_high", "delta"):
+            if getattr(self, name) is None:
+                setattr(self, name, preset.get(name))
         if self.reward_weights is None:
-            weights = WEIGHTS[self.reflection_preset] if self.judge else PLAIN_WEIGHTS
+            weights = preset["reward_weights"] if self.judge else PLAIN_WEIGHTS
             self.reward_weights = [*weights, *([1.0] if self.overlong_buffer else [])]
         super().__post_init__()
 

@@ -16,7 +16,6 @@ from peft import PeftConfig
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
-from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
@@ -29,6 +28,7 @@ from ..parsing import PROBLEMS, ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
 from .checkpointing import WholeCheckpoints
 from .config import EmoR3Config
+from .deviation import PopulationDeviation
 from .dynamic_sampling import KeptRows, join_rows
 from .group_statistics import group_statistics, is_tied, weighted
 from .reflector import Judge, Reflection, Reflector
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
+class EmoR3Trainer(WholeCheckpoints, PopulationDeviation):
     """
     TRL's GRPO trainer, which reflects on each completion before it is rewarded (section 3.3).
 
@@ -136,7 +136,7 @@ class EmoR3Trainer(WholeCheckpoints, GRPOTrainer):
             self.reflector = Reflector(
                 self._judge(args.judge),
                 prompts or load_prompts(),
-                args.reflection_preset,
+                args.preset,
                 args.reflection_mode,
                 args.reflection_batch_size,
             )

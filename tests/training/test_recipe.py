@@ -214,7 +214,7 @@ def test_numpy_numbers_become_plain_ones() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"reflection_preset": "papers"}, {"reflection_mode": True}, {"dynamic_sampling": "yes"}, {"judge": 3}],
+    [{"preset": "papers"}, {"reflection_mode": True}, {"dynamic_sampling": "yes"}, {"judge": 3}],
 )
 def test_choices_made_in_python_are_checked(fields: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=next(iter(fields))):

@@ -85,7 +85,7 @@ def test_what_is_not_default_is_stated(path: Path) -> None:
     decisive = {"learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "trainer", "method"}
     decisive |= {"bf16", "activation_checkpointing", "max_prompt_tokens", "per_device_train_batch_size"}
     if recipe.run.trainer == "grpo":
-        decisive |= {"beta", "epsilon", "loss_type", "scale_rewards", "num_iterations", "reward_weights", "judge"}
+        decisive |= {"beta", "epsilon", "loss_type", "scale_rewards", "num_iterations", "preset", "judge"}
         decisive |= {"num_generations", "temperature", "top_p", "max_completion_length"}
     assert decisive <= set(recipe.values)
 
@@ -99,14 +99,27 @@ def test_the_methods_differ_in_what_makes_them(tmp_path: Path) -> None:
         return {key for key in {*first, *second} if first.get(key) != second.get(key)} - {"output_dir"}
 
     assert changed("grpo", "set") == {"method"}
-    reflection = {"judge", "reward_weights", "reflection_preset", "reflection_mode"}
-    assert changed("set", "emo-r3") == reflection
+    assert changed("set", "emo-r3") == {"judge", "reward_weights"}
     cold = {item.name for item in fields(RunArguments) if item.name.startswith("cold_start")}
     assert changed("emo-r3", "emo-r3-cold-start") == cold
-    dapo = {"dynamic_sampling", "dynamic_sampling_tries", "overlong_buffer", "mask_truncated_completions"}
+    dapo = {"dynamic_sampling", "dynamic_sampling_tries", "overlong_buffer"}
     loss = {"beta", "epsilon_high", "loss_type", "use_bias_correction_kl", "reward_weights"}
     assert changed("grpo", "dapo") == dapo | loss
     assert len({load(method).hash for method in METHODS}) == len(METHODS)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "emo-r3"], ids=name)
+def test_the_authors_preset_is_one_field(path: Path) -> None:
+    """Nothing that a recipe states stands in the way of the preset that its header offers."""
+    text = path.read_text(encoding="utf-8")
+    if path.parent.name != "miniature":
+        assert "# As the authors' code: add --preset authors-code\n" in text
+    recipe = load_recipe(path, ["--use_cpu", "--preset", "authors-code"], processes=processes(path))
+    config = recipe.config
+    assert isinstance(config, EmoR3Config)
+    assert config.reward_weights == [0.8, 0.1, 0.1, 0.1]
+    assert (config.epsilon, config.epsilon_high, config.delta) == (0.2, 0.3, 3.0)
+    assert config.reflection_mode == "generate"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
