@@ -38,8 +38,9 @@ class RunArguments:
         dataset_split (`str`, *optional*, defaults to `"train"`): split, or a slice of it.
         method (`str`, *optional*, defaults to `"set"`): form of the answers: `"set"`, `"think"` or `"direct"`.
         prompts (`str`, *optional*): TOML file with other prompts than the package's.
-        max_prompt_tokens (`int`, *optional*): longest prompt, image tokens included; a longer one stops the run before
-            it begins.
+        max_prompt_tokens (`int`, *optional*): longest prompt, image tokens included.
+        long_prompts (`str`, *optional*, defaults to `"drop"`): `"drop"` leaves rows with longer ones out and counts
+            them in `run.json`; with `"error"` they stop the run before it begins.
         min_pixels, max_pixels (`int`, *optional*): pixel budget of an image (Qwen-VL processors).
         freeze_vision_tower (`bool`, *optional*, defaults to `False`): train the language model alone.
         cold_start_samples (`int`, *optional*, defaults to 0): label-only samples of the train split for a supervised
@@ -56,6 +57,7 @@ class RunArguments:
     method: Literal["set", "think", "direct"] = "set"
     prompts: str | None = None
     max_prompt_tokens: int | None = None
+    long_prompts: Literal["drop", "error"] = "drop"
     min_pixels: int | None = None
     max_pixels: int | None = None
     freeze_vision_tower: bool = False
@@ -84,6 +86,7 @@ class EmoR3Config(GRPOConfig):
         reflection_mode (`str`, *optional*, defaults to the preset's): `"logits"` (`paper`) reads the answer off the
             model's probabilities; `"generate"` (`authors-code`) lets it write one.
         reflection_batch_size (`int`, *optional*, defaults to 32): completions in one forward.
+        rollout_batch_size (`int`, *optional*): completions that are generated at once; all of them unless given.
         dynamic_sampling (`str`, *optional*): replace groups that teach nothing: those whose `"accuracy"` rewards are
             equal (DAPO), or whose overall `"reward"` is.
         dynamic_sampling_tries (`int`, *optional*, defaults to 20): batches of rollouts to look for others in.
@@ -96,6 +99,7 @@ class EmoR3Config(GRPOConfig):
     preset: Literal["paper", "authors-code"] = "paper"
     reflection_mode: Literal["logits", "generate"] | None = None
     reflection_batch_size: int = 32
+    rollout_batch_size: int | None = None
     dynamic_sampling: Literal["accuracy", "reward"] | None = None
     dynamic_sampling_tries: int = 20
     overlong_buffer: int = 0

@@ -31,6 +31,7 @@ from emo_r3.miniature.datasets import make_miniature
 from emo_r3.models.checkpoint import load_for_training
 from emo_r3.models.prefix_cache import prompt_tokens, render_prompt
 from emo_r3.prompts import load_prompts
+from emo_r3.training import stage as stage_module
 from emo_r3.training.examples import label_rows
 from emo_r3.training.recipe import load_recipe
 from emo_r3.training.run import train
@@ -325,6 +326,23 @@ def test_supervised_llava_learns_to_stop() -> None:
     assert len(written) < 20
 
 
+def test_rows_with_long_prompts_are_left_out_and_counted(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage_module, "check_images", lambda *given, **named: [0, 3, 5])
+    trained: list[int] = []
+    real = SupervisedTrainer.train
+    monkeypatch.setattr(
+        SupervisedTrainer, "train", lambda self, **how: trained.append(len(self.train_dataset)) or real(self, **how)
+    )
+    assert main(["train", "--config", str(recipe(max_prompt_tokens=100, max_steps=1))]) == 0
+    said = capsys.readouterr().err
+    assert "3 of 16 rows are left out: their prompts have more tokens than max_prompt_tokens 100" in said
+    assert "an epoch: 13 rows = 4 updates" in said
+    assert trained == [13]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["dataset"]["long_prompts"] == 3
+
+
 @pytest.mark.parametrize(
     ("stated", "words"),
     [
@@ -332,7 +350,8 @@ def test_supervised_llava_learns_to_stop() -> None:
         ({"dataset_name": "./nowhere"}, "nowhere"),
         ({"model_name_or_path": "./nowhere"}, "there is no model folder ./nowhere"),
         ({"prompts": "nowhere.toml"}, "can't read the prompt file"),
-        ({"max_prompt_tokens": 20}, "and max_prompt_tokens is 20"),
+        ({"max_prompt_tokens": 20}, "all prompts are too long: row 0"),
+        ({"max_prompt_tokens": 20, "long_prompts": "error"}, "and max_prompt_tokens is 20"),
         ({"trainer": "grpo", "generation_batch_size": 400}, "16 rows don't fill a rollout of 100 prompts"),
         ({"trainer": "grpo", "cold_start_samples": 17}, "the split has 16 rows"),
         ({"trainer": "grpo", "reward_weights": [1.0]}, "reward_weights has 1 numbers"),
