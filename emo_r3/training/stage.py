@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from trl import SFTTrainer, get_peft_config
+from trl import SFTTrainer, get_peft_config, get_quantization_config
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -102,7 +102,10 @@ class Stage:
     def _trainer(self) -> tuple[Any, CheckpointInfo]:
         run, model_config = self.recipe.run, self.recipe.model
         model, processor, info = load_for_training(
-            self.base, revision=model_config.model_revision, dtype=model_config.dtype or "auto"
+            self.base,
+            revision=model_config.model_revision,
+            dtype=model_config.dtype or "auto",
+            quantization_config=get_quantization_config(model_config),
         )
         if model_config.attn_implementation:
             model.set_attn_implementation(model_config.attn_implementation)
