@@ -31,13 +31,13 @@ accelerate launch --config_file recipes/accelerate/FILE.yaml -m {USAGE.replace("
 
 With --plan it only says what the run will need, without weights, and offline for the recipes' models: memory of a GPU
 by kind, hours, disk. What can't fit ends with exit code 2. Beside --plan:
-  --launcher FILE           a file of accelerate, recipes/accelerate/zero2.yaml for instance; one process unless given
-  --gpu-memory 80GB         of a GPU; that of the visible ones unless given
-  --rows N                  of the data set, where it isn't one of the recipes'
-  --image 1024x768          size of an image, before the pixel budget
-  --completion-tokens 256   length of an answer on average; memory is for the longest
-  --tflops 100              of a GPU in forward and backward, in 10^12 operations a second
-  --tokens-per-second 2000  written by each GPU
+    --launcher FILE           a file of recipes/accelerate; one process unless given
+    --gpu-memory 80GB         of a GPU; that of the visible ones unless given
+    --rows N                  of the data set, where it isn't one of the recipes'
+    --image 1024x768          size of an image, before the pixel budget
+    --completion-tokens 256   length of an answer on average; memory is for the longest
+    --tflops 100              of a GPU in forward and backward, in 10^12 operations a second
+    --tokens-per-second 2000  written by each GPU
 
 A field is one of TRL's GRPOConfig (or SFTConfig) and ModelConfig, or one of ours:
 """

@@ -23,6 +23,7 @@ from trl import ModelConfig, get_peft_config
 from ..data.examples import load_rows
 from ..errors import CheckpointError, RecipeError
 from ..miniature.datasets import SIZES
+from ..miniature.drawing import SIZE
 from ..models.checkpoint import CHECKPOINT
 from .config import EmoR3Config
 from .examples import PixelBudget
@@ -42,10 +43,10 @@ COMPLETION_TOKENS = 256
 TFLOPS = 100.0
 TOKENS_PER_SECOND = {"vllm": 2000.0, "generate": 400.0}
 
-# Bytes for each token as torch counts them (tests/training/test_plan.py measures it), of the hidden size, of the MLP's,
-# and of keys and values: what a layer keeps for its backward, and what one layer needs at the worst moment of it; and of
-# the hidden size, what the ends of the model keep. In bf16; where autocast keeps the residual stream and the norms in
-# float32; and with adapters in float32 beside bf16 weights.
+# Bytes for each token as torch counts them (tests/training/test_plan.py measures it), of the hidden size, of the MLP's
+# and of keys and values: what a layer keeps for its backward, and what one layer needs at the worst moment of it. And
+# of the hidden size, what the ends of the model keep. In bf16; where autocast keeps the residual stream and the norms
+# in float32; and with adapters in float32 beside bf16 weights.
 _LAYER = {
     "plain": ((20, 8, 4), (18, 12, 4), 9),
     "mixed": ((30, 8, 4), (29, 12, 4), 14),
@@ -121,14 +122,15 @@ class Assumptions:
     """What a plan takes for granted.
 
     Args:
-        image (`tuple[int, int]`): width and height of an image before the pixel budget.
+        image (`tuple[int, int]`, *optional*): width and height of an image before the pixel budget; 1024 x 768 unless
+            given, or what the miniature's data sets have.
         completion (`int`, *optional*): tokens of an answer on average; memory is for the longest.
         tflops (`float`): of a GPU in forward and backward, in 10^12 operations a second.
         tokens_per_second (`float`, *optional*): tokens that a GPU writes; by whether there is vLLM unless given.
         gpu_memory (`float`, *optional*): GiB of a GPU; `None` where it isn't known.
     """
 
-    image: tuple[int, int] = IMAGE
+    image: tuple[int, int] | None = None
     completion: int = COMPLETION_TOKENS
     tflops: float = TFLOPS
     tokens_per_second: float | None = None
@@ -213,7 +215,8 @@ class Plan:
         gpus = f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {self.gpu_memory:g} GB"
         hours = f"{self.hours:.0f} hours" if self.hours >= 1.5 else f"{self.hours * 60:.0f} minutes"
         disk = f"{self.disk / GIB:.0f} GB of disk"
-        return f"{gpus}, {self.peak:.0f} GB of each, {hours}, {disk}; computed by --plan, not run."
+        of_each = f"{self.peak:.0f} GB of {'each' if self.gpus > 1 else 'it'}"
+        return f"{gpus}, {of_each}, {hours}, {disk}; computed by --plan, not run."
 
     def lines(self) -> list[str]:
         """All of it, for people."""
@@ -260,11 +263,12 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
 
     # Tokens.
     budget = (run.min_pixels or 56 * 56, run.max_pixels or 28 * 28 * 1280)
-    image_tokens, patches = shape.image_tokens(given.image, budget)
+    image = given.image or ((SIZE, SIZE) if run.dataset_name in SIZES else IMAGE)
+    image_tokens, patches = shape.image_tokens(image, budget)
     prompt = QUESTION_TOKENS + image_tokens
     if run.max_prompt_tokens and prompt > run.max_prompt_tokens:
         problems.append(
-            f"a prompt with an image of {given.image[0]} x {given.image[1]} has about {prompt} tokens and "
+            f"a prompt with an image of {image[0]} x {image[1]} has about {prompt} tokens and "
             f"max_prompt_tokens is {run.max_prompt_tokens}: raise it, or lower max_pixels"
         )
     longest = int((config.max_completion_length if grpo else None) or 16)
@@ -297,7 +301,7 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
         f"model: {shape.parameters / 1e9:.2f} billion parameters ({shape.vision_parameters / 1e9:.2f} of them see), "
         f"{shape.trained / 1e6:,.0f} million trained",
         f"launcher: {launcher.kind}, {launcher.processes} process{'es' if launcher.processes > 1 else ''}",
-        f"prompt: about {prompt} tokens, {image_tokens} of them an image of {given.image[0]} x {given.image[1]}; the "
+        f"prompt: about {prompt} tokens, {image_tokens} of them an image of {image[0]} x {image[1]}; the "
         f"longest {longest_prompt}, and its answer {longest}",
     ]
     vllm = grpo and config.use_vllm
@@ -328,7 +332,13 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
             cache_values = 2.0 * width * (shape.layers + 1) * shape.key_values
             phases["rollout"] |= {
                 "KV cache": at_once * (prompt + longest) * cache_values,
-                "activations": width * (at_once * prompt * (4 * shape.hidden + 3 * shape.mlp)),
+                # Of the prompts: one layer of the tower at a time, then one of the language model.
+                "activations": width
+                * at_once
+                * max(
+                    prompt * (4 * shape.hidden + 3 * shape.mlp),
+                    patches * (4 * shape.vision_hidden + 3 * shape.vision_mlp),
+                ),
                 "logits": 3 * 4.0 * at_once * shape.vocabulary,
             }
     for kinds in phases.values():
@@ -405,8 +415,9 @@ def _activations(shape: Shape, tokens: float, patches: float, kind: str, width: 
     *sizes, ends = _LAYER[kind]
     widths = (shape.hidden, shape.mlp, shape.key_values)
     kept, worst = (tokens * scale * sum(a * b for a, b in zip(one, widths, strict=True)) for one in sizes)
+    backward = tokens * (10 * shape.hidden + 4 * shape.mlp) * scale
     text = tokens * ends * shape.hidden * scale
-    text += tokens * shape.hidden * stream * shape.layers + worst if again else kept * shape.layers
+    text += tokens * shape.hidden * stream * shape.layers + worst if again else kept * shape.layers + backward
     of_hidden, of_mlp, ends = _VISION_LAYER[kind]
     seen = patches * (of_hidden * shape.vision_hidden + of_mlp * shape.vision_mlp) * scale
     if not shape.vision_is_trained:

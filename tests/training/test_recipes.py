@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,20 @@ from trl import ModelConfig
 
 from emo_r3.training.checkpointing import check_save_steps
 from emo_r3.training.config import EmoR3Config, RunArguments
+from emo_r3.training.plan import Assumptions, Launcher, plan_run, planned_rows
 from emo_r3.training.recipe import CONFIGS, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = ("sft", "grpo", "dapo", "set", "emo-r3", "emo-r3-cold-start")
 MODELS = ("qwen2.5-vl-3b/emoset", "qwen2.5-vl-3b/emotion6", "llava-1.5-7b", "miniature")
 ROWS = {"emoset-2k": 2100, "emotion6": 1386, "miniature-8": 2000}
+ADAPTERS = [
+    RECIPES / folder / f"emo-r3-{kind}.yaml"
+    for folder in ("qwen2.5-vl-3b/emoset", "qwen3-vl-4b")
+    for kind in ("lora", "qlora")
+]
 FILES = [RECIPES / model / f"{method}.yaml" for model in MODELS for method in METHODS]
+FILES += [RECIPES / "qwen3-vl-4b" / "emo-r3.yaml", *ADAPTERS]
 
 
 def name(path: Path) -> str:
@@ -38,7 +46,13 @@ def lines(path: Path) -> list[tuple[str, str, str]]:
 
 
 def processes(path: Path) -> int:
-    return 1 if path.parent.name == "miniature" else 8
+    return 1 if path.parent.name == "miniature" or path in ADAPTERS else 8
+
+
+def launcher(path: Path) -> Launcher:
+    """That of the command in a recipe's header."""
+    found = re.search(r"^# accelerate launch --config_file (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return Launcher.read(RECIPES.parent / found[1]) if found else Launcher()
 
 
 def test_no_recipe_is_beside_those_tested() -> None:
@@ -88,6 +102,29 @@ def test_what_is_not_default_is_stated(path: Path) -> None:
         decisive |= {"beta", "epsilon", "loss_type", "scale_rewards", "num_iterations", "preset", "judge"}
         decisive |= {"num_generations", "temperature", "top_p", "max_completion_length"}
     assert decisive <= set(recipe.values)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_the_plan_fits_and_the_header_has_its_numbers(path: Path) -> None:
+    """No number of a header is typed: it is computed for the size of GPU that the header names."""
+    recipe = load_recipe(path, ["--use_cpu"], processes=processes(path))
+    [header] = re.findall(r"^# Hardware: (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    size = re.match(r"\d+ GPUs? of (\d+) GB, ", header)
+    assert (size is None) == (path.parent.name == "miniature")
+    assert launcher(path).processes == processes(path)
+    plan = plan_run(recipe, planned_rows(recipe), launcher(path), Assumptions(gpu_memory=size and float(size[1])))
+    plan.check()
+    assert planned_rows(recipe) == ROWS[recipe.run.dataset_name]
+    if size is not None:
+        assert header == plan.header
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=name)
+def test_recipes_for_one_gpu_make_their_rollouts_in_parts(path: Path) -> None:
+    recipe = load_recipe(path, ["--use_cpu"], processes=1)
+    assert isinstance(recipe.config, EmoR3Config)
+    assert not recipe.config.use_vllm and recipe.config.rollout_batch_size in (16, 32)
+    assert recipe.model.use_peft and recipe.model.load_in_4bit == path.stem.endswith("qlora")
 
 
 def test_the_methods_differ_in_what_makes_them(tmp_path: Path) -> None:
