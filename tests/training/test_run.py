@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from emo_r3.errors import CheckpointError, RecipeError, TrainingError
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.labels import LABEL_SETS
 from emo_r3.miniature.datasets import make_miniature
-from emo_r3.models.checkpoint import load_for_training
+from emo_r3.models.checkpoint import CHECKPOINT, load_for_training
 from emo_r3.models.prefix_cache import prompt_tokens, render_prompt
 from emo_r3.prompts import load_prompts
 from emo_r3.training import stage as stage_module
@@ -324,6 +325,42 @@ def test_supervised_llava_learns_to_stop() -> None:
     assert processor.tokenizer.decode(written, skip_special_tokens=True).strip() == r"\boxed{joy}"
     assert written[-1] == model.generation_config.eos_token_id
     assert len(written) < 20
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="is about a machine without bitsandbytes")
+def test_4_bit_weights_ask_for_bitsandbytes(recipe: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """So the quantisation reaches the loading of the weights."""
+    stated = {"use_peft": True, "load_in_4bit": True, "lora_target_modules": ["q_proj", "v_proj"]}
+    assert main(["train", "--config", str(recipe(**stated))]) == 2
+    said = capsys.readouterr().err
+    assert "bitsandbytes" in said and "Traceback" not in said
+
+
+def test_the_fields_of_4_bit_weights_reach_the_loading(recipe: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def load(name: Any, **options: Any) -> Any:
+        seen.update(options)
+        raise CheckpointError("seen")
+
+    monkeypatch.setattr(stage_module, "load_for_training", load)
+    stated = {"use_peft": True, "load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "bfloat16"}
+    with pytest.raises(CheckpointError, match="seen"):
+        train(load_recipe(recipe(**stated)))
+    config = seen["quantization_config"]
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
+    assert (config.bnb_4bit_compute_dtype, seen["dtype"]) == (torch.bfloat16, "bfloat16")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_adapters_beside_4_bit_weights(recipe: Write, data: Path, tmp_path: Path) -> None:
+    """Supervised: on a CPU, bitsandbytes makes weights ones for inference alone once a rollout has used them."""
+    stated = {"use_peft": True, "load_in_4bit": True, "lora_target_modules": ["q_proj", "v_proj"], "dtype": "float32"}
+    stated |= {"model_name_or_path": "miniature"}
+    final = train(load_recipe(recipe(**stated)))
+    assert changed(final, CHECKPOINT)
+    assert EmoR3Pipeline.from_pretrained(final).info.base_model == "miniature"
 
 
 def test_rows_with_long_prompts_are_left_out_and_counted(
