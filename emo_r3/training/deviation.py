@@ -29,7 +29,7 @@ class PopulationDeviation(GRPOTrainer):
         if self.multi_objective_aggregation != "sum_then_normalize":  # divides by a batch's deviation in the end
             return batch
         factor = population_factor(self.num_generations if self.model.training else self.num_generations_eval)
-        logged = self._logs["advantages"]
+        logged: Any = self._logs["advantages"]
         last = [logged.pop() for _ in range(min(len(inputs) * self.accelerator.num_processes, len(logged)))]
         logged.extend(value * factor for value in reversed(last))
         return batch | {"advantages": batch["advantages"] * factor}

@@ -181,7 +181,7 @@ class Plan:
 
     Args:
         memory (`dict[str, float]`): bytes of a GPU by kind, those of the phase in which the peak falls.
-        phases (`dict[str, dict[str, float]]`): the same for `rollout` and `update`.
+        phases (`dict[str, dict[str, float]]`): the same for each of `rollout`, `reflection` and `update`.
         facts (`list[str]`): what else there is to say.
         hours, disk (`float`): hours of the run, bytes of its folder.
         gpus (`int`): processes of the run.
@@ -256,7 +256,8 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
         [`RecipeError`]: the model isn't known.
     """
     given = given or Assumptions()
-    run, config, plan = recipe.run, recipe.config, recipe.plan
+    run, plan = recipe.run, recipe.plan
+    config: Any = recipe.config
     grpo = isinstance(config, EmoR3Config)
     shape = model_shape(recipe)
     problems: list[str] = []
@@ -332,14 +333,23 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
             cache_values = 2.0 * width * (shape.layers + 1) * shape.key_values
             phases["rollout"] |= {
                 "KV cache": at_once * (prompt + longest) * cache_values,
-                # Of the prompts: one layer of the tower at a time, then one of the language model.
-                "activations": width
-                * at_once
-                * max(
-                    prompt * (4 * shape.hidden + 3 * shape.mlp),
-                    patches * (4 * shape.vision_hidden + 3 * shape.vision_mlp),
-                ),
+                "activations": _prefill(shape, at_once * prompt, at_once * patches, width),
                 "logits": 3 * 4.0 * at_once * shape.vocabulary,
+            }
+        if config.judge:
+            asked = min(config.reflection_batch_size, local)
+            images = math.ceil(asked / plan.num_generations)  # completions of a prompt share their image
+            phases["reflection"] = standing | {
+                "pixels": pixels * (local + images) * patches,
+                "vLLM": phases["rollout"].get("vLLM", 0.0),
+                # That of the images, repeated for each question.
+                "KV cache": (asked * (prompt + longest) + images * prompt)
+                * 2.0
+                * width
+                * shape.layers
+                * shape.key_values,
+                "activations": _prefill(shape, images * prompt + asked * longest, images * patches, width),
+                "logits": 3 * 4.0 * asked * shape.vocabulary,
             }
     for kinds in phases.values():
         kinds["CUDA and gaps"] = _CUDA + _GAPS * sum(kinds.values())
@@ -427,6 +437,12 @@ def _activations(shape: Shape, tokens: float, patches: float, kind: str, width: 
         return text + seen * shape.vision_layers
     # One layer of the tower is computed again when those of the language model are done.
     return text + patches * shape.vision_hidden * width * shape.vision_layers + max(0.0, seen - worst)
+
+
+def _prefill(shape: Shape, tokens: float, patches: float, width: int) -> float:
+    """One layer as it goes, without a backward: of the vision tower, and then of the language model."""
+    text = tokens * (4 * shape.hidden + 3 * shape.mlp)
+    return width * max(text, patches * (4 * shape.vision_hidden + 3 * shape.vision_mlp))
 
 
 def _head(shape: Shape, tokens: int, width: int, launcher: Launcher) -> float:

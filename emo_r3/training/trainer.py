@@ -137,7 +137,7 @@ class EmoR3Trainer(WholeCheckpoints, PopulationDeviation):
                 self._judge(args.judge),
                 prompts or load_prompts(),
                 args.preset,
-                args.reflection_mode,
+                str(args.reflection_mode),
                 args.reflection_batch_size,
             )
 
