@@ -29,6 +29,16 @@ Trains as a recipe says (see recipes/), and goes on by itself where a run of it 
 torchrun --nproc_per_node N -m {USAGE.replace("emo-r3", "emo_r3")}
 accelerate launch --config_file recipes/accelerate/FILE.yaml -m {USAGE.replace("emo-r3", "emo_r3")}
 
+With --plan it only says what the run will need, without weights, and offline for the recipes' models: memory of a GPU
+by kind, hours, disk. What can't fit ends with exit code 2. Beside --plan:
+    --launcher FILE           a file of recipes/accelerate; one process unless given
+    --gpu-memory 80GB         of a GPU; that of the visible ones unless given
+    --rows N                  of the data set, where it isn't one of the recipes'
+    --image 1024x768          size of an image, before the pixel budget
+    --completion-tokens 256   length of an answer on average; memory is for the longest
+    --tflops 100              of a GPU in forward and backward, in 10^12 operations a second
+    --tokens-per-second 2000  written by each GPU
+
 A field is one of TRL's GRPOConfig (or SFTConfig) and ModelConfig, or one of ours:
 """
 
@@ -50,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     config, overrides = split_words(words)
     quiet_libraries()
+    if "--plan" in overrides:
+        return plan(config, overrides)
     try:
         recipe = load_recipe(config, overrides)
         with nullcontext() if rank() else one_process(Path(recipe.config.output_dir or ".")):
@@ -61,6 +73,41 @@ def run(args: argparse.Namespace) -> int:
         raise
     finally:  # or a thread of it may end the process with SIGABRT on its way out
         PartialState().destroy_process_group()
+    return 0
+
+
+def plan(config: str, words: Sequence[str]) -> int:
+    """Says what a run needs, and raises `RecipeError` where it can't fit."""
+    from ..training.plan import Assumptions, Launcher, plan_run, planned_rows, read_memory, read_size, visible_memory
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--launcher", type=Launcher.read)
+    parser.add_argument("--gpu-memory", type=read_memory)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--image", type=read_size, default=Assumptions.image)
+    parser.add_argument("--completion-tokens", type=int, default=Assumptions.completion)
+    parser.add_argument("--tflops", type=float, default=Assumptions.tflops)
+    parser.add_argument("--tokens-per-second", type=float)
+    try:
+        said, overrides = parser.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise RecipeError(f"--plan: {error}") from error
+    for name in ("rows", "completion_tokens", "tflops", "tokens_per_second"):
+        if (value := getattr(said, name)) is not None and not value > 0:
+            raise RecipeError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+    launcher = said.launcher or Launcher.here()
+    visible = visible_memory()
+    if visible is None:  # a plan is for the machine that will run it: bf16 is no error on this one
+        overrides += ["--use_cpu"]
+    recipe = load_recipe(config, overrides, processes=launcher.processes)
+    rows = said.rows or planned_rows(recipe)
+    memory = said.gpu_memory or (None if recipe.config.use_cpu else visible)
+    given = Assumptions(said.image, said.completion_tokens, said.tflops, said.tokens_per_second, memory)
+    found = plan_run(recipe, rows, launcher, given)
+    lines = recipe.plan.lines(rows) if rows else []
+    print("\n".join([*lines, *found.lines()]))
+    found.check()
     return 0
 
 

@@ -227,6 +227,7 @@ def load_for_training(
     revision: str | None = None,
     dtype: str | torch.dtype = torch.float32,
     token: str | bool | None = None,
+    quantization_config: Any = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin, CheckpointInfo]:
     """Loads a checkpoint as [`load_model_and_processor`] does, and leaves it to `accelerate` to place the weights.
 
@@ -238,7 +239,8 @@ def load_for_training(
     """
     name = CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
     folder = checkpoint_folder(name, revision, token)
-    model, processor, info = _load(folder, name, dtype=dtype, device_map=None)
+    options = {} if quantization_config is None else {"quantization_config": quantization_config}
+    model, processor, info = _load(folder, name, dtype=dtype, device_map=None, **options)
     if model.config.architectures != [type(model).__name__]:
         raise CheckpointError(
             f"{folder}: config.json has architectures {model.config.architectures!r}, and its model_type makes a "

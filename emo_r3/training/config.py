@@ -11,8 +11,17 @@ from trl import GRPOConfig, SFTConfig
 from ..errors import RecipeError
 from .old_names import ActivationCheckpointing
 
-WEIGHTS = {"paper": (0.8, 0.1, 0.05, 0.05), "authors-code": (0.8, 0.1, 0.1, 0.1)}
-"""Weights of accuracy, format, consistency and coherence by preset: eq. 6 with eq. 5 in it, and what the code does."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"reward_weights": (0.8, 0.1, 0.05, 0.05), "reflection_mode": "logits"},
+    "authors-code": {
+        "reward_weights": (0.8, 0.1, 0.1, 0.1),
+        "reflection_mode": "generate",
+        "epsilon_high": 0.3,
+        "delta": 3.0,
+    },
+}
+"""Fields by preset, for a recipe that doesn't state them. Weights are of accuracy, format, consistency and coherence:
+eq. 6 with eq. 5 in it, and what the authors' code does. `delta` is its dual clip."""
 
 PLAIN_WEIGHTS = (0.9, 0.1)
 """Weights of accuracy and format where nothing is reflected on: the GRPO baseline."""
@@ -30,8 +39,9 @@ class RunArguments:
         dataset_split (`str`, *optional*, defaults to `"train"`): split, or a slice of it.
         method (`str`, *optional*, defaults to `"set"`): form of the answers: `"set"`, `"think"` or `"direct"`.
         prompts (`str`, *optional*): TOML file with other prompts than the package's.
-        max_prompt_tokens (`int`, *optional*): longest prompt, image tokens included; a longer one stops the run before
-            it begins.
+        max_prompt_tokens (`int`, *optional*): longest prompt, image tokens included.
+        long_prompts (`str`, *optional*, defaults to `"drop"`): `"drop"` leaves rows with longer ones out and counts
+            them in `run.json`; with `"error"` they stop the run before it begins.
         min_pixels, max_pixels (`int`, *optional*): pixel budget of an image (Qwen-VL processors).
         freeze_vision_tower (`bool`, *optional*, defaults to `False`): train the language model alone.
         cold_start_samples (`int`, *optional*, defaults to 0): label-only samples of the train split for a supervised
@@ -48,6 +58,7 @@ class RunArguments:
     method: Literal["set", "think", "direct"] = "set"
     prompts: str | None = None
     max_prompt_tokens: int | None = None
+    long_prompts: Literal["drop", "error"] = "drop"
     min_pixels: int | None = None
     max_pixels: int | None = None
     freeze_vision_tower: bool = False
@@ -68,10 +79,13 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
             means no reflection.
         shuffle_reflections (`bool`, *optional*, defaults to `False`): deal the judge's answers out at random, a
             control that carries no information.
-        reflection_preset (`str`, *optional*, defaults to `"paper"`): `"paper"`, or `"authors-code"`, whose texts,
-            read-outs and defaults differ.
-        reflection_mode (`str`, *optional*, defaults to `"logits"`): `"logits"` reads the answer off the model's
-            probabilities; `"generate"` lets it write one, which is the authors' way.
+        preset (`str`, *optional*, defaults to `"paper"`): `"paper"`: reward weights of eq. 5 and 6, advantages over
+            the population's standard deviation of a group; `"authors-code"`: weights that add up to 1.1, the
+            sample's deviation, a clip of 0.2 and 0.3 with a dual clip of 3, a lenient check of form, and reflection
+            written and read as in their program. `reward_weights`, `epsilon_high`, `delta` and `reflection_mode` win
+            over it where they are stated.
+        reflection_mode (`str`, *optional*, defaults to the preset's): `"logits"` (`paper`) reads the answer off the
+            model's probabilities; `"generate"` (`authors-code`) lets it write one.
         reflection_batch_size (`int`, *optional*, defaults to 32): completions in one forward.
         rollout_batch_size (`int`, *optional*): completions that are generated at once; all of them unless given.
         dynamic_sampling (`str`, *optional*): replace groups that teach nothing: those whose `"accuracy"` rewards are
@@ -83,8 +97,8 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
 
     judge: str | None = "policy"
     shuffle_reflections: bool = False
-    reflection_preset: Literal["paper", "authors-code"] = "paper"
-    reflection_mode: Literal["logits", "generate"] = "logits"
+    preset: Literal["paper", "authors-code"] = "paper"
+    reflection_mode: Literal["logits", "generate"] | None = None
     reflection_batch_size: int = 32
     rollout_batch_size: int | None = None
     dynamic_sampling: Literal["accuracy", "reward"] | None = None
@@ -118,8 +132,8 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
                 raise RecipeError(f"{name} is {value!r}; it must be a whole number, {least} or more")
             setattr(self, name, int(value))  # a numpy number can't be written to JSON
         for name, choices in (
-            ("reflection_preset", tuple(WEIGHTS)),
-            ("reflection_mode", ("logits", "generate")),
+            ("preset", tuple(PRESETS)),
+            ("reflection_mode", (None, "logits", "generate")),
             ("dynamic_sampling", (None, "accuracy", "reward")),
         ):
             if getattr(self, name) not in choices:
@@ -129,8 +143,12 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
                 f"overlong_buffer {self.overlong_buffer} leaves nothing of max_completion_length "
                 f"{self.max_completion_length}: choose a smaller one"
             )
+        preset = PRESETS[self.preset]
+        for name in ("reflection_mode", "epsilon_high", "delta"):
+            if getattr(self, name) is None:
+                setattr(self, name, preset.get(name))
         if self.reward_weights is None:
-            weights = WEIGHTS[self.reflection_preset] if self.judge else PLAIN_WEIGHTS
+            weights = preset["reward_weights"] if self.judge else PLAIN_WEIGHTS
             self.reward_weights = [*weights, *([1.0] if self.overlong_buffer else [])]
         super().__post_init__()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -25,6 +26,42 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+class PixelBudget(NamedTuple):
+    """Sizes that a Qwen-VL image processor makes: sides are multiples of `factor`, of `least` to `most` pixels."""
+
+    factor: int
+    least: int
+    most: int
+
+    def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height that the processor makes of an image and then leaves as they are.
+
+        The given size where there is none: limits that are too near each other make it resize its own result again.
+        """
+        fitted = self._step(size)
+        return fitted if self._step(fitted) == fitted else size
+
+    def _step(self, size: tuple[int, int]) -> tuple[int, int]:
+        sides = [round(side / self.factor) * self.factor for side in size]
+        pixels = size[0] * size[1]
+        if sides[0] * sides[1] > self.most:
+            scale = math.sqrt(pixels / self.most)
+            sides = [max(self.factor, math.floor(side / scale / self.factor) * self.factor) for side in size]
+        elif sides[0] * sides[1] < self.least:
+            scale = math.sqrt(self.least / pixels)
+            sides = [math.ceil(side * scale / self.factor) * self.factor for side in size]
+        return sides[0], sides[1]
+
+
+def pixel_budget(processor: ProcessorMixin) -> PixelBudget | None:
+    """The budget of a processor; `None` where its images have one size (LLaVA), or sizes by another rule."""
+    images = processor.image_processor
+    if not type(images).__name__.startswith("Qwen2VLImageProcessor"):  # of all Qwen-VL models
+        return None
+    size = images.size
+    return PixelBudget(images.patch_size * images.merge_size, size["shortest_edge"], size["longest_edge"])
+
+
 def check_images(
     rows: Dataset,
     run: RunArguments,
@@ -33,49 +70,62 @@ def check_images(
     *,
     square: bool = False,
     process: tuple[int, int] = (0, 1),
-) -> None:
+) -> list[int]:
     """
     Decodes every image once, and counts the tokens of its prompt.
 
     Args:
         rows (`Dataset`): of [`~emo_r3.data.examples.load_rows`].
-        run (`RunArguments`): with `max_prompt_tokens`.
+        run (`RunArguments`): with `max_prompt_tokens` and `long_prompts`.
         processor (`ProcessorMixin`): the model's.
         question (`str`): what is asked about each image.
         square (`bool`, *optional*, defaults to `False`): pad images to a square first.
         process (`tuple[int, int]`, *optional*): number of this process, and of all: each looks at its share, and all
             learn of an error.
 
+    Returns:
+        `list[int]`: places of the rows whose prompts are longer than `max_prompt_tokens`.
+
     Raises:
-        [`DataError`]: an image can't be read, or its prompt is longer than `max_prompt_tokens`; the row is named.
+        [`DataError`]: an image can't be read; or a prompt is too long and `long_prompts` is `"error"`, or all are.
+            The row is named.
     """
     rank, processes = process
-    found = _first_fault(rows, range(rank, len(rows), processes), run, processor, question, square)
-    faults = gather_object([found]) if processes > 1 else [found]
-    if first := next(filter(None, faults), None):
+    found = _look_at(rows, range(rank, len(rows), processes), run, processor, question, square)
+    shares = gather_object([found]) if processes > 1 else [found]
+    long = {place: told for _, share in shares for place, told in share.items()}
+    first = next((fault for fault, _ in shares if fault), None)
+    if first is None and long and (run.long_prompts == "error" or len(long) == len(rows)):
+        every = "all prompts are too long: " if len(long) == len(rows) else ""
+        first = every + long[min(long)]
+    if first:
         raise DataError(f"{run.dataset_name}: {first}")
+    return sorted(long)
 
 
-def _first_fault(
+def _look_at(
     rows: Dataset, places: Sequence[int], run: RunArguments, processor: ProcessorMixin, question: str, square: bool
-) -> str | None:
+) -> tuple[str | None, dict[int, str]]:
+    """The first image that can't be read, and what there is to say about each prompt that is too long, by place."""
     prompt = render_prompt(processor, question, with_image=True)
+    budget = pixel_budget(processor)
     lengths: dict[tuple[int, int], int] = {}
+    long: dict[int, str] = {}
     for place in places:
         try:
-            size = open_image(rows[place]["image"], square).size
+            size = open_image(rows[place]["image"], square, budget).size
         except ImageError as error:
-            return f"{row_name(rows, place)}: {error}"
+            return f"{row_name(rows, place)}: {error}", long
         if run.max_prompt_tokens is None:
             continue
         if size not in lengths:
             lengths[size] = prompt_length(processor, prompt, size)
         if lengths[size] > run.max_prompt_tokens:
-            return (
+            long[place] = (
                 f"{row_name(rows, place)}: its prompt has {lengths[size]} tokens, those of its image ({size[0]} x "
                 f"{size[1]}) included, and max_prompt_tokens is {run.max_prompt_tokens}: raise it, or lower max_pixels"
             )
-    return None
+    return None, long
 
 
 def prompt_length(processor: ProcessorMixin, prompt: str, size: tuple[int, int]) -> int:
@@ -89,24 +139,29 @@ def prompt_length(processor: ProcessorMixin, prompt: str, size: tuple[int, int])
     return inputs["input_ids"].shape[1]
 
 
-def question_rows(rows: Dataset, method: Method, prompts: Prompts, *, square: bool = False) -> Dataset:
+def question_rows(
+    rows: Dataset, method: Method, prompts: Prompts, *, square: bool = False, budget: PixelBudget | None = None
+) -> Dataset:
     """
     Rows for GRPO: `prompt` (one user turn), `image` (PIL, RGB, as the pipeline would prepare it), `label`, `labels`.
+
+    Images are in the pixel budget already, so that the policy, vLLM and a judge see the same pixels.
 
     Args:
         rows (`Dataset`): of [`~emo_r3.data.examples.load_rows`].
         method (`str`): `"set"`, `"think"` or `"direct"`.
         prompts ([`Prompts`]): the questions.
         square (`bool`, *optional*, defaults to `False`): pad images to a square.
+        budget ([`PixelBudget`], *optional*): resize images to it; as they are unless given.
     """
 
     def decode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {**batch, "image": [open_image(image, square) for image in batch["image"]]}
+        return {**batch, "image": [open_image(image, square, budget) for image in batch["image"]]}
 
     return _transformed(to_prompts(rows, method, prompts=prompts), decode)
 
 
-def label_rows(rows: Dataset, prompts: Prompts, *, square: bool = False) -> Dataset:
+def label_rows(rows: Dataset, prompts: Prompts, *, square: bool = False, budget: PixelBudget | None = None) -> Dataset:
     r"""
     Rows for SFT on labels alone: `prompt` (that of the method `"direct"`), `completion` (`\boxed{label}`), `images`.
 
@@ -117,15 +172,18 @@ def label_rows(rows: Dataset, prompts: Prompts, *, square: bool = False) -> Data
         return {
             "prompt": batch["prompt"],
             "completion": [[{"role": "assistant", "content": rf"\boxed{{{label}}}"}] for label in batch["label"]],
-            "images": [[open_image(image, square)] for image in batch["image"]],
+            "images": [[open_image(image, square, budget)] for image in batch["image"]],
         }
 
     return _transformed(to_prompts(rows, "direct", prompts=prompts), decode)
 
 
-def open_image(image: Mapping[str, Any], square: bool) -> Image.Image:
-    """The image of a row, RGB, as the pipeline prepares one; raises `ImageError` if it can't be read."""
-    return fit_image(load_image(image), square).image
+def open_image(image: Mapping[str, Any], square: bool, budget: PixelBudget | None = None) -> Image.Image:
+    """The image of a row, RGB, as the pipeline prepares one, in a budget; raises `ImageError` if it can't be read."""
+    opened = fit_image(load_image(image), square).image
+    if budget is None or (size := budget.fit(opened.size)) == opened.size:
+        return opened
+    return opened.resize(size, Image.Resampling.BICUBIC)  # as the processor would
 
 
 def select_cold_start(rows: Dataset, size: int, selection: str = "balanced", seed: int = 0) -> list[int]:

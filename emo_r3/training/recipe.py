@@ -277,8 +277,14 @@ def check_fields(run: RunArguments, config: EmoR3Config | SupervisedConfig, mode
         raise RecipeError("resume_from_checkpoint: a run goes on by itself from the last checkpoint in its output_dir")
     if model.model_name_or_path is None:
         raise RecipeError("no model_name_or_path: name a model folder, a Hub repository, or miniature")
-    if model.load_in_4bit or model.load_in_8bit:
-        raise RecipeError("load_in_4bit and load_in_8bit are not offered: use LoRA on full weights (use_peft)")
+    if model.load_in_8bit:
+        raise RecipeError("load_in_8bit is not offered: use load_in_4bit, or LoRA on full weights (use_peft)")
+    if model.load_in_4bit and not model.use_peft:
+        raise RecipeError(
+            "load_in_4bit: 4-bit weights can't be trained, only adapters beside them: add use_peft: true"
+        )
+    if model.load_in_4bit and run.cold_start_samples:
+        raise RecipeError("cold_start_samples: the cold start's result is full weights; leave out load_in_4bit")
     if config.eval_strategy != "no":
         raise RecipeError("eval_strategy: training evaluates nothing on its way; evaluate its checkpoints instead")
     if config.push_to_hub:

@@ -8,6 +8,7 @@ emo_r3.training.rewards.accuracy_reward`. Columns that a function reads are its 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from trl.rewards import get_soft_overlong_punishment
 
 from ..errors import TrainingError
 from ..labels import same_label
-from ..parsing import ParsedCompletion, parse_completion
+from ..parsing import BOX, SECTIONS, ParsedCompletion, parse_completion
 from ..prompts import Method
 
 if TYPE_CHECKING:
@@ -61,6 +62,36 @@ def format_reward(
     """
     found = parse_all(completions, method) if parsed is None else parsed
     return [float(not one.problems) for one in found]
+
+
+def lenient_format_reward(
+    completions: Sequence[Completion], method: Sequence[Method] | None = None, **kwargs: Any
+) -> list[float]:
+    """1 for a completion that begins with the first section and has the others and a box after it, else 0.
+
+    The check of the authors' code: text in between and behind, sections that are there twice or hold nothing, and
+    white space inside a tag don't matter to it. A copy of the form in the question earns 1.
+
+    Args:
+        completions (`list`): plain or conversational.
+        method (`list[str]`, *optional*): form of each: `"set"` (the default), `"think"` or `"direct"`.
+    """
+    forms = method or ["set"] * len(completions)
+    return [float(_has_marks(completion_text(one), form)) for one, form in zip(completions, forms, strict=True)]
+
+
+def _has_marks(text: str, method: Method) -> bool:
+    text = re.sub(r"\s*([</>])\s*", r"\1", text)
+    marks = [mark for name in SECTIONS[method] for mark in (f"<{name}>", f"</{name}>")]
+    if marks and not text.startswith(marks[0]):
+        return False
+    place = 0
+    for mark in (*marks, BOX, "}"):
+        found = text.find(mark, place)
+        if found < 0:
+            return False
+        place = found + len(mark)
+    return True
 
 
 def accuracy_reward(
@@ -120,7 +151,8 @@ def coherence_reward(
 
 def reward_functions(config: EmoR3Config) -> list[Callable[..., list[float]]]:
     """The functions that the `reward_weights` of a configuration are for, in their order."""
-    functions: list[Callable[..., list[float]]] = [accuracy_reward, format_reward]
+    form = lenient_format_reward if config.preset == "authors-code" else format_reward
+    functions: list[Callable[..., list[float]]] = [accuracy_reward, form]
     if config.judge:
         functions += [consistency_reward, coherence_reward]
     if config.overlong_buffer:

@@ -95,6 +95,7 @@ def train(recipe: Recipe) -> Path:
     metrics = stage.train()
     if rank() == 0:
         facts |= {"seconds": round(time.monotonic() - start, 1), "metrics": metrics}
+        facts["dataset"]["long_prompts"] = stage.long_prompts
         facts["base_commit"] = CheckpointInfo.read(stage.final).base_commit
         write_text(output / "run.json", as_json(facts))
     say(f"{stage.final} is the trained model")

@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from trl import SFTTrainer, get_peft_config
+from trl import SFTTrainer, get_peft_config, get_quantization_config
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -30,7 +30,7 @@ from ..models.processor import set_pixel_budget
 from ..prompts import load_prompts
 from ..utils import without_folders
 from .config import EmoR3Config, SupervisedConfig
-from .examples import check_images, label_rows, question_rows
+from .examples import check_images, label_rows, pixel_budget, question_rows
 from .progress import follow
 from .recipe import Recipe
 from .saving import last_checkpoint
@@ -59,6 +59,7 @@ class Stage:
         rows (`Dataset`): all rows of the run, as [`~emo_r3.data.examples.load_rows`] returns them.
         base (`str`, *optional*): model that it starts from.
         chosen (`list[int]`, *optional*): places of the rows that it trains on; all unless given.
+        long_prompts (`int`): rows of the run whose prompts are too long, known when it has begun.
     """
 
     recipe: Recipe
@@ -66,6 +67,7 @@ class Stage:
     rows: Dataset
     base: str | None
     chosen: list[int] | None = None
+    long_prompts: int = 0
 
     @property
     def output(self) -> Path:
@@ -100,7 +102,10 @@ class Stage:
     def _trainer(self) -> tuple[Any, CheckpointInfo]:
         run, model_config = self.recipe.run, self.recipe.model
         model, processor, info = load_for_training(
-            self.base, revision=model_config.model_revision, dtype=model_config.dtype or "auto"
+            self.base,
+            revision=model_config.model_revision,
+            dtype=model_config.dtype or "auto",
+            quantization_config=get_quantization_config(model_config),
         )
         if model_config.attn_implementation:
             model.set_attn_implementation(model_config.attn_implementation)
@@ -123,7 +128,7 @@ class Stage:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         question = info.prompts.question(run.method, info.label_set)
         share = (self.config.process_index, self.config.world_size)
-        check_images(self.rows, run, processor, question, square=info.square, process=share)
+        rows = self._rows(check_images(self.rows, run, processor, question, square=info.square, process=share))
         peft_config: Any = get_peft_config(model_config)
         if run.freeze_vision_tower:
             name = freeze_vision_tower(model)
@@ -135,17 +140,17 @@ class Stage:
             "processing_class": processor,
             "peft_config": peft_config,
         }
-        rows = self.rows if self.chosen is None else self.rows.select(self.chosen)
+        images: dict[str, Any] = {"square": info.square, "budget": pixel_budget(processor)}
         trainer: Any
         try:
             if supervised:
                 trainer = SupervisedTrainer(
-                    train_dataset=label_rows(rows, info.prompts, square=info.square),
+                    train_dataset=label_rows(rows, info.prompts, **images),
                     data_collator=label_collator(processor, model),
                     **given,
                 )
             else:
-                questions = question_rows(rows, run.method, info.prompts, square=info.square)
+                questions = question_rows(rows, run.method, info.prompts, **images)
                 trainer = EmoR3Trainer(train_dataset=questions, method=run.method, prompts=info.prompts, **given)
         except EmoR3Error:
             raise
@@ -155,6 +160,24 @@ class Stage:
         trainer.checkpoint_info = info
         follow(trainer, self.output)
         return trainer, info
+
+    def _rows(self, long: list[int]) -> Dataset:
+        """The rows to train on: without those whose prompts are too long, which are counted."""
+        self.long_prompts = len(long)
+        places = range(len(self.rows)) if self.chosen is None else self.chosen
+        if not long:
+            return self.rows if self.chosen is None else self.rows.select(places)
+        kept = [place for place in places if place not in set(long)]
+        say(
+            f"{len(places) - len(kept)} of {len(places)} rows are left out: their prompts have more tokens than "
+            f"max_prompt_tokens {self.recipe.run.max_prompt_tokens}"
+        )
+        if not kept:  # of a cold start
+            raise RecipeError("no row is left to train on: raise max_prompt_tokens, or lower max_pixels")
+        if self.chosen is None:
+            for line in self.recipe.plan.lines(len(kept)):
+                say(line)
+        return self.rows.select(kept)
 
     def _save(self, trainer: Any, info: CheckpointInfo) -> None:
         """Writes `final`, and `adapter` under LoRA. Every process takes part: weights may be spread over them."""

@@ -27,6 +27,7 @@ from ..parsing import PROBLEMS, ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
 from .config import EmoR3Config
 from .contract import check_private_parts
+from .deviation import PopulationDeviation
 from .dynamic_sampling import DynamicSampling
 from .group_statistics import group_statistics, weighted
 from .judge import Judge, JudgeModel, Reflection
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 check_private_parts()
 
 
-class EmoR3Trainer(SafeTrainer, DynamicSampling):
+class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
     """
     TRL's GRPO trainer, which reflects on each completion before it is rewarded (section 3.3).
 
@@ -141,8 +142,8 @@ class EmoR3Trainer(SafeTrainer, DynamicSampling):
             self.judge = Judge(
                 self._judge_model(args.judge),
                 prompts or load_prompts(),
-                args.reflection_preset,
-                args.reflection_mode,
+                args.preset,
+                str(args.reflection_mode),
                 args.reflection_batch_size,
             )
 

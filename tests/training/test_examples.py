@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import tiny_models
+import torch
 from PIL import Image
 from transformers import ProcessorMixin
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from emo_r3 import __version__
 from emo_r3.data.examples import fingerprint, load_rows, row_ids
@@ -24,8 +28,11 @@ from emo_r3.prompts import load_prompts
 from emo_r3.training import examples as module
 from emo_r3.training.config import RunArguments
 from emo_r3.training.examples import (
+    PixelBudget,
     check_images,
     label_rows,
+    open_image,
+    pixel_budget,
     prompt_length,
     question_rows,
     select_cold_start,
@@ -107,7 +114,12 @@ def test_prompts_are_counted_with_their_images(tmp_path: Path, processor: Proces
     run.max_prompt_tokens = large
     check_images(rows, run, processor, QUESTION)
     run.max_prompt_tokens = large - 1
-    with pytest.raises(DataError, match=rf"row 1 \(id-1\): its prompt has {large} tokens.*448 x 448.*{large - 1}"):
+    assert check_images(rows, run, processor, QUESTION) == [1]
+    run.max_prompt_tokens = small - 1
+    with pytest.raises(DataError, match=r"all prompts are too long: row 0 \(id-0\)"):
+        check_images(rows, run, processor, QUESTION)
+    run.max_prompt_tokens, run.long_prompts = large - 1, "error"
+    with pytest.raises(DataError, match=rf"row 1 \(id-1\): its prompt has {large} tokens.*112 x 112.*{large - 1}"):
         check_images(rows, run, processor, QUESTION)
 
 
@@ -118,9 +130,9 @@ def test_processes_share_the_check_and_its_outcome(
     rows = load(run)
     opened: list[Any] = []
     monkeypatch.setattr(
-        module, "open_image", lambda image, square: opened.append(image["path"]) or Image.new("RGB", (9, 9))
+        module, "open_image", lambda image, *how: opened.append(image["path"]) or Image.new("RGB", (9, 9))
     )
-    monkeypatch.setattr(module, "gather_object", lambda faults: [None, *faults, "row 9: told by another process"])
+    monkeypatch.setattr(module, "gather_object", lambda shares: [*shares, ("row 9: told by another process", {})])
     with pytest.raises(DataError, match="row 9: told by another process"):
         check_images(rows, run, processor, QUESTION, process=(1, 2))
     assert opened == ["1.png", "3.png"]
@@ -136,6 +148,48 @@ def test_questions(tmp_path: Path) -> None:
     # Each image stays with its row, in whatever order they are asked for.
     assert [image.getpixel((20, 20))[0] for image in rows[[2, 0, 1]]["image"]] == [2, 0, 1]
     assert rows.select([2])[0]["image"].getpixel((20, 20)) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("patch", [14, 16], ids=["Qwen2.5-VL", "Qwen3-VL"])
+@pytest.mark.parametrize("limits", [(4 * 28 * 28, 16384 * 28 * 28), (262_144, 4_194_304), (65_536, 131_072)])
+def test_the_processor_leaves_resized_images_as_they_are(patch: int, limits: tuple[int, int]) -> None:
+    """The stock image processor of both families makes the same pixels of a resized image as of the original."""
+    least, most = limits
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=patch, merge_size=2, size={"shortest_edge": least, "longest_edge": most}
+    )
+    budget = pixel_budget(SimpleNamespace(image_processor=processor))  # type: ignore[arg-type]
+    assert budget == (patch * 2, least, most)
+    draw = np.random.default_rng(patch)
+    for width, height in ((400, 300), (30, 40), (1000, 90), (2500, 1900)):
+        original = Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8))
+        stream = io.BytesIO()
+        original.save(stream, "PNG")
+        resized = open_image({"bytes": stream.getvalue(), "path": None}, False, budget)
+        sides = smart_resize(height, width, patch * 2, least, most)
+        assert resized.size == sides[::-1] and budget.fit(resized.size) == resized.size
+        before, after = (processor(images=[image], return_tensors="pt") for image in (original, resized))
+        assert torch.equal(before["image_grid_thw"], after["image_grid_thw"])
+        assert torch.equal(before["pixel_values"], after["pixel_values"])
+        inward = processor(images=[resized], do_resize=False, return_tensors="pt")
+        assert torch.equal(after["pixel_values"], inward["pixel_values"])
+
+
+def test_an_image_is_left_to_the_processor_where_the_limits_leave_no_size() -> None:
+    assert PixelBudget(28, 50_000, 50_000).fit((300, 200)) == (300, 200)
+
+
+def test_images_of_one_size_are_left_to_their_processor() -> None:
+    assert pixel_budget(load_for_training(tiny_models.tiny_checkpoint("llava"))[1]) is None
+
+
+def test_rows_are_in_the_pixel_budget(tmp_path: Path) -> None:
+    rows = load(build(tmp_path, [0, 1], [png((500, 300)), png((20, 20))]))
+    budget = PixelBudget(28, 56 * 56, 112 * 112)
+    questions = question_rows(rows, "set", load_prompts(), budget=budget)
+    labels = label_rows(rows, load_prompts(), budget=budget)
+    sizes = [image.size for image in questions[[0, 1]]["image"]]
+    assert sizes == [(140, 84), (56, 56)] == [images[0].size for images in labels[[0, 1]]["images"]]
 
 
 def test_images_are_decoded_when_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

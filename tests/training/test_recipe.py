@@ -98,7 +98,8 @@ def test_the_written_recipe_is_the_same(load: Load, tmp_path: Path) -> None:
         ({}, ["seed", "3"], "seed 3: each field takes one value"),
         ({}, ["--seed"], "seed: expected one argument"),
         ({"model_name_or_path": None}, [], "no model_name_or_path"),
-        ({"load_in_4bit": True}, [], "use LoRA"),
+        ({"load_in_8bit": True}, [], "use load_in_4bit"),
+        ({"load_in_4bit": True}, [], "add use_peft: true"),
         ({"eval_strategy": "steps"}, [], "evaluates nothing"),
         ({"push_to_hub": True}, [], "uploads nothing"),
         ({"trainer": "sft", "method": "set"}, [], "say method: direct"),
@@ -214,7 +215,7 @@ def test_numpy_numbers_become_plain_ones() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"reflection_preset": "papers"}, {"reflection_mode": True}, {"dynamic_sampling": "yes"}, {"judge": 3}],
+    [{"preset": "papers"}, {"reflection_mode": True}, {"dynamic_sampling": "yes"}, {"judge": 3}],
 )
 def test_choices_made_in_python_are_checked(fields: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=next(iter(fields))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl import ModelConfig
 
 from emo_r3.training.config import EmoR3Config, RunArguments
+from emo_r3.training.plan import Assumptions, Launcher, plan_run, planned_rows
 from emo_r3.training.recipe import CONFIGS, load_recipe
 from emo_r3.training.resuming import check_save_steps
 
@@ -19,7 +21,13 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = ("sft", "grpo", "dapo", "set", "emo-r3", "emo-r3-cold-start")
 MODELS = ("qwen2.5-vl-3b/emoset", "qwen2.5-vl-3b/emotion6", "llava-1.5-7b", "miniature")
 ROWS = {"emoset-2k": 2100, "emotion6": 1386, "miniature-8": 2000}
+ADAPTERS = [
+    RECIPES / folder / f"emo-r3-{kind}.yaml"
+    for folder in ("qwen2.5-vl-3b/emoset", "qwen3-vl-4b")
+    for kind in ("lora", "qlora")
+]
 FILES = [RECIPES / model / f"{method}.yaml" for model in MODELS for method in METHODS]
+FILES += [RECIPES / "qwen3-vl-4b" / "emo-r3.yaml", *ADAPTERS]
 
 
 def name(path: Path) -> str:
@@ -38,7 +46,13 @@ def lines(path: Path) -> list[tuple[str, str, str]]:
 
 
 def processes(path: Path) -> int:
-    return 1 if path.parent.name == "miniature" else 8
+    return 1 if path.parent.name == "miniature" or path in ADAPTERS else 8
+
+
+def launcher(path: Path) -> Launcher:
+    """That of the command in a recipe's header."""
+    found = re.search(r"^# accelerate launch --config_file (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return Launcher.read(RECIPES.parent / found[1]) if found else Launcher()
 
 
 def test_no_recipe_is_beside_those_tested() -> None:
@@ -85,11 +99,34 @@ def test_what_is_not_default_is_stated(path: Path) -> None:
     decisive = {"learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "trainer", "method"}
     decisive |= {"bf16", "activation_checkpointing", "max_prompt_tokens", "per_device_train_batch_size"}
     if recipe.run.trainer == "grpo":
-        decisive |= {"beta", "epsilon", "loss_type", "scale_rewards", "num_iterations", "reward_weights", "judge"}
+        decisive |= {"beta", "epsilon", "loss_type", "scale_rewards", "num_iterations", "preset", "judge"}
         decisive |= {"num_generations", "temperature", "top_p", "max_completion_length"}
     if recipe.values.get("use_vllm"):
         decisive |= {f"vllm_importance_sampling_{name}" for name in ("correction", "mode", "clip_max")}
     assert decisive <= set(recipe.values)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_the_plan_fits_and_the_header_has_its_numbers(path: Path) -> None:
+    """No number of a header is typed: it is computed for the size of GPU that the header names."""
+    recipe = load_recipe(path, ["--use_cpu"], processes=processes(path))
+    [header] = re.findall(r"^# Hardware: (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    size = re.match(r"\d+ GPUs? of (\d+) GB, ", header)
+    assert (size is None) == (path.parent.name == "miniature")
+    assert launcher(path).processes == processes(path)
+    plan = plan_run(recipe, planned_rows(recipe), launcher(path), Assumptions(gpu_memory=size and float(size[1])))
+    plan.check()
+    assert planned_rows(recipe) == ROWS[recipe.run.dataset_name]
+    if size is not None:
+        assert header == plan.header
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=name)
+def test_recipes_for_one_gpu_make_their_rollouts_in_parts(path: Path) -> None:
+    recipe = load_recipe(path, ["--use_cpu"], processes=1)
+    assert isinstance(recipe.config, EmoR3Config)
+    assert not recipe.config.use_vllm and recipe.config.rollout_batch_size in (16, 32)
+    assert recipe.model.use_peft and recipe.model.load_in_4bit == path.stem.endswith("qlora")
 
 
 def test_the_methods_differ_in_what_makes_them(tmp_path: Path) -> None:
@@ -101,14 +138,27 @@ def test_the_methods_differ_in_what_makes_them(tmp_path: Path) -> None:
         return {key for key in {*first, *second} if first.get(key) != second.get(key)} - {"output_dir"}
 
     assert changed("grpo", "set") == {"method"}
-    reflection = {"judge", "reward_weights", "reflection_preset", "reflection_mode"}
-    assert changed("set", "emo-r3") == reflection
+    assert changed("set", "emo-r3") == {"judge", "reward_weights"}
     cold = {item.name for item in fields(RunArguments) if item.name.startswith("cold_start")}
     assert changed("emo-r3", "emo-r3-cold-start") == cold
-    dapo = {"dynamic_sampling", "dynamic_sampling_tries", "overlong_buffer", "mask_truncated_completions"}
+    dapo = {"dynamic_sampling", "dynamic_sampling_tries", "overlong_buffer"}
     loss = {"beta", "epsilon_high", "loss_type", "use_bias_correction_kl", "reward_weights"}
     assert changed("grpo", "dapo") == dapo | loss
     assert len({load(method).hash for method in METHODS}) == len(METHODS)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "emo-r3"], ids=name)
+def test_the_authors_preset_is_one_field(path: Path) -> None:
+    """Nothing that a recipe states stands in the way of the preset that its header offers."""
+    text = path.read_text(encoding="utf-8")
+    if path.parent.name != "miniature":
+        assert "# As the authors' code: add --preset authors-code\n" in text
+    recipe = load_recipe(path, ["--use_cpu", "--preset", "authors-code"], processes=processes(path))
+    config = recipe.config
+    assert isinstance(config, EmoR3Config)
+    assert config.reward_weights == [0.8, 0.1, 0.1, 0.1]
+    assert (config.epsilon, config.epsilon_high, config.delta) == (0.2, 0.3, 3.0)
+    assert config.reflection_mode == "generate"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

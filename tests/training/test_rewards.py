@@ -18,6 +18,7 @@ from emo_r3.training.rewards import (
     completion_text,
     consistency_reward,
     format_reward,
+    lenient_format_reward,
     parse_all,
     reward_functions,
 )
@@ -103,7 +104,7 @@ def config(**fields: Any) -> EmoR3Config:
     ("fields", "weights"),
     [
         ({}, [0.8, 0.1, 0.05, 0.05]),
-        ({"reflection_preset": "authors-code"}, [0.8, 0.1, 0.1, 0.1]),
+        ({"preset": "authors-code"}, [0.8, 0.1, 0.1, 0.1]),
         ({"judge": None}, [0.9, 0.1]),
         ({"judge": "none"}, [0.9, 0.1]),
         ({"judge": None, "overlong_buffer": 16}, [0.9, 0.1, 1.0]),
@@ -118,7 +119,43 @@ def test_weights_follow_the_preset_and_the_judge(fields: dict[str, Any], weights
 
 def test_paper_and_code_differ_in_what_the_best_answer_earns() -> None:
     assert sum(config().reward_weights or []) == pytest.approx(1.0)
-    assert sum(config(reflection_preset="authors-code").reward_weights or []) == pytest.approx(1.1)
+    assert sum(config(preset="authors-code").reward_weights or []) == pytest.approx(1.1)
+
+
+def test_a_preset_is_one_field_and_gives_way_to_what_is_stated() -> None:
+    fields = ("epsilon", "epsilon_high", "delta", "reflection_mode")
+
+    def said(**given: Any) -> list[Any]:
+        made = config(**given)
+        return [getattr(made, name) for name in fields]
+
+    assert said() == [0.2, None, None, "logits"]  # TRL takes epsilon where epsilon_high is not stated
+    assert said(preset="authors-code") == [0.2, 0.3, 3.0, "generate"]
+    own = {"epsilon": 0.1, "epsilon_high": 0.28, "delta": 2.0, "reflection_mode": "logits"}
+    assert said(preset="authors-code", **own) == list(own.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "expected"),
+    [
+        (GOOD, "set", 1.0),
+        (f"\n{GOOD} I am sure.", "set", 1.0),
+        (GOOD + GOOD, "set", 1.0),
+        (FORM, "set", 1.0),
+        (GOOD.replace("<step2>", "and so < step2 >"), "set", 1.0),
+        ("<think>A cake.</think> so \\boxed{awe}", "think", 1.0),
+        (f"Well, {GOOD}", "set", 0.0),
+        (GOOD.replace("</step2>", ""), "set", 0.0),
+        ("<step2>a</step2> <step1>b</step1> <step3>c</step3> \\boxed{awe}", "set", 0.0),
+        (GOOD.replace("}", ""), "set", 0.0),
+        (GOOD, "think", 0.0),
+        ("", "direct", 0.0),
+    ],
+)
+def test_the_lenient_check_of_form_is_the_authors(text: str, method: Method, expected: float) -> None:
+    assert lenient_format_reward([text], method=[method]) == [expected]
+    assert lenient_format_reward in reward_functions(config(preset="authors-code"))
+    assert lenient_format_reward not in reward_functions(config())
 
 
 def test_the_overlong_penalty_grows_to_one() -> None:

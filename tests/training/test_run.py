@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from emo_r3.errors import CheckpointError, RecipeError, TrainingError
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.labels import LABEL_SETS
 from emo_r3.miniature.datasets import make_miniature
-from emo_r3.models.checkpoint import load_for_training
+from emo_r3.models.checkpoint import CHECKPOINT, load_for_training
 from emo_r3.models.prefix_cache import prompt_tokens, render_prompt
 from emo_r3.prompts import load_prompts
+from emo_r3.training import stage as stage_module
 from emo_r3.training.examples import label_rows
 from emo_r3.training.recipe import load_recipe
 from emo_r3.training.run import train
@@ -328,6 +330,59 @@ def test_supervised_llava_learns_to_stop() -> None:
     assert len(written) < 20
 
 
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="is about a machine without bitsandbytes")
+def test_4_bit_weights_ask_for_bitsandbytes(recipe: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """So the quantisation reaches the loading of the weights."""
+    stated = {"use_peft": True, "load_in_4bit": True, "lora_target_modules": ["q_proj", "v_proj"]}
+    assert main(["train", "--config", str(recipe(**stated))]) == 2
+    said = capsys.readouterr().err
+    assert "bitsandbytes" in said and "Traceback" not in said
+
+
+def test_the_fields_of_4_bit_weights_reach_the_loading(recipe: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def load(name: Any, **options: Any) -> Any:
+        seen.update(options)
+        raise CheckpointError("seen")
+
+    monkeypatch.setattr(stage_module, "load_for_training", load)
+    stated = {"use_peft": True, "load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "bfloat16"}
+    with pytest.raises(CheckpointError, match="seen"):
+        train(load_recipe(recipe(**stated)))
+    config = seen["quantization_config"]
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
+    assert (config.bnb_4bit_compute_dtype, seen["dtype"]) == (torch.bfloat16, "bfloat16")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_adapters_beside_4_bit_weights(recipe: Write, data: Path, tmp_path: Path) -> None:
+    """Supervised: on a CPU, bitsandbytes makes weights ones for inference alone once a rollout has used them."""
+    stated = {"use_peft": True, "load_in_4bit": True, "lora_target_modules": ["q_proj", "v_proj"], "dtype": "float32"}
+    stated |= {"model_name_or_path": "miniature"}
+    final = train(load_recipe(recipe(**stated)))
+    assert changed(final, CHECKPOINT)
+    assert EmoR3Pipeline.from_pretrained(final).info.base_model == "miniature"
+
+
+def test_rows_with_long_prompts_are_left_out_and_counted(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage_module, "check_images", lambda *given, **named: [0, 3, 5])
+    trained: list[int] = []
+    real = SupervisedTrainer.train
+    monkeypatch.setattr(
+        SupervisedTrainer, "train", lambda self, **how: trained.append(len(self.train_dataset)) or real(self, **how)
+    )
+    assert main(["train", "--config", str(recipe(max_prompt_tokens=100, max_steps=1))]) == 0
+    said = capsys.readouterr().err
+    assert "3 of 16 rows are left out: their prompts have more tokens than max_prompt_tokens 100" in said
+    assert "an epoch: 13 rows = 4 updates" in said
+    assert trained == [13]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["dataset"]["long_prompts"] == 3
+
+
 @pytest.mark.parametrize(
     ("stated", "words"),
     [
@@ -335,7 +390,8 @@ def test_supervised_llava_learns_to_stop() -> None:
         ({"dataset_name": "./nowhere"}, "nowhere"),
         ({"model_name_or_path": "./nowhere"}, "there is no model folder ./nowhere"),
         ({"prompts": "nowhere.toml"}, "can't read the prompt file"),
-        ({"max_prompt_tokens": 20}, "and max_prompt_tokens is 20"),
+        ({"max_prompt_tokens": 20}, "all prompts are too long: row 0"),
+        ({"max_prompt_tokens": 20, "long_prompts": "error"}, "and max_prompt_tokens is 20"),
         ({"trainer": "grpo", "generation_batch_size": 400}, "16 rows don't fill a rollout of 100 prompts"),
         ({"trainer": "grpo", "cold_start_samples": 17}, "the split has 16 rows"),
         ({"trainer": "grpo", "reward_weights": [1.0]}, "reward_weights has 1 numbers"),
