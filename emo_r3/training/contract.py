@@ -39,7 +39,6 @@ PRIVATE = (
     Private(GRPOTrainer, "_tokenize_prompts", ("self", "prompts"), "rollout: each different prompt once"),
     Private(GRPOTrainer, "_generate_single_turn", _TURN, "rollout: in parts, from a shared prompt"),
     Private(GRPOTrainer, "_log_metric", ("self", "name", "value"), "trainer, dynamic_sampling: what is no reward's"),
-    Private(GRPOTrainer, "_log_completion_extra", ("self", "column", "values"), "trainer: columns of the table"),
     Private(DistributedBackend, "summon_full_params", None, "rollout, judges: generation on sharded weights"),
     Private(DistributedBackend, "is_fsdp", None, "judges: whether processes must go together"),
     Private(DistributedBackend, "is_zero3", None, "judges: whether processes must go together"),

@@ -155,6 +155,7 @@ class DynamicSampling(SharedRollout):
         if self.args.dynamic_sampling == "reward":
             rows = self.measured(rows, completions)
             values = weighted(self._rewards(rows, prompts, completions, ids), self.reward_weights)
+            self._pending_extra_logs.clear()  # the table has a line for each completion that is kept, and no other
         else:
             found = parse_all(completions, [self.method] * len(rows))
             own = accuracy_reward(completions, [row["label"] for row in rows], found)

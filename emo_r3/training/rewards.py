@@ -18,6 +18,15 @@ from ..errors import TrainingError
 from ..labels import same_label
 from ..parsing import BOX, SECTIONS, ParsedCompletion, parse_completion
 from ..prompts import Method
+from .measures import (
+    LogExtra,
+    LogMetric,
+    completion_columns,
+    completion_metrics,
+    log_all,
+    reflection_columns,
+    reflection_metrics,
+)
 
 if TYPE_CHECKING:
     from .config import EmoR3Config
@@ -98,6 +107,8 @@ def accuracy_reward(
     completions: Sequence[Completion],
     label: Sequence[str],
     parsed: Sequence[ParsedCompletion] | None = None,
+    log_metric: LogMetric = None,
+    log_extra: LogExtra = None,
     **kwargs: Any,
 ) -> list[float]:
     """1 where the last box holds the reference label (section 3.2), as evaluation compares labels, else 0.
@@ -106,24 +117,36 @@ def accuracy_reward(
         completions (`list`): plain or conversational.
         label (`list[str]`): reference labels.
         parsed (`list[ParsedCompletion]`, *optional*): what they say, where that is known, as from `EmoR3Trainer`.
+        log_metric, log_extra (`Callable`, *optional*): TRL's; what is wrong with the completions' form is logged.
     """
     found = parse_all(completions) if parsed is None else parsed
+    log_all(log_metric, log_extra, completion_metrics(found), completion_columns(found))
     return [float(same_label(one.label, right)) for one, right in zip(found, label, strict=True)]
 
 
 def consistency_reward(
-    completions: Sequence[Completion], reflection: Sequence[Reflection] | None = None, **kwargs: Any
+    completions: Sequence[Completion],
+    reflection: Sequence[Reflection] | None = None,
+    parsed: Sequence[ParsedCompletion] | None = None,
+    log_metric: LogMetric = None,
+    log_extra: LogExtra = None,
+    **kwargs: Any,
 ) -> list[float]:
     """1 where the judge says that step 1 can describe the image (section 3.3), else 0.
 
     Args:
         completions (`list`): plain or conversational.
         reflection (`list[Reflection]`): what the trainer found.
+        parsed (`list[ParsedCompletion]`, *optional*): what the completions say.
+        log_metric, log_extra (`Callable`, *optional*): TRL's; what the judge answered is logged.
 
     Raises:
         TrainingError: there is no reflection: the trainer is not [`EmoR3Trainer`], or it has no judge.
     """
-    return [found.consistency for found in _found("consistency_reward", reflection)]
+    found = _found("consistency_reward", reflection)
+    said = parse_all(completions) if parsed is None else parsed
+    log_all(log_metric, log_extra, reflection_metrics(found, said), reflection_columns(found))
+    return [one.consistency for one in found]
 
 
 def coherence_reward(

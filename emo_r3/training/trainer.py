@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,8 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import use_adapter
 
 from ..errors import RecipeError
-from ..labels import same_label
 from ..models.checkpoint import load_for_training
-from ..parsing import PROBLEMS, ParsedCompletion
+from ..parsing import ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
 from .config import EmoR3Config
 from .contract import check_private_parts
@@ -181,10 +179,6 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
     ) -> Tensor:
         rows = self.measured(inputs, completions)
         rewards = self._rewards(rows, prompts, completions, completion_ids_list)
-        found = [row["parsed"] for row in rows]
-        if self.judge is not None:
-            self._log_reflections([row["reflection"] for row in rows], found)
-        self._log_completions(found)
         self._log_groups(rewards)
         return rewards
 
@@ -277,28 +271,6 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
             return model.generate(**inputs, synced_gpus=self._is_sharded())
 
     # What is logged.
-
-    def _log_reflections(self, reflections: Sequence[Reflection], found: Sequence[ParsedCompletion]) -> None:
-        asked = [one for one in reflections if one.consistency_answer is not None]
-        read = [(one, said) for one, said in zip(reflections, found, strict=True) if one.read_label is not None]
-        if asked:
-            self._log_metric("reflection/yes_rate", sum(one.consistency for one in asked) / len(asked))
-        if masses := [one.mass for one in asked if one.mass is not None]:
-            self._log_metric("reflection/yes_no_mass", sum(masses) / len(masses))
-        if read:
-            agreeing = [same_label(one.read_label, said.label) for one, said in read]
-            self._log_metric("reflection/label_agreement", sum(agreeing) / len(agreeing))
-        self._log_metric("reflection/asked", len(asked) / len(reflections))
-        self._log_completion_extra("consistency_answer", [one.consistency_answer for one in reflections])
-        self._log_completion_extra("p_yes", [one.yes for one in reflections])
-        self._log_completion_extra("read_label", [one.read_label for one in reflections])
-
-    def _log_completions(self, found: Sequence[ParsedCompletion]) -> None:
-        counts = Counter(problem for one in found for problem in one.problems)
-        for problem in PROBLEMS:
-            self._log_metric(f"format_failures/{problem}", counts[problem] / len(found))
-        self._log_completion_extra("boxed_label", [one.label for one in found])
-        self._log_completion_extra("format_problems", [", ".join(one.problems) for one in found])
 
     def _log_groups(self, rewards: Tensor) -> None:
         size: int = self.num_generations if self.model.training else self.num_generations_eval

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from emo_r3.models.checkpoint import load_for_training
 from emo_r3.models.reflection import distinct_images
 from emo_r3.parsing import parse_completion
 from emo_r3.training.judge import Judge, JudgeModel, authors_texts, step_texts
-from emo_r3.training.trainer import EmoR3Trainer
+from emo_r3.training.measures import reflection_metrics
 
 LABELS = LABEL_SETS["emoset"].labels
 
@@ -101,18 +100,13 @@ def test_what_the_model_writes_is_what_its_probabilities_say(miniature: Any, ans
 def test_labels_with_capitals_agree_with_the_box(miniature: Any, answers: list[str]) -> None:
     """`reflection/label_agreement` as the trainer logs it, of what a judge reads out of a list with capitals."""
     capitals = [label.capitalize() for label in LABELS]
-    logged: dict[str, float] = {}
-    trainer: Any = SimpleNamespace(
-        _log_metric=logged.__setitem__, _log_completion_extra=lambda *_: None, judge=SimpleNamespace(tokens=0)
-    )
     images, found = [image for image, _ in make_images()][:4], [parse_completion(text) for text in answers]
     reflections = reflect(miniature, images, answers, [capitals] * 4)
     assert all(one.read_label in capitals for one in reflections)
     boxed = [replace(one, label=seen.read_label.upper()) for one, seen in zip(found, reflections, strict=True)]
-    EmoR3Trainer._log_reflections(trainer, reflections, boxed)
-    assert logged["reflection/label_agreement"] == 1.0
-    EmoR3Trainer._log_reflections(trainer, reflections, [replace(one, label=None) for one in found])
-    assert logged["reflection/label_agreement"] == 0.0
+    assert reflection_metrics(reflections, boxed)["reflection/label_agreement"] == 1.0
+    unboxed = [replace(one, label=None) for one in found]
+    assert reflection_metrics(reflections, unboxed)["reflection/label_agreement"] == 0.0
 
 
 def test_an_image_is_encoded_once(miniature: Any, answers: list[str]) -> None:

@@ -221,6 +221,7 @@ def test_the_private_attributes_that_the_trainer_reads(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     for name in (
         "_metrics",
+        "_pending_extra_logs",
         "_dist",
         "_tokenizer",
         "reward_weights",

@@ -1,0 +1,71 @@
+"""What the completions of a batch and the reflections on them come to: numbers for the log, columns for a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..labels import same_label
+from ..parsing import PROBLEMS, ParsedCompletion
+
+if TYPE_CHECKING:
+    from .judge import Reflection
+
+LogMetric = Callable[[str, float], None] | None
+LogExtra = Callable[[str, list[Any]], None] | None
+
+
+def log_all(
+    log_metric: LogMetric, log_extra: LogExtra, metrics: Mapping[str, float], columns: Mapping[str, list[Any]]
+) -> None:
+    """Hands everything to the two functions that TRL gives a reward function; outside TRL there are none."""
+    for name, value in metrics.items():
+        if log_metric:
+            log_metric(name, value)
+    for name, values in columns.items():
+        if log_extra:
+            log_extra(name, values)
+
+
+def completion_metrics(parsed: Sequence[ParsedCompletion]) -> dict[str, float]:
+    """`format_failures/<problem>`: share of the completions with it."""
+    counts = Counter(problem for one in parsed for problem in one.problems)
+    return {f"format_failures/{problem}": counts[problem] / len(parsed) for problem in PROBLEMS}
+
+
+def completion_columns(parsed: Sequence[ParsedCompletion]) -> dict[str, list[Any]]:
+    """`boxed_label` and `format_problems`."""
+    return {
+        "boxed_label": [one.label for one in parsed],
+        "format_problems": [", ".join(one.problems) for one in parsed],
+    }
+
+
+def reflection_metrics(reflections: Sequence[Reflection], parsed: Sequence[ParsedCompletion]) -> dict[str, float]:
+    """`reflection/` and: `asked`, share with a text to ask about; of these `yes_rate` and `yes_no_mass`, the mean
+    probability of all spellings of Yes and No; `label_agreement`, share of the labels that were read out of a text
+    which are those in its box. What is of nothing is left out."""
+    asked = [one for one in reflections if one.consistency_answer is not None]
+    masses = [one.mass for one in asked if one.mass is not None]
+    agreeing = [
+        same_label(one.read_label, said.label)
+        for one, said in zip(reflections, parsed, strict=True)
+        if one.read_label is not None
+    ]
+    means: dict[str, Sequence[float]] = {
+        "yes_rate": [one.consistency for one in asked],
+        "yes_no_mass": masses,
+        "label_agreement": agreeing,
+    }
+    found = {f"reflection/{name}": sum(values) / len(values) for name, values in means.items() if values}
+    return found | {"reflection/asked": len(asked) / len(reflections)}
+
+
+def reflection_columns(reflections: Sequence[Reflection]) -> dict[str, list[Any]]:
+    """`consistency_answer`, `p_yes` and `read_label`."""
+    return {
+        "consistency_answer": [one.consistency_answer for one in reflections],
+        "p_yes": [one.yes for one in reflections],
+        "read_label": [one.read_label for one in reflections],
+    }
