@@ -81,9 +81,8 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_place_that_the_pages_name_is_there() -> None:
-    names = re.findall(
-        r"[` ]((?:emo_r3|hub|spaces|recipes|tests|docs)/[\w./-]*)", "".join(page.read_text() for page in PAGES)
-    )
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = re.findall(r"[` ]((?:emo_r3|hub|spaces|recipes|tests|docs)/[\w./-]*)", text)
     assert len(names) > 40 and [name for name in names if not (ROOT / name).exists()] == []
 
 
