@@ -1,0 +1,105 @@
+"""The README and the pages of docs/ keep their word: code runs, commands parse, links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from emo_r3.cli import train
+from emo_r3.cli.main import make_parser
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """The code in this language, each with the name of its page."""
+    found = [(page.name, *block) for page in PAGES for block in FENCE.findall(page.read_text(encoding="utf-8"))]
+    return [(name, code) for name, kind, code in found if kind == language]
+
+
+def prose(page: Path) -> str:
+    """A page without its code."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("name", "code"), blocks("python"))
+def test_python_runs(name: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, name, "exec"), {"__name__": "docs"})
+
+
+def test_every_block_is_in_a_language_that_is_checked() -> None:
+    """`text` is the drawing in architecture.md."""
+    kinds = [(page.name, kind) for page in PAGES for kind, _ in FENCE.findall(page.read_text(encoding="utf-8"))]
+    assert {kind for _, kind in kinds} == {"python", "sh", "text"}
+    assert [name for name, kind in kinds if kind == "text"] == ["architecture.md"]
+
+
+def test_commands_parse() -> None:
+    commands = [line.partition("#")[0].split() for _, block in blocks("sh") for line in block.splitlines()]
+    ours = [words[1:] for words in commands if words and words[0] == "emo-r3"]
+    ours += [words[words.index("emo_r3") + 1 :] for words in commands if "emo_r3" in words]
+    assert ours
+    for words in ours:
+        make_parser(words).parse_args(words)
+    targets = {words[1] for words in commands if words and words[0] == "make"}
+    assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_options_in_the_text_exist() -> None:
+    names = {"help", *re.findall(r"--([a-z-]+)", train.HELP)}
+    for words in (
+        ["predict", "x"],
+        ["evaluate", "--datasets", "x", "--output", "y"],
+        ["push", "model", "x", "you/x"],
+    ):
+        names |= {name.replace("_", "-") for name in vars(make_parser(words).parse_args(words))}
+    text = "".join(map(prose, PAGES))
+    assert len(set(re.findall(r"`--([a-z-]+)", text))) > 3
+    assert set(re.findall(r"`(?:emo-r3 \w+ )?--([a-z-]+)", text)) <= names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", prose(page)) if "://" not in target]
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists() and there.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_place_that_the_pages_name_is_there() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = re.findall(r"[` ]((?:emo_r3|hub|spaces|recipes|tests|docs)/[\w./-]*)", text)
+    assert len(names) > 40 and [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/\w+\.md)\)", prose(ROOT / "README.md")))
+    assert linked == {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"}
+
+
+def test_the_table_is_what_was_measured() -> None:
+    results = ROOT / "docs" / "results"
+    table = (results / "table.md").read_text(encoding="utf-8").strip()
+    assert table in (ROOT / "docs/evaluate.md").read_text(encoding="utf-8")
+    domains = [cell.split()[0] for cell in table.splitlines()[0].split("|")[2:5]]
+    for name, file in (("miniature", "miniature"), ("GRPO", "grpo"), ("SET", "set"), ("EMO-R3", "emo-r3")):
+        (row,) = [line for line in table.split("\n\n")[0].splitlines() if line.startswith(f"| {name} |")]
+        metrics = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))["metrics"]
+        measured = [metrics["domains"][domain]["accuracy"] for domain in domains]
+        measured += [metrics[average] for average in ("A_I", "A_O", "A")]
+        shown = [cell.split()[0] for cell in row.split("|")[2:-1]]
+        assert shown == [f"{100 * one['value']:.2f}" for one in measured]
