@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import HubServer, run_client
@@ -45,7 +46,7 @@ def reading_client(cases: list[list[str | None]]) -> None:
     print("\n" + json.dumps(said))
 
 
-def ask(hub: HubServer, home: Path, *cases: tuple[str, str | None], **options: str | None) -> dict[str, str]:
+def ask(hub: HubServer, home: Path, *cases: tuple[str, str | None], **options: Any) -> dict[str, str]:
     """The one line about each; the three ways to read a repository have the same."""
     output = run_client(hub, home, reading_client, [list(case) for case in cases], **options)
     said = json.loads(output.strip().splitlines()[-1])
@@ -77,7 +78,7 @@ def test_missing_private_gated_and_mistyped_read_differently(hub: HubServer, tmp
 @pytest.mark.slow  # `datasets` tries for long
 def test_a_hub_out_of_reach(hub: HubServer, tmp_path: Path) -> None:
     case = ("emo-r3/open", None)
-    nobody = ask(hub, tmp_path / "home", case, user=None, HF_ENDPOINT="http://127.0.0.1:9")
+    nobody = ask(hub, tmp_path / "home", case, user=None, waits=False, HF_ENDPOINT="http://127.0.0.1:9")
     assert nobody["emo-r3/open"].startswith("the Hub can't be reached for emo-r3/open (")
     assert nobody["emo-r3/open"].endswith("): check the connection, and try again")
 
