@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from accelerate import PartialState
@@ -121,15 +121,13 @@ def one_process(output: Path) -> Iterator[None]:
 
 
 def field_help(kind: type) -> list[str]:
-    """Lines on the fields that a configuration documents."""
-    entries = re.findall(
-        r"^ {8}(\w[\w, ]*) \((.*?)\): (.*?)(?=^ {8}\w|^ {4}\w|\Z)", kind.__doc__ or "", re.DOTALL | re.MULTILINE
-    )
+    """Lines on the fields that a configuration adds to TRL's."""
     lines = []
-    for name, about, text in entries:
-        usual = re.search(r"defaults to (.*)", about)
-        told = " ".join(text.split()) + (f" (default: {usual[1].strip('`')})" if usual else "")
-        lines += [f"  --{name}", *textwrap.wrap(told, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    for one in fields(kind):
+        if one.name in kind.__annotations__ and "help" in one.metadata:
+            usual = "" if one.default in (MISSING, None) else f" (default: {one.default})"
+            told = textwrap.wrap(one.metadata["help"] + usual, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += [f"  --{one.name}", *told]
     return lines
 
 

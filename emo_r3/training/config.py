@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 from trl import GRPOConfig, SFTConfig
 
 from ..errors import RecipeError
 from .old_names import ActivationCheckpointing
+
+Kind = TypeVar("Kind", bound=type[Any])
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"reward_weights": (0.8, 0.1, 0.05, 0.05), "reflection_mode": "logits"},
@@ -27,6 +31,19 @@ PLAIN_WEIGHTS = (0.9, 0.1)
 """Weights of accuracy and format where nothing is reflected on: the GRPO baseline."""
 
 
+def documented(kind: Kind) -> Kind:
+    """Gives each field what the class's docstring says of it as `metadata["help"]`, where `--help` reads it."""
+    entry = re.compile(r"^ {8}(\w[\w, ]*) \(.*?\): (.*?)(?=^ {8}\w|^ {4}\w|\Z)", re.DOTALL | re.MULTILINE)
+    texts = {
+        name: " ".join(text.split()) for names, text in entry.findall(kind.__doc__ or "") for name in names.split(", ")
+    }
+    for one in fields(kind):
+        if one.name in texts:
+            one.metadata = MappingProxyType({**one.metadata, "help": texts[one.name]})
+    return kind
+
+
+@documented
 @dataclass
 class RunArguments:
     """
@@ -68,6 +85,7 @@ class RunArguments:
     cold_start_learning_rate: float = 1.0e-5
 
 
+@documented
 @dataclass
 class EmoR3Config(ActivationCheckpointing, GRPOConfig):
     """

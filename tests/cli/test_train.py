@@ -16,4 +16,7 @@ def test_the_help_lists_our_fields(capsys: pytest.CaptureFixture[str]) -> None:
     ours -= {item.name for item in fields(GRPOConfig)}
     listed = {name for line in said.splitlines() if line.startswith("  --") for name in line[4:].split(", ")}
     assert ours == listed
+    told = {item.name: item.metadata.get("help") for kind in (RunArguments, EmoR3Config) for item in fields(kind)}
+    assert all(told[name] for name in ours), "where transformers' parser reads it too"
+    assert "Number of generations" in told["num_generations"], "TRL's own stay"
     assert "      who answers the reflection questions" in said and "(default: 32)" in said
