@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 def plan(config: str, words: Sequence[str]) -> int:
     """Says what a run needs, and raises `RecipeError` where it can't fit."""
-    from ..training.plan import Assumptions, Launcher, plan_run, planned_rows, read_memory, read_size, visible_memory
+    from ..training.launcher import Launcher
+    from ..training.plan import Assumptions, plan_run, planned_rows, read_memory, read_size, visible_memory
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--plan", action="store_true")

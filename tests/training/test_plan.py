@@ -16,18 +16,10 @@ from transformers import AutoModelForImageTextToText
 from emo_r3.cli.main import main
 from emo_r3.errors import CheckpointError, RecipeError
 from emo_r3.training import plan as module
-from emo_r3.training.plan import (
-    GIB,
-    Launcher,
-    differing,
-    model_config,
-    model_shape,
-    plan_run,
-    read_memory,
-    read_size,
-    table,
-)
+from emo_r3.training.launcher import Launcher
+from emo_r3.training.plan import GIB, plan_run, read_memory, read_size
 from emo_r3.training.recipe import load_recipe
+from emo_r3.training.shapes import differing, model_config, model_shape, table
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EMO_R3 = RECIPES / "qwen2.5-vl-3b/emoset/emo-r3.yaml"

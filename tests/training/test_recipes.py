@@ -13,7 +13,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl import ModelConfig
 
 from emo_r3.training.config import EmoR3Config, RunArguments
-from emo_r3.training.plan import Assumptions, Launcher, plan_run, planned_rows
+from emo_r3.training.launcher import Launcher
+from emo_r3.training.plan import Assumptions, plan_run, planned_rows
 from emo_r3.training.recipe import CONFIGS, load_recipe
 from emo_r3.training.resuming import check_save_steps
 
