@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 from emo_r3.cli.main import main
 from emo_r3.errors import CheckpointError, RecipeError
 from emo_r3.training import plan as module
+from emo_r3.training import shapes
 from emo_r3.training.launcher import Launcher
 from emo_r3.training.plan import GIB, plan_run, read_memory, read_size
 from emo_r3.training.recipe import load_recipe
@@ -166,7 +167,7 @@ def test_the_table_is_checked_against_a_configuration_in_the_cache(
     name = "Qwen/Qwen2.5-VL-3B-Instruct"
     known = table()[name]["config"]
     (tmp_path / "config.json").write_text(json.dumps(known | {"architectures": ["Any"]}))
-    monkeypatch.setattr(module, "try_to_load_from_cache", lambda *given, **named: str(tmp_path / "config.json"))
+    monkeypatch.setattr(shapes, "try_to_load_from_cache", lambda *given, **named: str(tmp_path / "config.json"))
     assert model_config(name).text_config.hidden_size == 2048
     other = known | {"text_config": known["text_config"] | {"hidden_size": 1024}}
     (tmp_path / "config.json").write_text(json.dumps(other))
