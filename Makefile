@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 SAMPLE := docs/samples/03-mountains-fireworks.png
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart install test test-fast quality bench build clean
+.PHONY: help quickstart install test test-fast test-full-width quality bench build clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## +/\1|/' | while IFS='|' read -r name text; do \
-		printf '  make %-11s %s\n' "$$name" "$$text"; done
+		printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 quickstart: $(VENV)/.core  ## install the package and read the emotion of a sample image
 	$(BIN)/emo-r3 predict $(SAMPLE)
@@ -23,6 +23,9 @@ test: $(VENV)/.dev  ## run the whole test suite, a process for each core
 
 test-fast: $(VENV)/.dev  ## the same without what takes more than a few seconds
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not slow'
+
+test-full-width: $(VENV)/.dev  ## train each recipe for two steps on models as wide as published ones: hours, 20 GiB
+	$(BIN)/python -m pytest --full-width --capture=no -v tests/full_width
 
 quality: $(VENV)/.dev  ## lint, check the format and the types
 	$(BIN)/ruff check .

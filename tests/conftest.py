@@ -38,8 +38,14 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _connect_to_loopback_only)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-width", action="store_true", help="run the tests marked full_width too")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked `gpu` where there is no CUDA device."""
+    """Skip what is marked `gpu` where there is no CUDA device, and `full_width` unless it is asked for."""
+    if item.get_closest_marker("full_width") and not item.config.getoption("--full-width"):
+        pytest.skip("takes minutes and gibibytes: make test-full-width")
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -1,14 +1,15 @@
 """Random checkpoints as wide as the recipes' models, two layers deep, with vocabularies of the published size.
 
 Sizes come from `emo_r3/training/model_shapes.json`; what that leaves out (rotary sections, pixel limits) is here. The
-last layer holds a chain of tokens, so that the model writes an answer in three steps and then one of two labels: random
-numbers alone write nothing that could be rewarded or reflected on.
+last layer holds a chain of tokens, so that the model writes an answer in three steps and then one of two labels:
+random numbers alone write nothing that could be rewarded or reflected on.
 """
 
 from __future__ import annotations
 
 import json
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def build(name: str, folder: Path) -> None:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         _teach(model, tokenizer, start="ASSISTANT:" if kind == "llava" else "assistant\n", end=end)
     stops = [end, pad] if kind != "llava" else end
-    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=stops, pad_token_id=pad)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=stops, pad_token_id=pad
+    )
     model.save_pretrained(folder)
     _processor(kind, published, tokenizer).save_pretrained(folder)
 
@@ -130,7 +133,7 @@ def _teach(model: Any, tokenizer: Any, start: str, end: int) -> None:
     for label in LABELS:
         chain = [encode(start)[-1], *encode(f"{STEPS}{label}}}"), end]
         assert len(set(chain)) == len(chain), tokenizer.convert_ids_to_tokens(chain)
-        for token, following in zip(chain, chain[1:], strict=False):
+        for token, following in pairwise(chain):
             after.setdefault(token, set()).add(following)
     assert max(map(len, after.values())) == len(LABELS)
     embeddings = model.get_input_embeddings().weight
