@@ -25,9 +25,13 @@ from emo_r3.models.processor import image_only
 
 LAYERS = 2
 LABELS = ("amusement", "sadness")
-TAGS = ("<step1>", "</step1>", "<step2>", "</step2>", "<step3>", "</step3>", "\\boxed{")
-# Every token comes once, or the chain would go round in circles.
-STEPS = "<step1>A smiling face.</step1><step2>Good light</step2><step3>calm sea</step3>\\boxed{"
+# Tokens of their own, as every token comes once: or the chain would go round in circles.
+STEPS = tuple(
+    token
+    for number, text in enumerate(("A smiling face.", "Warm light.", "A calm sea."), start=1)
+    for token in (f"<step{number}>", text, f"</step{number}>")
+)
+PARTS = (*STEPS, "\\boxed{")
 
 # Qwen's vocabulary ends with these, from 151643 on; LLaVA's with its image and its padding, from 32000 on.
 QWEN_TOKENS = (
@@ -109,12 +113,12 @@ def _tokenizer(kind: str) -> tuple[PreTrainedTokenizerFast, int, int]:
         names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     state = json.loads(small.backend_tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
-    for token in TAGS:
+    for token in PARTS:
         vocabulary.setdefault(token, len(vocabulary))
     vocabulary |= {f"filler{number}": number for number in range(len(vocabulary), size)}
     state["model"]["vocab"] = vocabulary
     whole = Tokenizer.from_str(json.dumps(state))
-    whole.add_tokens([AddedToken(token, normalized=False) for token in TAGS])
+    whole.add_tokens([AddedToken(token, normalized=False) for token in PARTS])
     whole.add_special_tokens(list(marks))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, extra_special_tokens=list(marks), **names)
     assert tokenizer.convert_tokens_to_ids(marks[0]) == size
@@ -131,7 +135,7 @@ def _teach(model: Any, tokenizer: Any, start: str, end: int) -> None:
 
     after: dict[int, set[int]] = {}
     for label in LABELS:
-        chain = [encode(start)[-1], *encode(f"{STEPS}{label}}}"), end]
+        chain = [encode(start)[-1], *encode(f"{''.join(PARTS)}{label}}}"), end]
         assert len(set(chain)) == len(chain), tokenizer.convert_ids_to_tokens(chain)
         for token, following in pairwise(chain):
             after.setdefault(token, set()).add(following)
