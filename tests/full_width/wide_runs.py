@@ -56,7 +56,7 @@ class Command:
         self.log = log
         self.peak = 0
         self._cores: dict[int, float] = {}
-        self.start = time.monotonic()
+        self.seconds = 0.0
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 words, env=os.environ | environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -64,8 +64,10 @@ class Command:
 
     def wait(self, patience: float, until: Path | None = None) -> int | None:
         """Measures until it ends, and returns its exit status; or until a path is there, and kills it all then."""
+        start = time.monotonic()
         try:
             while self.process.poll() is None:
+                self.seconds = time.monotonic() - start
                 self.peak = max(self.peak, memory(self.process.pid))
                 for one in members(self.process.pid):
                     self._cores[one] = max(self._cores.get(one, 0.0), core_seconds(one))
@@ -81,10 +83,6 @@ class Command:
                 for process in members(self.process.pid):  # torchrun's workers have sessions of their own
                     os.kill(process, signal.SIGKILL)
                 self.process.wait()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
 
     @property
     def core_seconds(self) -> float:
