@@ -146,9 +146,9 @@ def _teach(model: Any, tokenizer: Any, start: str, end: int) -> None:
     if head is not embeddings:
         head.copy_(embeddings)
     layers = model.model.language_model.layers
-    for layer in layers:  # what the layers add is small beside a token's embedding, so that it can be read
-        layer.self_attn.o_proj.weight.mul_(0.02)
-        layer.mlp.down_proj.weight.mul_(0.01)
+    for layer in layers:  # an image adds little to a token's embedding, so that the token can be told
+        layer.self_attn.o_proj.weight.mul_(0.002)
+        layer.mlp.down_proj.weight.mul_(0.002)
     mlp = layers[-1].mlp
     for unit, (token, following) in enumerate(after.items()):
         one = embeddings[token].float()
