@@ -8,11 +8,11 @@ VLLM_VENV := .venv-vllm
 SAMPLE := docs/samples/03-mountains-fireworks.png
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart install test test-fast test-vllm quality bench build clean
+.PHONY: help quickstart install test test-fast test-vllm test-full-width quality bench build clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## +/\1|/' | while IFS='|' read -r name text; do \
-		printf '  make %-11s %s\n' "$$name" "$$text"; done
+		printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 quickstart: $(VENV)/.core  ## install the package and read the emotion of a sample image
 	$(BIN)/emo-r3 predict $(SAMPLE)
@@ -28,6 +28,9 @@ test-fast: $(VENV)/.dev  ## the same without what takes more than a few seconds
 # torch compiles nothing (minutes for a few tokens), and one thread is the quickest for a model of this size.
 test-vllm: $(VLLM_VENV)/.ready  ## run the tests of training and serving with a real vLLM, in an environment of its own
 	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/with_vllm
+
+test-full-width: $(VENV)/.dev  ## train each recipe for two steps on models as wide as published ones: hours, 20 GiB
+	$(BIN)/python -m pytest --full-width --capture=no -v tests/full_width
 
 quality: $(VENV)/.dev  ## lint, check the format and the types
 	$(BIN)/ruff check .

@@ -39,10 +39,16 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _connect_to_loopback_only)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-width", action="store_true", help="run the tests marked full_width too")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked `gpu` where there is no CUDA device, and `vllm` where there is no vLLM."""
+    """Skip what this machine can't run, or what nobody asked for."""
     if item.get_closest_marker("vllm") and find_spec("vllm") is None:
         pytest.skip("needs vLLM: make test-vllm")
+    if item.get_closest_marker("full_width") and not item.config.getoption("--full-width"):
+        pytest.skip("takes minutes and gibibytes: make test-full-width")
     if item.get_closest_marker("gpu"):
         import torch
 
