@@ -20,7 +20,7 @@ quickstart: $(VENV)/.core  ## install the package and read the emotion of a samp
 install: $(VENV)/.dev  ## install the package with the development tools into .venv
 
 test: $(VENV)/.dev  ## run the whole test suite, a process for each core
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-fast: $(VENV)/.dev  ## the same without what takes more than a few seconds
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not slow'
