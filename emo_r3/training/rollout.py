@@ -25,6 +25,7 @@ from trl.data_utils import prepare_multimodal_messages
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 
+from ..errors import RecipeError
 from ..images.loading import image_digest
 from ..models.decoding import Sampling
 from ..models.prefix_cache import prefill
@@ -49,6 +50,7 @@ class SharedRollout(GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_generation(self.args)
         self._prompts: tuple[list[Any], list[int]] = ([], [])
         self._shares_prompts = True
         self._try = 0
@@ -156,6 +158,17 @@ class SharedRollout(GRPOTrainer):
             batch, self._eval_rollouts = (0, self._eval_rollouts, 0), self._eval_rollouts + 1
         first = self.accelerator.process_index * count
         return [mixed_seed(self.args.seed, self.state.global_step, *batch, first + row) for row in range(count)]
+
+
+def check_generation(config: EmoR3Config) -> None:
+    """Raises [`RecipeError`] for ways of generating that this rollout hasn't: without a word, it would do another."""
+    others = ("do_sample", "num_beams", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+    given: Any = config.generation_kwargs or {}
+    if unknown := [name for name in others if name in given]:
+        raise RecipeError(
+            f"generation_kwargs has {', '.join(unknown)}: a rollout samples by temperature, top_k, top_p and min_p "
+            "alone; leave it out"
+        )
 
 
 def through_end(ids: list[int], ends: Sequence[int]) -> list[int]:

@@ -14,9 +14,18 @@ from transformers import GenerationConfig
 from trl import GRPOTrainer
 
 from emo_r3.data.load import to_prompts
+from emo_r3.errors import RecipeError
 from emo_r3.models.checkpoint import load_for_training
 from emo_r3.training.config import EmoR3Config
-from emo_r3.training.rollout import ImagesReadOnce, greedy, images_read_once, mixed_seed, sampling, through_end
+from emo_r3.training.rollout import (
+    ImagesReadOnce,
+    check_generation,
+    greedy,
+    images_read_once,
+    mixed_seed,
+    sampling,
+    through_end,
+)
 from emo_r3.training.trainer import EmoR3Trainer
 
 
@@ -134,6 +143,15 @@ def test_draws_follow_the_probabilities_that_generate_draws_from(fields: dict[st
     assert (found[expected == 0] == 0).all()
     assert (found - expected).abs().max() < 4 * (0.25 / draws) ** 0.5
     assert not greedy(config).do_sample and config.do_sample
+
+
+def test_another_way_of_generating_is_refused() -> None:
+    """It would be left out without a word."""
+    check_generation(EmoR3Config(output_dir="out", use_cpu=True, bf16=False, generation_kwargs={"top_k": 1}))
+    for name in ("num_beams", "typical_p", "do_sample"):
+        config = EmoR3Config(output_dir="out", use_cpu=True, bf16=False, generation_kwargs={name: 1})
+        with pytest.raises(RecipeError, match=f"generation_kwargs has {name}: a rollout samples by temperature"):
+            check_generation(config)
 
 
 def test_seeds_differ_by_row_batch_and_step() -> None:
