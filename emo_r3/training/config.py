@@ -105,6 +105,8 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
         reflection_mode (`str`, *optional*, defaults to the preset's): `"logits"` (`paper`) reads the answer off the
             model's probabilities; `"generate"` (`authors-code`) lets it write one.
         reflection_batch_size (`int`, *optional*, defaults to 32): completions in one forward.
+        share_prompt (`str`, *optional*, defaults to `"auto"`): `"auto"` computes a group's prompt, image and all, once
+            for its completions where the model allows it; `"off"` computes it for each, as TRL does.
         rollout_batch_size (`int`, *optional*): completions that are generated at once; all of them unless given.
         dynamic_sampling (`str`, *optional*): replace groups that teach nothing: those whose `"accuracy"` rewards are
             equal (DAPO), or whose overall `"reward"` is.
@@ -118,6 +120,7 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
     preset: Literal["paper", "authors-code"] = "paper"
     reflection_mode: Literal["logits", "generate"] | None = None
     reflection_batch_size: int = 32
+    share_prompt: Literal["auto", "off"] = "auto"
     rollout_batch_size: int | None = None
     dynamic_sampling: Literal["accuracy", "reward"] | None = None
     dynamic_sampling_tries: int = 20
@@ -130,6 +133,8 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
     disable_dropout: bool = True
 
     def __post_init__(self) -> None:
+        if self.share_prompt is False:  # as YAML reads `off`
+            self.share_prompt = "off"
         said: Any = self.judge
         if said is False or said in ("", "none", "None", "false"):  # as a command line and YAML say it
             self.judge = None
@@ -152,6 +157,7 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
         for name, choices in (
             ("preset", tuple(PRESETS)),
             ("reflection_mode", (None, "logits", "generate")),
+            ("share_prompt", ("auto", "off")),
             ("dynamic_sampling", (None, "accuracy", "reward")),
         ):
             if getattr(self, name) not in choices:

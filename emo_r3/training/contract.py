@@ -24,6 +24,11 @@ class Private(NamedTuple):
 
 
 _TURN = ("self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images")
+_LOG_PROBS = (
+    *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+    *("compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes"),
+    *("num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+)
 
 PRIVATE = (
     Private(
@@ -36,6 +41,8 @@ PRIVATE = (
         GRPOTrainer, "_generate_and_score_completions", ("self", "inputs"), "dynamic_sampling, rollout: one generation"
     ),
     Private(GRPOTrainer, "_generate", ("self", "prompts"), "dynamic_sampling: completions that are there already"),
+    Private(GRPOTrainer, "_prepare_inputs", ("self", "generation_batch"), "shared_prompt: groups stay whole"),
+    Private(GRPOTrainer, "_get_per_token_logps_and_entropies", _LOG_PROBS, "shared_prompt: packed rows"),
     Private(GRPOTrainer, "_tokenize_prompts", ("self", "prompts"), "rollout: each different prompt once"),
     Private(GRPOTrainer, "_generate_single_turn", _TURN, "rollout: in parts, from a shared prompt"),
     Private(GRPOTrainer, "_log_metric", ("self", "name", "value"), "trainer, dynamic_sampling: what is no reward's"),

@@ -20,7 +20,6 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
@@ -32,9 +31,10 @@ from ..models.prefix_cache import prefill
 from ..models.reflection import distinct_images, once
 from ..utils import chunks
 from .config import EmoR3Config
+from .shared_prompt import SharedPrompt
 
 
-class SharedRollout(GRPOTrainer):
+class SharedRollout(SharedPrompt):
     """
     TRL's GRPO trainer with a rollout of its own, where vLLM makes none.
 
