@@ -206,15 +206,13 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def why_not(model: PreTrainedModel) -> str | None:
     """Why completions of this model can't share their prompt; `None` if they can.
 
-    A text model must attend to all before a token, and to nothing else: no window, no state that goes from token to
-    token, no image seen in both directions, no attention across to an image.
+    A text model must attend to what stands before a token, and to nothing else: no state that goes from token to
+    token, no image seen in both directions, no attention across to an image. See [`attention_window`] too.
     """
     text: Any = model.config.get_text_config()
-    kinds = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
+    kinds = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
     if kinds:
-        return f"its layers are of the kind {', '.join(kinds)}"
-    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        return f"its attention has a window of {text.sliding_window} tokens"
+        return f"it has layers of the kind {', '.join(kinds)}"
     if getattr(text, "cross_attention_layers", None):
         return "it attends across to the image"
     if getattr(text, "attn_logit_softcapping", None):
@@ -224,6 +222,12 @@ def why_not(model: PreTrainedModel) -> str | None:
     if text._attn_implementation not in ("sdpa", NAME):
         return f"its attention is {text._attn_implementation!r}, not 'sdpa'"
     return None
+
+
+def attention_window(model: PreTrainedModel) -> int | None:
+    """How many tokens back a token sees; `None` for all. Longer rows can't be packed: [`attend`] has no window."""
+    text: Any = model.config.get_text_config()
+    return getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
 
 
 def use_group_attention(model: PreTrainedModel) -> None:

@@ -12,7 +12,14 @@ from trl import GRPOTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from ..errors import TrainingError
-from ..models.group_attention import PackedRows, pack, prompt_positions, use_group_attention, why_not
+from ..models.group_attention import (
+    PackedRows,
+    attention_window,
+    pack,
+    prompt_positions,
+    use_group_attention,
+    why_not,
+)
 from ..utils import chunks
 from .config import EmoR3Config
 
@@ -43,6 +50,7 @@ class SharedPrompt(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._shares = False
         self._compared = False
+        self._window: int | None = None
         if self.args.share_prompt == "off":
             return
         models = [self.model, self.ref_model] if self.ref_model is not None else [self.model]
@@ -56,6 +64,7 @@ class SharedPrompt(GRPOTrainer):
         for model in plain:
             use_group_attention(model)
         self._shares = True
+        self._window = min([window for model in plain if (window := attention_window(model))], default=None)
         logger.info("share_prompt: a group computes its prompt once")
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -104,6 +113,12 @@ class SharedPrompt(GRPOTrainer):
         }
         plain = super()._get_per_token_logps_and_entropies
         others = (spatial_shapes, token_type_ids, image_position_ids)
+        if self._window is not None and input_ids.shape[1] > self._window:
+            logger.warning(
+                f"share_prompt: each completion computes its prompt again, as rows of {input_ids.shape[1]} tokens are "
+                f"longer than the attention's window of {self._window}"
+            )
+            self._shares = False
         if not self._shares or any(value is not None for value in others):
             return plain(
                 model,
