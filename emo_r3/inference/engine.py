@@ -332,7 +332,7 @@ class Engine:
         yes: dict[int, float] = {}
         if described:
             said = self.reflector.consistency_from(
-                cached, request.plain, described, [texts[row][0] for row in described]
+                cached, [request.plain] * len(cached.tokens), described, [texts[row][0] for row in described]
             )
             yes = dict(zip(described, said.yes, strict=True))
         labels = request.options.labels.labels

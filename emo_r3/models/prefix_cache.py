@@ -136,6 +136,18 @@ def position_offsets(model: PreTrainedModel, batch_size: int) -> Tensor:
     return deltas.reshape(-1).expand(batch_size).to("cpu", torch.long)
 
 
+def cache_part(cache: Cache, rows: Sequence[int], first: int, stop: int) -> Cache:
+    """Some rows and columns of a cache, a row as often as it is named. The cache stays as it is."""
+    part = copy.copy(cache)
+    layers: list[Any] = [copy.copy(layer) for layer in cache.layers]
+    part.layers = layers
+    for layer in layers:
+        index = torch.tensor(rows, device=layer.keys.device)
+        layer.keys = layer.keys[:, :, first:stop].index_select(0, index)
+        layer.values = layer.values[:, :, first:stop].index_select(0, index)
+    return part
+
+
 @torch.no_grad()
 def suffix_logits(
     model: PreTrainedModel,
@@ -161,13 +173,7 @@ def suffix_logits(
     device = input_device(model)
     used = mask.any(0).nonzero().flatten()
     first, stop = int(used[0]), int(used[-1]) + 1
-    part = copy.copy(cache)
-    layers: list[Any] = [copy.copy(layer) for layer in cache.layers]
-    part.layers = layers
-    for layer in layers:
-        index = torch.tensor(rows, device=layer.keys.device)
-        layer.keys = layer.keys[:, :, first:stop].index_select(0, index)
-        layer.values = layer.values[:, :, first:stop].index_select(0, index)
+    part = cache_part(cache, rows, first, stop)
 
     # Padded on the left, so that the last column is the last token of every suffix.
     longest = max(map(len, suffixes))

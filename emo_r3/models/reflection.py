@@ -104,6 +104,26 @@ def read_yes_no(logits: Tensor, yes: Sequence[int], no: Sequence[int]) -> YesNo:
     return YesNo(margin, logits.softmax(-1)[:, [*yes, *no]].sum(-1))
 
 
+def joined_answers(parts: Sequence[YesNo]) -> YesNo:
+    """One batch of answers."""
+    margins, masses = zip(*parts, strict=True)
+    return YesNo(torch.cat(margins), torch.cat(masses))
+
+
+class ReadImages(NamedTuple):
+    """Images that the model has read already, in prompts of another kind.
+
+    Args:
+        cached ([`CachedPrompts`]): the prompts.
+        plains (`list[list[int]]`): tokens of each as text, an image being the one token that stands for it.
+        of_text (`list[int]`): for each text that is asked about, the row of the prompt with its image.
+    """
+
+    cached: CachedPrompts
+    plains: list[Tokens]
+    of_text: list[int]
+
+
 class Reading(NamedTuple):
     """The label at which greedy decoding ends, and the probability of each label in the order of the list."""
 
@@ -265,33 +285,43 @@ class Reflector:
         return self.reader(self.coherence_questions(texts, choices), choices, batch_size)
 
     @torch.no_grad()
-    def consistency(self, images: Sequence[Image.Image], texts: Sequence[str | None]) -> YesNo:
+    def consistency(
+        self, images: Sequence[Image.Image], texts: Sequence[str | None], read: Sequence[ReadImages] = ()
+    ) -> YesNo:
         """Whether each text can describe its image.
 
         Args:
             images (`list[Image]`): the image of each text; equal ones are encoded once if they are in one batch.
             texts (`list[str]`): the texts; `None` for one that is missing, which is asked about all the same.
+            read (`list[ReadImages]`, *optional*): the images as the model has read them already, of all texts in
+                their order; they must suit the question, as [`continues`] says.
         """
+        found = []
+        rest = iter(texts)
+        for images_read in read:
+            for of_text in chunks(images_read.of_text, self.batch_size):
+                some = [next(rest) for _ in of_text]
+                found.append(self.consistency_from(images_read.cached, images_read.plains, of_text, some))
+        if read:
+            return joined_answers(found)
         opening = render_prompt(self.processor, self.prompts.consistency_question(""), with_image=True)
         plain = prompt_tokens(self.processor, opening)
-        found = []
         for rows in chunks(range(len(images)), self.batch_size):
             distinct, of_row = distinct_images([images[row] for row in rows])
             cached = self._encode_images(opening, plain, distinct)
             self._image_tokens += sum(map(len, cached.tokens))
-            found.append(self.consistency_from(cached, plain, of_row, [texts[row] for row in rows]))
-        margins, masses = zip(*found, strict=True)
-        return YesNo(torch.cat(margins), torch.cat(masses))
+            found.append(self.consistency_from(cached, [plain] * len(distinct), of_row, [texts[row] for row in rows]))
+        return joined_answers(found)
 
     @torch.no_grad()
     def consistency_from(
-        self, cached: CachedPrompts, plain: Tokens, rows: Sequence[int], texts: Sequence[str | None]
+        self, cached: CachedPrompts, plains: Sequence[Tokens], rows: Sequence[int], texts: Sequence[str | None]
     ) -> YesNo:
         """The same about images that the model has encoded already.
 
         Args:
             cached ([`CachedPrompts`]): prompts about these images.
-            plain (`list[int]`): tokens of their question as text, an image being the one token that stands for it.
+            plains (`list[list[int]]`): tokens of each as text, an image being the one token that stands for it.
             rows (`list[int]`): per text, the row of its image.
             texts (`list[str]`): the texts.
         """
@@ -302,12 +332,24 @@ class Reflector:
         for row, question in asked:
             prompt = render_prompt(self.processor, question, with_image=True)
             alone = prompt_tokens(self.processor, prompt)
-            spliced, _ = splice_image(plain, cached.prompt(row), alone, self._image_token)
+            spliced, _ = splice_image(plains[row], cached.prompt(row), alone, self._image_token)
             sequences.append(spliced or cached.encode(row, prompt)["input_ids"][0].tolist())
         which = [row for row, _ in asked]
         answers = cached.next_logits(which, sequences, self._read_yes_no)[place]
         self._image_tokens += sum(map(len, sequences)) - sum(map(cached.shared, which, sequences))
         return YesNo(answers[:, 0], answers[:, 1])
+
+    def continues(self, read: ReadImages) -> bool:
+        """Whether a question about an image begins as the prompts do in which it was read, up to the image's end."""
+        cached = read.cached
+        alone = prompt_tokens(
+            self.processor, render_prompt(self.processor, self.prompts.consistency_question(""), with_image=True)
+        )
+        for row, plain in enumerate(read.plains):
+            spliced, _ = splice_image(plain, cached.prompt(row), alone, self._image_token)
+            if spliced is None or cached.shared(row, spliced) < max(1, cached.image_ends[row]):
+                return False
+        return True
 
     def encode(self, prompt: str | Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
         """The processor's tensors of one prompt about each image, or of a prompt for each."""

@@ -137,6 +137,7 @@ class DynamicSampling(SharedRollout):
             if missing == 0:
                 break
         self._try = 0
+        self._read.clear()  # of the last try alone
         self._log_metric("dynamic_sampling/tries", tries + 1)
         self._log_metric("dynamic_sampling/informative", informative_groups / groups)
         self._log_metric("dynamic_sampling/starved", missing / kept.wanted)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..labels import LABEL_SETS, match_label
 from ..models.prefix_cache import adds_special_tokens, input_device, render_prompt
-from ..models.reflection import Reflector, reflected_texts, same_everywhere
+from ..models.reflection import ReadImages, Reflector, reflected_texts, same_everywhere
 from ..parsing import ParsedCompletion
 from ..prompts import Prompts
 from ..utils import chunks
@@ -92,6 +92,7 @@ class Judge:
         texts: Sequence[str],
         parsed: Sequence[ParsedCompletion],
         labels: Sequence[Sequence[str]],
+        read: Sequence[ReadImages] = (),
     ) -> list[Reflection]:
         """Reflects on completions.
 
@@ -100,6 +101,8 @@ class Judge:
             texts (`list[str]`): the completions.
             parsed (`list[ParsedCompletion]`): what they say.
             labels (`list[list[str]]`): labels to choose from, for each.
+            read (`list[ReadImages]`, *optional*): the images as the judge has read them already: see
+                [`Reflector.consistency`].
         """
         authors = self.preset == "authors-code"
         quoted = [
@@ -110,7 +113,7 @@ class Judge:
         with self.asked.scope():
             if self.mode == "generate":
                 return self._written(images, choices, quoted)
-            said = self.reflector.consistency(images, [step for step, _ in quoted])
+            said = self.reflector.consistency(images, [step for step, _ in quoted], read)
             read = self.reflector.coherence([steps for _, steps in quoted], choices)
         self.tokens = self.reflector.tokens - before
         found = []

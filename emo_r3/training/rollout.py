@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import (
     BatchFeature,
+    Cache,
     GenerationConfig,
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -27,8 +28,8 @@ from trl.models import unwrap_model_for_generation
 from ..errors import RecipeError
 from ..images.loading import image_digest
 from ..models.decoding import Sampling
-from ..models.prefix_cache import prefill
-from ..models.reflection import distinct_images, once
+from ..models.prefix_cache import CachedPrompts, cache_part, position_offsets, prefill, prompt_tokens, splice_image
+from ..models.reflection import ReadImages, distinct_images, once
 from ..utils import chunks
 from .config import EmoR3Config
 from .shared_prompt import SharedPrompt
@@ -53,6 +54,9 @@ class SharedRollout(SharedPrompt):
         check_generation(self.args)
         self._prompts: tuple[list[Any], list[int]] = ([], [])
         self._shares_prompts = True
+        self._keeps_images = False
+        """Whether the images of a rollout stay read, for questions of the same model about them."""
+        self._read: list[ReadImages] = []
         self._try = 0
         """Which batch of rollouts of this step it is: draws differ between them."""
         self._eval_rollouts = 0
@@ -99,6 +103,7 @@ class SharedRollout(SharedPrompt):
         settings: Any = self.generation_kwargs
         seeds = self._row_seeds(len(prompt_ids))
         written: list[list[int]] = []
+        self._read.clear()
         with (
             profiling_context(self, "transformers.generate"),
             unwrap_model_for_generation(
@@ -133,7 +138,41 @@ class SharedRollout(SharedPrompt):
             generation_config=greedy(self.generation_config),
             logits_processor=sampling(self.generation_config, seeds, index.device),
         )[:, width:]
+        if cache is not None and self._keeps_images:
+            self._read.append(self._images_of(cache, [distinct[at] for at in used], inputs, of_row))
         return [through_end(row, self.eos_token_ids) for row in ids.tolist()]
+
+    def _images_of(
+        self, cache: Cache, prompts: Sequence[Any], inputs: Mapping[str, Tensor], of_row: Sequence[int]
+    ) -> ReadImages:
+        """What the model remembers of the prompts alone, of a cache with a row for each completion."""
+        first = [of_row.index(row) for row in range(len(prompts))]
+        processor, masks = self.processing_class, inputs["attention_mask"].bool()
+        plains = [prompt_tokens(processor, self._as_text(prompt)) for prompt in prompts]
+        tokens = [ids[mask].tolist() for ids, mask in zip(inputs["input_ids"], masks, strict=True)]
+        token = getattr(processor, "image_token_id", None)
+        cached = CachedPrompts(
+            self.model,
+            tokens,
+            cache_part(cache, first, 0, masks.shape[1] - 1),
+            (~masks).sum(-1).tolist(),
+            position_offsets(self.model, len(of_row))[first],
+            [splice_image(plain, ids, plain, token)[1] for plain, ids in zip(plains, tokens, strict=True)],
+            lambda row: self._encode_prompts([prompts[row]]),
+            [len(ids) for ids in tokens],
+            max_rows=self.args.reflection_batch_size,
+        )
+        return ReadImages(cached, plains, list(of_row))
+
+    def _as_text(self, prompt: Any) -> str:
+        options: Any = self.chat_template_kwargs
+        return self.processing_class.apply_chat_template(
+            prepare_multimodal_messages(prompt),
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+            **options,
+        )
 
     def _encode_prompts(self, prompts: Sequence[Any]) -> dict[str, Tensor]:
         """The processor's tensors of prompts, padded on the left, on the device of this process."""

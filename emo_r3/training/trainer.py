@@ -144,6 +144,9 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
                 str(args.reflection_mode),
                 args.reflection_batch_size,
             )
+            # Under autocast, reflection computes in another type than the rollout of float32 weights.
+            plain = self.accelerator.mixed_precision == "no" or self.model.dtype != torch.float32
+            self._keeps_images = args.judge == "policy" and args.reflection_mode == "logits" and plain
 
     # The seam: reflection, then TRL's own reward machinery.
 
@@ -186,7 +189,11 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
         self, rows: Sequence[dict[str, Any]], texts: Sequence[str], found: Sequence[ParsedCompletion]
     ) -> list[Reflection]:
         assert self.judge is not None
-        reflections = self.judge([row["image"] for row in rows], texts, found, [row["labels"] for row in rows])
+        read = self._read if self._read and sum(len(one.of_text) for one in self._read) == len(rows) else []
+        if read and self._most(int(not all(map(self.judge.reflector.continues, read)))):
+            read = []
+        reflections = self.judge([row["image"] for row in rows], texts, found, [row["labels"] for row in rows], read)
+        self._read.clear()
         if self.args.shuffle_reflections:
             # A generator of its own: the run's random state is as without reflection.
             generator = torch.Generator().manual_seed(mixed_seed(self.args.seed, self.state.global_step))

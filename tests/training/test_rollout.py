@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from emo_r3.data.load import to_prompts
 from emo_r3.errors import RecipeError
 from emo_r3.models.checkpoint import load_for_training
+from emo_r3.parsing import parse_completion
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.rollout import (
     ImagesReadOnce,
@@ -73,6 +74,53 @@ def test_a_shared_prompt_gives_what_whole_rows_give(name: str, tmp_path: Path) -
     rows, dataset = rows_of_two_sizes()
     trainer = tiny_trainer(name, tmp_path, dataset, generation_kwargs={"top_k": 1})
     assert generated(trainer, rows, EmoR3Trainer) == generated(trainer, rows, GRPOTrainer)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("size", [None, 3])
+def test_reflection_goes_on_from_the_images_of_the_rollout(name: str, size: int | None, tmp_path: Path) -> None:
+    rows, dataset = rows_of_two_sizes()
+    trainer = tiny_trainer(name, tmp_path, dataset, judge="policy", rollout_batch_size=size)
+    generated(trainer, rows, EmoR3Trainer)
+    assert [one.of_text for one in trainer._read] == ([[0, 0, 1, 1]] if size is None else [[0, 0, 1], [0]])
+    assert trainer.judge is not None and all(map(trainer.judge.reflector.continues, trainer._read))
+    texts = [
+        f"<step1>A dog {word}.</step1> <step2>It amuses.</step2> <step3>Positive.</step3> \\boxed{{joy}}"
+        for word in "abcd"
+    ]
+    arguments = (
+        [row["image"] for row in rows],
+        texts,
+        [parse_completion(text) for text in texts],
+        [("joy", "fear")] * 4,
+    )
+    encoded = []
+    trainer.judge.reflector._encode_images = lambda *given: encoded.append(given)  # type: ignore[method-assign, assignment, func-returns-value]
+    kept = trainer.judge(*arguments, trainer._read)
+    assert not encoded
+    del trainer.judge.reflector._encode_images
+    alone = trainer.judge(*arguments)
+    assert [one.yes for one in kept] == pytest.approx([one.yes for one in alone], abs=1e-5)
+    assert [one.read_label for one in kept] == [one.read_label for one in alone]
+
+
+def test_images_of_a_prompt_that_begins_otherwise_are_read_again(tmp_path: Path) -> None:
+    """The text stands before the image: the question can't go on from there, and isn't asked so."""
+    rows, dataset = rows_of_two_sizes()
+    for row in rows:
+        row["prompt"] = [{"role": "user", "content": [*row["prompt"][0]["content"]][::-1]}]
+    trainer = tiny_trainer("qwen2_5_vl", tmp_path, dataset, judge="policy")
+    generated(trainer, rows, EmoR3Trainer)
+    assert trainer.judge is not None
+    assert [trainer.judge.reflector.continues(one) for one in trainer._read] == [False]
+    parsed = [parse_completion("<step1>A dog.</step1> <step2>Fun.</step2> <step3>Good.</step3> \\boxed{joy}")] * 4
+    assert all(one.yes is not None for one in trainer._reflect(rows, [""] * 4, parsed))
+
+
+def test_nothing_of_a_rollout_stays_after_reflection(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    assert trainer._keeps_images and trainer._read == []
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
