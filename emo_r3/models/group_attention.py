@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -203,13 +203,13 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def why_not(model: PreTrainedModel) -> str | None:
+def why_not(config: PreTrainedConfig) -> str | None:
     """Why completions of this model can't share their prompt; `None` if they can.
 
     A text model must attend to what stands before a token, and to nothing else: no state that goes from token to
     token, no image seen in both directions, no attention across to an image. See [`attention_window`] too.
     """
-    text: Any = model.config.get_text_config()
+    text: Any = config.get_text_config()
     kinds = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
     if kinds:
         return f"it has layers of the kind {', '.join(kinds)}"
@@ -217,16 +217,16 @@ def why_not(model: PreTrainedModel) -> str | None:
         return "it attends across to the image"
     if getattr(text, "attn_logit_softcapping", None):
         return "its attention is capped (softcap)"
-    if getattr(text, "use_bidirectional_attention", False) or model.config.model_type in ("gemma3", "paligemma"):
+    if getattr(text, "use_bidirectional_attention", False) or config.model_type in ("gemma3", "paligemma"):
         return "its image tokens see each other in both directions"
-    if text._attn_implementation not in ("sdpa", NAME):
+    if text._attn_implementation not in (None, "sdpa", NAME):
         return f"its attention is {text._attn_implementation!r}, not 'sdpa'"
     return None
 
 
-def attention_window(model: PreTrainedModel) -> int | None:
+def attention_window(config: PreTrainedConfig) -> int | None:
     """How many tokens back a token sees; `None` for all. Longer rows can't be packed: [`attend`] has no window."""
-    text: Any = model.config.get_text_config()
+    text: Any = config.get_text_config()
     return getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
 
 

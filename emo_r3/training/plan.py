@@ -185,16 +185,21 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
     phases: dict[str, dict[str, float]] = {}
     per_device, local = plan.per_device, plan.rollout // max(plan.processes, 1)
     pixels = 4.0 * shape.patch_values
-    tokens = per_device * (longest_prompt + longest)
+    row = longest_prompt + longest
+    prompts = _prompts_at_once(recipe) if grpo and shape.shares_prompt else per_device
+    tokens = prompts * longest_prompt + per_device * longest
     kind = "mixed" if mixed else "plain"
     if shape.adapters and not (launcher.is_deepspeed or recipe.model.load_in_4bit or width == 4):
         kind = "adapters"
     phases["update"] = states | {
-        "activations": _activations(shape, tokens, per_device * longest_patches, kind, width, checkpointing(config)),
-        "attention mask": 3.0 * per_device * (longest_prompt + longest) ** 2,
+        "activations": _activations(shape, tokens, prompts * longest_patches, kind, width, checkpointing(config)),
+        "attention mask": 3.0 * per_device * row * (row if prompts == per_device else longest),
         "logits": _head(shape, per_device * longest, width, launcher),
         "pixels": pixels * ((local or per_device) * patches if grpo else per_device * longest_patches),
     }
+    if prompts < per_device:
+        of_groups = _group_attention(shape, tokens, per_device * row, width)
+        phases["update"]["activations"] += of_groups * (1 if checkpointing(config) else shape.layers)
     facts = [
         f"model: {shape.parameters / 1e9:.2f} billion parameters ({shape.vision_parameters / 1e9:.2f} of them see), "
         f"{shape.trained / 1e6:,.0f} million trained",
@@ -263,6 +268,15 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
     )
     result = Plan(phases, facts, hours, _disk(recipe, shape, launcher), launcher.processes, given.gpu_memory, problems)
     return result
+
+
+def _prompts_at_once(recipe: Recipe) -> int:
+    """Prompts that go through the model in a microbatch: one for the completions of a group that lie in it."""
+    config: Any = recipe.config
+    size, group = recipe.plan.per_device, recipe.plan.num_generations
+    if config.share_prompt == "off":
+        return size
+    return min(size, math.ceil(size / group) + int(size % group > 0 and group % size > 0))
 
 
 def checkpointing(config: Any) -> bool:
@@ -334,6 +348,11 @@ def _activations(shape: Shape, tokens: float, patches: float, kind: str, width: 
         return text + seen * shape.vision_layers
     # One layer of the tower is computed again when those of the language model are done.
     return text + patches * shape.vision_hidden * width * shape.vision_layers + max(0.0, seen - worst)
+
+
+def _group_attention(shape: Shape, tokens: float, seen: float, width: int) -> float:
+    """What a layer keeps of packed rows on top: each completion's keys and values with its prompt's, and the parts."""
+    return width * shape.hidden * (2 * seen + 3.75 * tokens)
 
 
 def _prefill(shape: Shape, tokens: float, patches: float, width: int) -> float:

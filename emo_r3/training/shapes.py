@@ -18,6 +18,7 @@ from trl import ModelConfig, get_peft_config
 
 from ..errors import CheckpointError, RecipeError
 from ..models.checkpoint import CHECKPOINT
+from ..models.group_attention import why_not
 from .examples import PixelBudget
 from .recipe import Recipe
 from .stage import freeze_vision_tower
@@ -49,6 +50,7 @@ class Shape:
     merge: int  # patches of a token, along a side; 0 for images of one size
     image_size: int
     vision_is_trained: bool
+    shares_prompt: bool  # whether completions of a group can
 
     def image_tokens(self, image: tuple[int, int], budget: tuple[int, int]) -> tuple[int, int]:
         """Tokens and patches of an image in a pixel budget."""
@@ -131,6 +133,7 @@ def _shape(name: str, revision: str, freeze: bool, adapters: str) -> Shape:
         image_size=getattr(vision, "image_size", 0),
         vision_is_trained=not freeze
         and (not added or any("vis" in n for n, v in model.named_parameters() if v.requires_grad)),
+        shares_prompt=why_not(config) is None,
     )
 
 

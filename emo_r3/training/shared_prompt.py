@@ -55,7 +55,7 @@ class SharedPrompt(GRPOTrainer):
             return
         models = [self.model, self.ref_model] if self.ref_model is not None else [self.model]
         plain = [base_model(self.accelerator.unwrap_model(model)) for model in models]
-        reason = next((why for model in plain if (why := why_not(model))), None)
+        reason = next((why for model in plain if (why := why_not(model.config))), None)
         if reason is None and self.aux_loss_enabled:
             reason = "its experts' loss is over whole rows"
         if reason is not None:
@@ -64,7 +64,7 @@ class SharedPrompt(GRPOTrainer):
         for model in plain:
             use_group_attention(model)
         self._shares = True
-        self._window = min([window for model in plain if (window := attention_window(model))], default=None)
+        self._window = min([window for model in plain if (window := attention_window(model.config))], default=None)
         logger.info("share_prompt: a group computes its prompt once")
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:

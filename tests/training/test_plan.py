@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 from emo_r3.cli.main import main
 from emo_r3.errors import CheckpointError, RecipeError
+from emo_r3.models.group_attention import pack, use_group_attention
 from emo_r3.training import plan as module
 from emo_r3.training import shapes
 from emo_r3.training.launcher import Launcher
@@ -101,6 +102,67 @@ def test_activations_are_as_measured(
             states = language(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
         states.float().mean().backward()
     assert expected == pytest.approx(live.peak, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mixed", "again", "adapters"),
+    [
+        ("float32", True, True, False),
+        ("float32", True, False, False),
+        ("bfloat16", False, True, False),
+        ("bfloat16", False, False, False),
+        ("bfloat16", True, True, True),
+    ],
+)
+def test_activations_of_packed_rows_are_as_measured(
+    tmp_path: Path, dtype: str, mixed: bool, again: bool, adapters: bool
+) -> None:
+    """Eight completions of 64 tokens that share a prompt of 256."""
+    folder = small(tmp_path / "model")
+    options = (
+        {"use_peft": True, "lora_target_modules": "all-linear", "freeze_vision_tower": "true"} if adapters else {}
+    )
+    shape = model_shape(planned(folder, **options))
+    group, prompt, written = 8, 256, 64
+    kind = "adapters" if adapters else "mixed" if mixed else "plain"
+    tokens = prompt + group * written
+    expected = module._activations(shape, tokens, 0, kind, 2, again)
+    layers = 1 if again else shape.layers
+    expected += layers * module._group_attention(shape, tokens, group * (prompt + written), 2)
+
+    model: Any = AutoModelForImageTextToText.from_config(model_config(str(folder)))
+    model = model.to(getattr(torch, dtype)).train()
+    use_group_attention(model)
+    if adapters:
+        model = get_peft_model(model, LoraConfig(r=16, target_modules=r".*language_model.*_proj"))
+        model.enable_input_require_grads()
+    if again:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    completions = [torch.randint(20, 500, (written,)) for _ in range(group)]
+    packed = pack(
+        [torch.randint(20, 500, (prompt,))], [torch.arange(prompt).expand(3, -1)], completions, [0] * group, 0
+    )
+    language = model.base_model.model.model if adapters else model.model
+    gc.collect()
+    with LiveBytes() as live:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            states = language(
+                input_ids=packed.ids, position_ids=packed.positions, groups=packed.groups, use_cache=False
+            ).last_hidden_state
+        states.float().mean().backward()
+    assert expected == pytest.approx(live.peak, rel=0.15)
+
+
+@pytest.mark.parametrize(("size", "group", "prompts"), [(8, 8, 1), (4, 8, 1), (16, 8, 2), (6, 4, 3), (1, 8, 1)])
+def test_completions_of_a_microbatch_share_their_prompts(size: int, group: int, prompts: int) -> None:
+    words = ["--use_cpu", "--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", "16"]
+    words += ["--num_generations", str(group), "--generation_batch_size", str(size * group * 16)]
+    recipe = load_recipe(EMO_R3, words, processes=1)
+    assert module._prompts_at_once(recipe) == prompts
+    off = load_recipe(EMO_R3, [*words, "--share_prompt", "off"], processes=1)
+    assert module._prompts_at_once(off) == size
 
 
 @pytest.mark.parametrize("mixed", [True, False])

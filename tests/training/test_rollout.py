@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from emo_r3.data.load import to_prompts
 from emo_r3.errors import RecipeError
 from emo_r3.models.checkpoint import load_for_training
+from emo_r3.models.reflection import Reflector
 from emo_r3.parsing import parse_completion
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.rollout import (
@@ -78,7 +79,9 @@ def test_a_shared_prompt_gives_what_whole_rows_give(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("size", [None, 3])
-def test_reflection_goes_on_from_the_images_of_the_rollout(name: str, size: int | None, tmp_path: Path) -> None:
+def test_reflection_goes_on_from_the_images_of_the_rollout(
+    name: str, size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, dataset = rows_of_two_sizes()
     trainer = tiny_trainer(name, tmp_path, dataset, judge="policy", rollout_batch_size=size)
     generated(trainer, rows, EmoR3Trainer)
@@ -94,11 +97,9 @@ def test_reflection_goes_on_from_the_images_of_the_rollout(name: str, size: int 
         [parse_completion(text) for text in texts],
         [("joy", "fear")] * 4,
     )
-    encoded = []
-    trainer.judge.reflector._encode_images = lambda *given: encoded.append(given)  # type: ignore[method-assign, assignment, func-returns-value]
-    kept = trainer.judge(*arguments, trainer._read)
-    assert not encoded
-    del trainer.judge.reflector._encode_images
+    with monkeypatch.context() as patch:
+        patch.setattr(Reflector, "_encode_images", None)  # would fail
+        kept = trainer.judge(*arguments, trainer._read)
     alone = trainer.judge(*arguments)
     assert [one.yes for one in kept] == pytest.approx([one.yes for one in alone], abs=1e-5)
     assert [one.read_label for one in kept] == [one.read_label for one in alone]
