@@ -28,8 +28,12 @@ logger = get_logger(__name__)
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
 """What has a column for each token of a prompt and its completion."""
 
-BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
-"""How far the log-probability of a token may be from the plain forward's, by the type that is computed in."""
+BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""How far log-probabilities of tokens may be from the plain forward's, on average, by the type that is computed in.
+
+Measured on the miniature: 1e-7 in float32; 4e-4 in bfloat16, a quarter of what bfloat16 itself is from float32; 1.1
+where a model counts positions in another way.
+"""
 
 
 class SharedPrompt(GRPOTrainer):
@@ -175,11 +179,12 @@ class SharedPrompt(GRPOTrainer):
             model.train(training)
         computed = {"bf16": torch.bfloat16, "fp16": torch.float16}
         kind = computed.get(self.accelerator.mixed_precision, self.model.dtype)
-        most = float(self.accelerator.gather((shared - alone).float().abs().max()).max())
+        apart = (shared - alone).float().abs().sum() / mask[: len(shared), -width:].sum().clamp(min=1)
+        most = float(self.accelerator.gather(apart).max())
         if not most <= BOUNDS[kind]:
             raise TrainingError(
-                f"share_prompt: on the first batch, log-probabilities with a shared prompt are up to {most:.2g} from "
-                f"whole rows' (bound {BOUNDS[kind]:g} in {kind}): this model can't share; set share_prompt: off"
+                f"share_prompt: on the first batch, log-probabilities with a shared prompt are {most:.2g} from whole "
+                f"rows' on average (bound {BOUNDS[kind]:g} in {kind}): this model can't share; set share_prompt: off"
             )
 
 

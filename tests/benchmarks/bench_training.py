@@ -14,12 +14,8 @@ other would be counted.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +25,16 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from live_bytes import LiveBytes
 from miniature_rows import training_rows
-from trl import GRPOTrainer
+from timed_steps import Ours, Timed, table
 
 from emo_r3.models.checkpoint import CHECKPOINT, load_for_training
-from emo_r3.parsing import parse_completion
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.rewards import accuracy_reward, format_reward
-from emo_r3.training.trainer import EmoR3Trainer
 
-TEXT = (
-    "<step1>A child blows out the candles of a birthday cake, friends laugh, balloons hang above.</step1> "
-    "<step2>Most people would feel warm and would smile with them.</step2> "
-    "<step3>Positive, rather excited.</step3> \\boxed{amusement}"
-)
 TOKENS = 64
 SIZES = {"miniature": (96, 4, 8), "large": (448, 1, 8), "large-4": (448, 1, 4)}
 """Side of an image in pixels, prompts and completions of each in a step. What an image costs decides the ratios."""
-PARTS = ("rollout", "log-probabilities", "update", "reflection", "rest")
 
 
 def settings(folder: Path, steps: int, judge: str | None, prompts: int, generations: int) -> EmoR3Config:
@@ -71,71 +58,6 @@ def settings(folder: Path, steps: int, judge: str | None, prompts: int, generati
     )
 
 
-class Timed(GRPOTrainer):
-    """Takes the processor time of each step and its parts, and the memory of the last, which isn't timed."""
-
-    memory = 0
-    timing = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.times: dict[str, list[float]] = {name: [] for name in ("step", *PARTS)}
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        if not self.timing:
-            yield
-            return
-        start = time.process_time()
-        try:
-            yield
-        finally:
-            self.times[name][-1] += time.process_time() - start
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        self.timing = self.state.global_step < self.args.max_steps - 1
-        if not self.timing:
-            with LiveBytes() as live:
-                loss = super().training_step(*args, **kwargs)
-            self.memory = live.peak
-            return loss
-        for values in self.times.values():
-            values.append(0.0)
-        with self.timed("step"):
-            loss = super().training_step(*args, **kwargs)
-        now = {name: values[-1] for name, values in self.times.items()}
-        self.times["update"][-1] = now["step"] - now["update"]  # what isn't in _prepare_inputs
-        parts = sum(now[name] for name in ("rollout", "log-probabilities", "reflection"))
-        self.times["rest"][-1] = now["update"] - parts
-        return loss
-
-    def _prepare_inputs(self, *args: Any) -> Any:
-        with self.timed("update"):
-            return super()._prepare_inputs(*args)
-
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self.timed("rollout"):
-            return super()._generate_single_turn(*args, **kwargs)
-
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        with self.timed("log-probabilities"):
-            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
-
-    def middle(self, name: str) -> float:
-        return statistics.median(self.times[name][1:])
-
-
-class Ours(Timed, EmoR3Trainer):
-    def _reflect(self, rows: Any, texts: Any, found: Any) -> Any:
-        if not any(one.steps for one in found):
-            texts = [TEXT.replace("A child", f"Child {row}") for row in range(len(texts))]
-            found = [parse_completion(text) for text in texts]
-        with self.timed("reflection"):
-            return super()._reflect(rows, texts, found)
-
-
 def measure(name: str, model_path: Path, folder: Path, steps: int) -> str:
     pixels, prompts, generations = SIZES[name]
     rows = training_rows(8)
@@ -151,17 +73,13 @@ def measure(name: str, model_path: Path, folder: Path, steps: int) -> str:
     stock = Timed(model=model, reward_funcs=functions, args=args, train_dataset=rows, processing_class=processor)
     stock.train()
     whole, plain = ours.middle("step"), stock.middle("step")
-    lines = [
+    head = (
         f"{size:.1f} M parameters, {pixels} x {pixels} pixels, {prompts} prompts x {generations} completions: "
         f"a step with reflection is {whole / plain:.3f} x TRL's plain GRPO ({plain:.2f} s); "
         f"reflection is {ours.middle('reflection') / whole:.1%} of it; memory {ours.memory / stock.memory:.2f} x "
         f"({stock.memory / 2**20:,.0f} MiB)"
-    ]
-    for part in PARTS:
-        mine, theirs = ours.middle(part), stock.middle(part)
-        ratio = f"{mine / theirs:.2f} x" if theirs > 0 else "-"
-        lines.append(f"  {part:<18} TRL {theirs:7.2f} s   ours {mine:7.2f} s   {ratio}")
-    return "\n".join(lines)
+    )
+    return "\n".join([head, *table(stock, ours)])
 
 
 def main() -> None:

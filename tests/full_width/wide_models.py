@@ -61,9 +61,9 @@ TEXT: dict[str, dict[str, Any]] = {
     "llava": {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
 }
 VISION: dict[str, dict[str, Any]] = {
-    "qwen2_5_vl": {"depth": LAYERS, "window_size": 112, "fullatt_block_indexes": [LAYERS - 1]},
-    "qwen3_vl": {"depth": LAYERS, "deepstack_visual_indexes": list(range(LAYERS))},
-    "llava": {"num_hidden_layers": LAYERS, "projection_dim": 768},
+    "qwen2_5_vl": {"window_size": 112},
+    "qwen3_vl": {},
+    "llava": {"projection_dim": 768},
 }
 
 
@@ -76,6 +76,18 @@ def shape(name: str) -> dict[str, Any]:
 
 def build(name: str, folder: Path) -> None:
     """Writes the checkpoint of a model of `model_shapes.json`, cut to two layers of each kind, in bf16."""
+    model, processor = random_model(name, LAYERS)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def random_model(name: str, layers: int | None = None) -> tuple[Any, Any]:
+    """A model of `model_shapes.json` in bf16 and its processor.
+
+    Args:
+        name (`str`): of the model, on the Hub.
+        layers (`int`, *optional*): of the language model and of the vision tower; the published numbers unless given.
+    """
     published = shape(name)
     kind = published["model_type"]
     tokenizer, end, pad = _tokenizer(kind)
@@ -83,8 +95,11 @@ def build(name: str, folder: Path) -> None:
     config = AutoConfig.for_model(
         **published
         | {
-            "text_config": published["text_config"] | TEXT[kind] | ids | {"num_hidden_layers": LAYERS},
-            "vision_config": published["vision_config"] | VISION[kind],
+            "text_config": published["text_config"]
+            | TEXT[kind]
+            | ids
+            | ({"num_hidden_layers": layers} if layers else {}),
+            "vision_config": published["vision_config"] | VISION[kind] | (_few(kind, layers) if layers else {}),
         }
     )
     with torch.random.fork_rng(devices=[]):
@@ -96,8 +111,16 @@ def build(name: str, folder: Path) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=stops, pad_token_id=pad
     )
-    model.save_pretrained(folder)
-    _processor(kind, published, tokenizer).save_pretrained(folder)
+    return model, _processor(kind, published, tokenizer)
+
+
+def _few(kind: str, layers: int) -> dict[str, Any]:
+    """What a vision tower of few layers says of them."""
+    return {
+        "qwen2_5_vl": {"depth": layers, "fullatt_block_indexes": [layers - 1]},
+        "qwen3_vl": {"depth": layers, "deepstack_visual_indexes": list(range(layers))},
+        "llava": {"num_hidden_layers": layers},
+    }[kind]
 
 
 def _tokenizer(kind: str) -> tuple[PreTrainedTokenizerFast, int, int]:

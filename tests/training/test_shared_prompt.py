@@ -251,3 +251,13 @@ def test_groups_stay_whole_in_a_microbatch(tmp_path: Path) -> None:
     trainer._prepare_inputs(rows)
     for part in trainer._buffered_inputs:
         assert len({tuple(ids.tolist()) for ids in part["pixel_values"].view(4, -1)}) == 1
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_packed_rows_are_as_near_as_bfloat16_allows(tmp_path: Path) -> None:
+    trainer = tiny_trainer("qwen2_5_vl", tmp_path, use_cpu=False, bf16=True)
+    batch = batch_of(trainer)
+    shared, _, _ = log_probs(trainer, batch, EmoR3Trainer)
+    alone, _, _ = log_probs(trainer, batch, GRPOTrainer)
+    assert trainer._shares
+    assert float((shared - alone).abs().mean()) < shared_prompt.BOUNDS[torch.bfloat16]
