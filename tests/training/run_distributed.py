@@ -1,7 +1,7 @@
 """Trains tiny models in a mode: `torchrun --nproc_per_node 2 run_distributed.py MODE JOBS OUT`.
 
-JOBS is a JSON file of `{name: {"model": folder, "peft": bool, "from": checkpoint, **settings}}`; OUT gets what each
-process found. Every mode sees the same rows and the same completions, so that all must come to the same weights.
+JOBS is a JSON file of `{name: {"model": folder, "peft": bool, "from": checkpoint, "rolls_out": bool, **settings}}`;
+OUT gets what each process found. Every mode sees the same rows and the same completions, so that all must come to the same weights.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class FixedRollouts(EmoR3Trainer):
         self.rewards: list[Any] = []
         self.wanted: list[int] = []
         self.forwards = 0
+        self.rolls_out = False
         layer = next(module for module in self.model.modules() if type(module).__name__.endswith("DecoderLayer"))
         layer.register_forward_pre_hook(self._count)
         assert self.judge is not None
@@ -149,6 +150,8 @@ class FixedRollouts(EmoR3Trainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, *_: Any
     ) -> Any:
+        if self.rolls_out:  # and reflection goes on from there
+            super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
         texts = [completion(image, place % num_generations) for place, (image,) in enumerate(images)]
         ends = [self._tokenizer.eos_token_id]
         return [self._tokenizer.encode(text, add_special_tokens=False) + ends for text in texts], None
@@ -197,7 +200,7 @@ def whole_weights(trainer: EmoR3Trainer) -> dict[str, torch.Tensor]:
 
 def train(name: str, job: dict[str, Any]) -> None:
     """One run; what it found goes to OUT."""
-    settings = {key: value for key, value in job.items() if key not in ("model", "peft", "from")}
+    settings = {key: value for key, value in job.items() if key not in ("model", "peft", "from", "rolls_out")}
     if MODE.startswith("zero"):
         settings["deepspeed"] = zero(int(MODE[-1]))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -221,6 +224,7 @@ def train(name: str, job: dict[str, Any]) -> None:
     trainer = FixedRollouts(
         model, args, rows(), processor, eval_dataset=rows(4) if args.do_eval else None, peft_config=lora
     )
+    trainer.rolls_out = job.get("rolls_out", False)
     before = whole_weights(trainer)
     trainer.train(resume_from_checkpoint=str(OUT / job["from"]) if "from" in job else None)
     weights = whole_weights(trainer)

@@ -121,7 +121,7 @@ def test_a_shared_prompt_gives_what_whole_rows_give(name: str, checkpointing: bo
     assert_same(trainer, batch_of(trainer))
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "internvl"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_adapters(name: str, checkpointing: bool, tmp_path: Path) -> None:
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
