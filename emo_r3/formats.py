@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from .errors import EmoR3Error, reason
 from .files import check_regular, link_target, replace_file, writing
+from .utils import printable
 
 Row = dict[str, Any]
 FORMATS = ("text", "json", "jsonl", "csv")
@@ -75,7 +76,7 @@ def has_blocks(stream: TextIO) -> bool:
 
 def text_block(row: Mapping[str, Any], width: int = 100, blocks: bool = True) -> str:
     """One image's result for a reader: the steps, the label, a bar for each label, valence and arousal."""
-    lines = [_printable(row["image"])]
+    lines = [printable(row["image"])]
     if row.get("error"):
         return "\n".join([*lines, *_wrapped("error", str(row["error"]), width)]) + "\n"
     for name, text in (row.get("steps") or {}).items():
@@ -104,13 +105,8 @@ def bar(share: float, blocks: bool = True, width: int = BAR_WIDTH) -> str:
 
 
 def _wrapped(title: str, text: str, width: int) -> list[str]:
-    body = _printable(" ".join(text.split()))
+    body = printable(" ".join(text.split()))
     return textwrap.wrap(body, max(width, 40), initial_indent=f"  {title:<12}", subsequent_indent=" " * 14)
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor: names and texts come from outside."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _number_lines(row: Mapping[str, Any]) -> list[str]:

@@ -94,3 +94,8 @@ def published(facts: Any) -> Any:
     if isinstance(facts, list):
         return [published(value) for value in facts]
     return without_folders(facts) if isinstance(facts, str) and _LOCAL.match(facts) else facts
+
+
+def printable(text: str) -> str:
+    """Without what would move a terminal's cursor: names and texts come from outside."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..utils import with_progress
+from ..utils import printable, with_progress
 from .common import EXIT_SOME_FAILED, check_device, check_output, positive, quiet_libraries, terminable
 
 
@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository")
     model.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    model.add_argument(
+        "--max-pixels", type=positive, metavar="N", help="reduce larger images (default: the checkpoint's, or 1 MP)"
+    )
     model.add_argument("--prompts", type=Path, metavar="FILE", help="TOML file with your own prompts")
     model.add_argument(
         "--lexicon",
@@ -45,12 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument(
         "--candidates", type=positive, default=1, metavar="N", help="return the best of N by reflection"
     )
+    answer.add_argument("--temperature", type=float, metavar="T", help="draw answers instead of the likeliest words")
+    answer.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     answer.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer, in tokens")
 
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=("text", "json", "jsonl", "csv"), default="text")
     output.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout; an interrupted run goes on")
     output.add_argument("--batch-size", type=positive, metavar="N", help="images in one pass")
+    output.add_argument(
+        "--on-error",
+        choices=("return", "raise"),
+        default="return",
+        help="a row for an image that fails, or an end",
+    )
     output.add_argument("--allow-private-hosts", action="store_true", help="let URLs name hosts of your own network")
 
 
@@ -58,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Read the emotion of each image: the reasoning in three steps, a label, how likely each label is."""
     from ..files import locked
     from ..formats import check_ours
-    from ..images.loading import find_images
+    from ..images.loading import find_images, left_out
 
     sources = find_images(args.images)
     if args.output:
@@ -68,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
         prepare_stdout(args.format)
     quiet_libraries()
     with locked(args.output) if args.output else nullcontext(), terminable():
-        return predict(args, sources)
+        status = predict(args, sources)
+    tell_left_out(left_out(args.images))
+    return status
 
 
 def predict(args: argparse.Namespace, sources: Sequence[str]) -> int:
@@ -134,6 +147,9 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         "reflect": args.reflect,
         "candidates": args.candidates,
         "max_new_tokens": args.max_new_tokens,
+        "max_pixels": args.max_pixels,
+        "temperature": args.temperature,
+        "seed": args.seed,
         "prompts": f"{prompts.version}-{hashlib.sha256(json_text(prompts.to_dict()).encode()).hexdigest()[:8]}",
         "emo_r3": __version__,
     }
@@ -152,14 +168,28 @@ def predict_rows(
         "decoding": args.decoding,
         "max_new_tokens": args.max_new_tokens,
         "batch_size": args.batch_size,
+        "max_pixels": args.max_pixels,
+        "temperature": args.temperature,
+        "seed": args.seed,
+        "on_error": args.on_error,
         "allow_private_hosts": args.allow_private_hosts,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    results = pipe(iter(sources), reflect=args.reflect, num_candidates=args.candidates, on_error="return", **given)
+    results = pipe(iter(sources), reflect=args.reflect, num_candidates=args.candidates, **given)
     for source, result in zip(sources, results, strict=True):
         if result.error:
             failed.append(source)
         yield {**result.to_dict(), "image": source}
+
+
+def tell_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> None:
+    """Says which files of folders were taken for no images."""
+    if files:
+        print(f"emo-r3: {len(files)} other file{'s' if len(files) > 1 else ''} left out:", file=sys.stderr)
+    for name, what in files[:most]:
+        print(f"  {printable(name)}: {what}", file=sys.stderr)
+    if len(files) > most:
+        print(f"  and {len(files) - most} more", file=sys.stderr)
 
 
 def prepare_stdout(style: str) -> None:

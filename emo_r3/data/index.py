@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..hub_errors import explain_hub_error
-from ..images.loading import SUFFIXES
+from ..images.kinds import SUFFIXES
 from . import emoset, emotion6, webemo
 from .archive import Finding, Raw, Record, open_raw
 from .build import Selection, import_datasets, make_features, write

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from ..errors import DataError
-from ..images.loading import SUFFIXES
+from ..images.kinds import SUFFIXES
 from ..labels import LABEL_SETS, WEBEMO_7_OF_25, match_label
 from .archive import Finding, Raw, Record
 from .records import RecordFile

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+
 # Short on purpose: Pillow's other decoders are rarely used, hold whole images in containers or start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+# Of the files in a folder, these are taken for images.
+SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        *(".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
+    )
+)
 _SAVE = ", which is not read; save it as PNG or JPEG"
 _FRAME = "a video, not an image; save a frame of it as PNG or JPEG"
 _RARE = "not a readable image: {} of a rare kind, or damaged; save it as PNG or JPEG"
@@ -15,8 +25,6 @@ _SIGNATURES = (
     (0, b"8BPS", "a Photoshop document" + _SAVE),
     (0, b"\xff\x0a", "a JPEG XL image" + _SAVE),
     (4, b"JXL ", "a JPEG XL image" + _SAVE),
-    (4, b"jP  ", "a JPEG 2000 image" + _SAVE),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image" + _SAVE),
     (0, b"\0\0\1\0", "an icon" + _SAVE),
     (128, b"DICM", "a DICOM image" + _SAVE),
     (0, b"\x1a\x45\xdf\xa3", _FRAME),
@@ -28,7 +36,20 @@ _SIGNATURES = (
     (0, b"GIF8", _RARE.format("GIF")),
     (0, b"II*\0", _RARE.format("TIFF")),
     (0, b"MM\0*", _RARE.format("TIFF")),
+    (4, b"jP  ", _RARE.format("JPEG 2000")),
+    (0, b"\xff\x4f\xff\x51", _RARE.format("JPEG 2000")),
 )
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read here: HEIF, as phones write it, where pillow-heif is installed."""
+    if find_spec("pillow_heif") is None:
+        return FORMATS
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def what_else(data: bytes) -> str:
@@ -45,7 +66,9 @@ def what_else(data: bytes) -> str:
         if b"avi" in brands:  # Pillow reads AVIF, if it was built so
             return _RARE.format("AVIF")
         if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1")):
-            return "a HEIC photo" + _SAVE
+            if "HEIF" in readable_formats():
+                return _RARE.format("HEIC")
+            return "a HEIC photo, which needs pillow-heif; pip install 'emo-r3[photos]', or save it as PNG or JPEG"
         return _FRAME
     for offset, signature, kind in _SIGNATURES:
         if data[offset:].startswith(signature):

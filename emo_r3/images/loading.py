@@ -14,23 +14,20 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from ..errors import ImageError
 from .download import fetch, public_name
-from .kinds import FORMATS, what_else
+from .kinds import SUFFIXES, readable_formats, what_else
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
 TIMEOUT = 20.0
-
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-)
 
 # A progressive JPEG may go over all of its pixels again for every 100 bytes; real ones do so about ten times.
 _MAX_SCANS = 100
@@ -46,6 +43,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+# Real colour profiles have some kilobytes; of printers, one or two million.
+_MAX_PROFILE = 4 * 2**20
 _DATA_URL = re.compile(r"\s*data:", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _warnings_lock = threading.Lock()
@@ -60,7 +59,7 @@ class LoadedImage:
         image (`PIL.Image.Image`): the decoded image, mode RGB, upright.
         name (`str`): what to call it in messages and rows: its path, its URL without the query, or its type.
         notes (`tuple[str, ...]`): what was done to it: "first frame of 12", "first of several pages",
-            "rotated by EXIF", "flattened on white", "16-bit scaled".
+            "rotated by EXIF", "colours converted to sRGB", "flattened on white", "16-bit scaled".
     """
 
     image: Image.Image
@@ -181,7 +180,38 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     return list(found)
 
 
-def _walk(folder: str) -> Iterator[str]:
+def left_out(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str]]:
+    """
+    What [`find_images`] leaves out of folders: files without a known suffix, hidden ones apart.
+
+    Args:
+        paths (iterable of `str` or `os.PathLike`): as given there.
+
+    Returns:
+        `list[tuple[str, str]]`: the path of each and what it is, going by its first bytes.
+    """
+    found: dict[str, str] = {}
+    for path in [os.fspath(path) for path in paths]:
+        if os.path.isdir(path):
+            for name in sorted(_walk(path, images=False)):
+                try:
+                    head = _read_head(name)
+                except OSError as error:
+                    found[name] = f"can't be read ({error.strerror})"
+                    continue
+                found[name] = what_else(head) if head else "empty"
+    return list(found.items())
+
+
+def _read_head(path: str, size: int = 65536) -> bytes:
+    """The first bytes of a file; none of what is no regular file, which could be endless."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return b""
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def _walk(folder: str, images: bool = True) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         where = _one_line(error.filename or folder)
         raise ImageError(f"{where}: the folder can't be read ({error.strerror}); check its permissions") from error
@@ -189,7 +219,7 @@ def _walk(folder: str) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            if not name.startswith(".") and (os.path.splitext(name)[1].lower() in SUFFIXES) == images:
                 yield os.path.join(parent, name)
 
 
@@ -257,7 +287,7 @@ def _decode(data: bytes, name: str, max_bytes: int, max_pixels: int) -> LoadedIm
         raise ImageError(f"{name}: more than {_MAX_SCANS} JPEG scans, which no camera writes; save it again")
     try:
         with _pillow_warnings_off():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=readable_formats())
             note = _frame_note(image)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: {what_else(data)}") from error
@@ -306,7 +336,8 @@ def _finish(image: Image.Image, name: str, max_pixels: int, *notes: str | None) 
             rotated = tags.get(ExifTags.Base.Orientation, 1) in _TURNS  # loading a TIFF turns it already
             image.load()
             upright = _upright(image)
-            rgb, colour_note = _to_rgb(upright, name)
+            coloured, profile_note = _to_srgb(upright, image.info.get("icc_profile"))
+            rgb, colour_note = _to_rgb(coloured, name)
     except ImageError:
         raise
     except MemoryError as error:
@@ -315,7 +346,7 @@ def _finish(image: Image.Image, name: str, max_pixels: int, *notes: str | None) 
         raise _damaged(name, error) from error
     rgb.info = {}  # so that nobody downstream turns it again or trips over broken metadata
     turned = "rotated by EXIF" if rotated or upright is not image else None
-    return LoadedImage(rgb, name, tuple(note for note in (*notes, turned, colour_note) if note))
+    return LoadedImage(rgb, name, tuple(note for note in (*notes, turned, profile_note, colour_note) if note))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -324,6 +355,31 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # broken EXIF says nothing about the pixels, which are fine
         return image
     return image if turn is None else image.transpose(turn)
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str | None]:
+    """The colours as a screen would show them: cameras and phones store them in wider spaces, with a profile."""
+    if not profile or len(profile) > _MAX_PROFILE:
+        return image, None
+    if image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    try:
+        transform = _srgb_transform(profile, image.mode)
+        if transform is None:
+            return image, None
+        return cast(Image.Image, ImageCms.applyTransform(image, transform)), "colours converted to sRGB"
+    except Exception:  # a broken profile says nothing about the pixels, which are fine
+        return image, None
+
+
+@lru_cache(maxsize=8)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile's colours to sRGB; `None` where that changes nothing, or can't be done."""
+    out = {"RGB": "RGB", "RGBA": "RGBA", "L": "RGB", "CMYK": "RGB"}.get(mode)
+    source = ImageCms.getOpenProfile(io.BytesIO(profile))
+    if out is None or "srgb" in ImageCms.getProfileDescription(source).lower():
+        return None
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, out)
 
 
 def _to_rgb(image: Image.Image, name: str) -> tuple[Image.Image, str | None]:

@@ -135,9 +135,15 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 # What is read
 
 
-def test_a_folder_is_every_image_below_it_in_order(pipeline: type[StrawPipeline], folder: Path) -> None:
+def test_a_folder_is_every_image_below_it_in_order(
+    pipeline: type[StrawPipeline], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "clip.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(20))
     assert main(["predict", "in", "in/b.png", "missing.png"]) == 0
     assert pipeline.seen == ["in/a.JPG", "in/b.png", "in/deep/c.webp", "missing.png"]
+    told = capsys.readouterr().err
+    assert told.startswith("emo-r3: 2 other files left out:\n  in/clip.mov: a video, not an image")
+    assert told.endswith("\n  in/notes.txt: empty\n")
 
 
 # What is asked
@@ -148,13 +154,15 @@ def test_options_reach_the_pipeline(pipeline: type[StrawPipeline], tmp_path: Pat
     prompts.write_text((ROOT / "emo_r3/prompts.toml").read_text().replace('version = "1"', 'version = "mine"'))
     options = "--model a/b --revision v1 --device cpu --dtype float32 --prompts mine.toml --labels emotion6"
     options += " --method direct --decoding free --reflect --candidates 3 --batch-size 2 --max-new-tokens 9"
+    options += " --max-pixels 9000 --temperature 0.5 --seed 7 --on-error raise"
     assert main(["predict", "x.png", *options.split()]) == 0
     made, asked = pipeline.calls
     assert (made["model"], made["revision"], made["device_map"], made["dtype"]) == ("a/b", "v1", "cpu", "float32")
     assert made["prompts"].version == "mine"
     assert asked == {
         "labels": "emotion6", "method": "direct", "decoding": "free", "reflect": True, "num_candidates": 3,
-        "batch_size": 2, "max_new_tokens": 9, "on_error": "return", "allow_private_hosts": False,
+        "batch_size": 2, "max_new_tokens": 9, "on_error": "raise", "allow_private_hosts": False, "max_pixels": 9000,
+        "temperature": 0.5, "seed": 7,
     }  # fmt: skip
 
 
