@@ -102,7 +102,9 @@ def test_what_is_imported_is_declared() -> None:
     others = {name: file for name, file in imported.items() if name not in {*sys.stdlib_module_names, "emo_r3"}}
     makers = metadata.packages_distributions()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [line for name in ("data", "train", "eval", "demo") for line in project["optional-dependencies"][name]]
+    extras = [
+        line for name in ("data", "train", "eval", "demo", "photos") for line in project["optional-dependencies"][name]
+    ]
     declared = {canonicalize_name(Requirement(line).name) for line in [*project["dependencies"], *extras]}
     needed = {canonicalize_name(makers[name][0]) if name in makers else name for name in others}
     # `evaluate` is for users of the metric, which lives in hub/.
