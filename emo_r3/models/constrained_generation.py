@@ -199,10 +199,12 @@ class _Writing:
                 if run and not answer.unread:
                     ends[line] = column
         # A wrong guess stays in the cache, and is not to be seen any more.
-        seen = torch.zeros(len(block), width, dtype=self.mask.dtype)
-        for line, answer in enumerate(self.rows[: self.unfinished]):
-            seen[line, [at - length for at in answer.columns[-width:] if at >= length]] = 1
-        self.mask = torch.cat([self.mask, seen], 1)
+        seen = [[0] * width for _ in block]
+        for flags, answer in zip(seen, self.rows[: self.unfinished], strict=True):
+            for column in answer.columns[-width:]:
+                if column >= length:
+                    flags[column - length] = 1
+        self.mask = torch.cat([self.mask, torch.tensor(seen, dtype=self.mask.dtype)], 1)
         for line in reversed(range(self.unfinished)):
             if self.form.tries[self.rows[line].row] is not None:
                 self._leave(line)
@@ -229,10 +231,9 @@ class _Writing:
     def _leave(self, line: int) -> None:
         """Puts a finished answer behind the unfinished ones."""
         self.unfinished -= 1
-        order = list(range(self.unfinished + 1))
-        order[line] = self.unfinished
-        self.mask = self.mask[order[:-1]]
         other = self.unfinished
+        self.mask[line] = self.mask[other]
+        self.mask = self.mask[:other]
         self.rows[line], self.rows[other] = self.rows[other], self.rows[line]
         for layer in self.cache.layers:
             layer.swap(line, other)

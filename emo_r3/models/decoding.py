@@ -384,7 +384,7 @@ class Sampling(LogitsProcessor):
         for line, row in zip(noise, rows, strict=True):
             line.exponential_(generator=self.generators[row])
         # Never 0, whose logarithm would let a forbidden token through.
-        return scores / self.temperature - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log()
+        return scores / self.temperature - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_()
 
     def skip(self, row: int, count: int, logits: Tensor) -> None:
         """Makes draws of a row, each for logits like these, and leaves them: of tokens that are not chosen."""

@@ -205,9 +205,9 @@ def run_prompts(model: PreTrainedModel, inputs: Mapping[str, Tensor], cache: Cac
 def repeat_prompts(model: PreTrainedModel, cache: Cache, rows: Tensor) -> None:
     """Makes a cache of prompts one of completions: `rows`, of shape `(completions,)`, has the prompt of each."""
     cache.batch_select_indices(rows)
-    for module in model.modules():
-        if getattr(module, "rope_deltas", None) is not None:
-            module.rope_deltas = module.rope_deltas[rows]
+    holders: list[Any] = [module for module in model.modules() if getattr(module, "rope_deltas", None) is not None]
+    for holder in holders:
+        holder.rope_deltas = holder.rope_deltas[rows]
 
 
 def prefill(model: PreTrainedModel, inputs: Mapping[str, Tensor], rows: Tensor) -> Cache | None:
