@@ -27,6 +27,7 @@ from ..images.fitting import fit_image
 from ..images.loading import LoadedImage, image_digest, load_image, source_name
 from ..lexicon import Affect
 from ..models.checkpoint import CheckpointInfo
+from ..models.constrained_generation import can_write, write_answers
 from ..models.decoding import (
     AnswerForm,
     BoxClosed,
@@ -43,6 +44,7 @@ from ..models.prefix_cache import (
     adds_special_tokens,
     input_device,
     position_offsets,
+    prefill,
     splice_image,
 )
 from ..models.reflection import Reflector, reflected_texts
@@ -66,11 +68,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Rows:
-    """What one forward takes: an image, or one of its candidates, to a row."""
+    """What one forward takes: an image, or one of its candidates, to a row; the tensors are of different images."""
 
     loaded: list[LoadedImage]
     inputs: BatchFeature
     seeds: list[int]
+    prompts: list[int]
+    """Per row, the number of its image among the tensors."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class Engine:
         self._lock = threading.Lock()
         self._turns = turns_of(model)
         self.positions = positions(model)
+        self._continues_caches = can_write(model)
         self.image_token: int | None = getattr(processor, "image_token_id", None)
         marks = [
             getattr(processor, f"{kind}_token_id", None) for kind in ("image", "video", "vision_start", "vision_end")
@@ -143,7 +148,8 @@ class Engine:
         budget = request.options.max_new_tokens
         too_long = {}
         for part in parts:
-            for loaded, tokens in zip(part.loaded, part.inputs["attention_mask"].sum(-1).tolist(), strict=True):
+            lengths = part.inputs["attention_mask"].sum(-1)[part.prompts]
+            for loaded, tokens in zip(part.loaded, lengths.tolist(), strict=True):
                 if self.positions is not None and tokens + budget > self.positions:
                     too_long[id(loaded)] = tokens
         if not too_long:
@@ -168,9 +174,18 @@ class Engine:
                     rows.append((slot, sampling_seed(request.options.seed, digest, candidate)))
         parts = []
         for part in chunks(rows, request.options.batch_size):
-            inputs = self.encode(request.prompt, [loaded.image for loaded, _ in part])
-            parts.append(Rows([loaded for loaded, _ in part], inputs, [seed for _, seed in part]))
+            loaded, seeds = [slot for slot, _ in part], [seed for _, seed in part]
+            distinct, prompts = self._distinct(loaded)
+            parts.append(Rows(loaded, self.encode(request.prompt, distinct), seeds, prompts))
         return parts
+
+    def _distinct(self, loaded: Sequence[LoadedImage]) -> tuple[list[Image.Image], list[int]]:
+        """The images to encode, and for each row which it is: candidates have one for all of them."""
+        if not self._continues_caches:  # each row is computed on its own
+            return [one.image for one in loaded], list(range(len(loaded)))
+        places: dict[int, int] = {}
+        prompts = [places.setdefault(id(one), len(places)) for one in loaded]
+        return [loaded[prompts.index(number)].image for number in range(len(places))], prompts
 
     def encode(self, prompt: str | Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
         """The processor's tensors of one prompt about each image, or of a prompt for each; from any thread."""
@@ -234,38 +249,65 @@ class Engine:
         cancelled: Cancelled | None,
     ) -> tuple[CachedPrompts, list[Answer]]:
         """Generates, and reads the labels' distribution off the same pass or a short one on its cache."""
-        inputs = part.inputs
-        rows, width = inputs["input_ids"].shape
-        criteria = StoppingCriteriaList([] if cancelled is None else [cancelled])
-        forced, options = None, request.options
+        options = request.options
+        rows = len(part.prompts)
+        sampling = None if options.temperature is None else Sampling(options.temperature, part.seeds, self.device)
+        inputs = part.inputs.to(self.device, dtype=self.model.dtype)
+        forced = None
         if options.decoding == "constrained":
             form = self._form(request)
             forced = ConstrainedDecoding(form, rows, options.max_new_tokens, self.end_tokens[0], self.device)
-            steering = LogitsProcessorList([forced])
+        if forced is not None and self._continues_caches:
+            stopped = None if cancelled is None else cancelled.event.is_set
+            written, cache = write_answers(self.model, inputs, part.prompts, forced, sampling, streamer, stopped)
         else:
-            steering = LogitsProcessorList([FreeDecoding(self.vocabulary, self.end_tokens, self.device)])
-            criteria.append(BoxClosed(self.vocabulary, width, self.device))
-        # `generate` takes what we don't say from the model: from this copy, which says nothing.
-        writer: Any = copy.copy(self.model)
-        writer.generation_config = GenerationConfig()
-        if options.temperature is not None:
-            steering.append(Sampling(options.temperature, part.seeds, self.device))
-        output = writer.generate(
-            **inputs.to(self.device, dtype=self.model.dtype),
-            generation_config=self._generation_config(options.max_new_tokens),
-            logits_processor=steering,
-            stopping_criteria=criteria,
-            streamer=streamer,
-        )
-        written = [
-            until(ids, [*self.end_tokens, self.tokenizer.pad_token_id]) for ids in output.sequences[:, width:].tolist()
-        ]
-        cached = self._cached(part, written, output.past_key_values, request)
+            written, cache = self._generate(part, request, forced, sampling, streamer, cancelled)
+        cached = self._cached(part, written, cache, request)
         if cancelled is not None and cancelled.event.is_set():
             return cached, []
         if forced is not None:
             return cached, forced_answers(cached, written, forced, self.tokenizer)
         return cached, free_answers(cached, written, self.tokenizer, options.labels.labels, options.max_new_tokens)
+
+    def _generate(
+        self,
+        part: Rows,
+        request: Request,
+        forced: ConstrainedDecoding | None,
+        sampling: Sampling | None,
+        streamer: BaseStreamer | None,
+        cancelled: Cancelled | None,
+    ) -> tuple[list[Tokens], Any]:
+        """What `generate` writes, without its end tokens, and its cache."""
+        width = part.inputs["input_ids"].shape[1]
+        criteria = StoppingCriteriaList([] if cancelled is None else [cancelled])
+        steering = LogitsProcessorList([forced or FreeDecoding(self.vocabulary, self.end_tokens, self.device)])
+        if forced is None:
+            criteria.append(BoxClosed(self.vocabulary, width, self.device))
+        if sampling is not None:
+            steering.append(sampling)
+        given: dict[str, Any] = dict(part.inputs)
+        if len(part.inputs["input_ids"]) < len(part.prompts):
+            index = torch.tensor(part.prompts, device=self.device)
+            given = {name: given[name][index] for name in ("input_ids", "attention_mask")}
+            cache = prefill(self.model, part.inputs, index)
+            if cache is not None:
+                given["past_key_values"] = cache
+            else:  # other than its configuration says: each row on its own
+                every = self.encode(request.prompt, [loaded.image for loaded in part.loaded])
+                given = dict(every.to(self.device, dtype=self.model.dtype))
+        # `generate` takes what we don't say from the model: from this copy, which says nothing.
+        writer: Any = copy.copy(self.model)
+        writer.generation_config = GenerationConfig()
+        output = writer.generate(
+            **given,
+            generation_config=self._generation_config(request.options.max_new_tokens, given),
+            logits_processor=steering,
+            stopping_criteria=criteria,
+            streamer=streamer,
+        )
+        ends = [*self.end_tokens, self.tokenizer.pad_token_id]
+        return [until(ids, ends) for ids in output.sequences[:, width:].tolist()], output.past_key_values
 
     def _form(self, request: Request) -> AnswerForm:
         key = (request.options.method, request.options.labels.labels)
@@ -275,7 +317,7 @@ class Engine:
             self._forms[key] = AnswerForm(self.vocabulary, *key)
         return self._forms[key]
 
-    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
+    def _generation_config(self, max_new_tokens: int, given: Mapping[str, Any]) -> GenerationConfig:
         # Nothing comes from the checkpoint: its repetition penalty would change the labels' probabilities.
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -290,7 +332,7 @@ class Engine:
             pad_token_id=self.tokenizer.pad_token_id,
             return_dict_in_generate=True,
             use_cache=True,
-            cache_implementation="dynamic",
+            cache_implementation=None if "past_key_values" in given else "dynamic",
         )
 
     def _cached(
@@ -300,8 +342,9 @@ class Engine:
         cache: Any,
         request: Request,
     ) -> CachedPrompts:
-        mask = part.inputs["attention_mask"]
-        prompts = [ids[keep.bool()].tolist() for ids, keep in zip(part.inputs["input_ids"], mask, strict=True)]
+        mask = part.inputs["attention_mask"][part.prompts]
+        ids = part.inputs["input_ids"][part.prompts]
+        prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
         ends = [splice_image(request.plain, prompt, request.plain, self.image_token)[1] for prompt in prompts]
         return CachedPrompts(
             self.model,

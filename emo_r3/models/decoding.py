@@ -104,14 +104,25 @@ class _Node:
     """A place in what is forced: the tokens that may follow, or what comes next."""
 
     children: dict[int, _Node] = field(default_factory=dict)
+    toward: dict[str, int] = field(default_factory=dict)
+    """The token that leads on to each separator."""
     section: int | None = None
     labels: LabelTrie | None = None
+    separator: str | None = None
 
-    def add(self, tokens: Sequence[int], *, section: int | None = None, labels: LabelTrie | None = None) -> None:
+    def add(
+        self,
+        tokens: Sequence[int],
+        separator: str,
+        *,
+        section: int | None = None,
+        labels: LabelTrie | None = None,
+    ) -> None:
         node = self
         for token in tokens:
+            node.toward[separator] = token
             node = node.children.setdefault(token, _Node())
-        node.section, node.labels = section, labels
+        node.section, node.labels, node.separator = section, labels, separator
 
     @property
     def depth(self) -> int:
@@ -194,12 +205,13 @@ class AnswerForm:
         for separator in separators:
             if index < len(self.sections):
                 text = f"{before}{separator}<{self.sections[index]}>"
-                root.add(encode_after(self.tokenizer, text), section=index)
+                root.add(encode_after(self.tokenizer, text), separator, section=index)
                 continue
             # The opening goes up to where the labels part, since a brace may be one token with what follows it.
             sequences = box_sequences(self.tokenizer, before + separator + BOX, self.labels)
             shared = next(at for at, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1)
-            root.add(sequences[0][:shared], labels=LabelTrie([sequence[shared:] for sequence in sequences]))
+            labels = LabelTrie([sequence[shared:] for sequence in sequences])
+            root.add(sequences[0][:shared], separator, labels=labels)
         return root
 
     def _closers(self, index: int, vocabulary: Vocabulary) -> dict[int, _Node]:
@@ -220,9 +232,11 @@ class AnswerForm:
 @dataclass
 class _Row:
     node: _Node | None
+    left: int
     section: int = -1
     used: int = 0
     limit: int = 0
+    separator: str = "\n"
 
 
 class ConstrainedDecoding(LogitsProcessor):
@@ -248,9 +262,9 @@ class ConstrainedDecoding(LogitsProcessor):
             raise EmoR3Error(
                 f"max_new_tokens={max_new_tokens} is too small for this form: {form.min_new_tokens} or more"
             )
-        self.form, self.left, self.end_token = form, max_new_tokens, end_token
+        self.form, self.end_token = form, end_token
         self.banned = form.banned.to(device)
-        self.rows = [_Row(form.start) for _ in range(batch_size)]
+        self.rows = [_Row(form.start, max_new_tokens) for _ in range(batch_size)]
         self.choices: list[Tensor | None] = [None] * batch_size
         """Per row, logits of the first branch of its label trie."""
         self.tries: list[LabelTrie | None] = [None] * batch_size
@@ -264,10 +278,15 @@ class ConstrainedDecoding(LogitsProcessor):
                 if self.tries[index] is None:
                     self._advance(index, token)
         self.started = True
+        return self.allow(range(len(self.rows)), scores)
+
+    def allow(self, rows: Sequence[int], scores: Tensor) -> Tensor:
+        """Logits of the next token of some rows, of shape `(rows, vocabulary)`, without what may not come there."""
         kinds: list[int] = []
         lines: list[int] = []
         tokens: list[int] = []
-        for index, row in enumerate(self.rows):
+        for line, index in enumerate(rows):
+            row = self.rows[index]
             if row.node is None:
                 kinds.append(2 + row.section if row.used else 1)
                 continue
@@ -275,23 +294,51 @@ class ConstrainedDecoding(LogitsProcessor):
             allowed: Sequence[int] = list(row.node.children)
             if (trie := row.node.labels) is not None:
                 if self.tries[index] is None:
-                    self.tries[index], self.choices[index] = trie, scores[index, trie.tokens[0]]
+                    self.tries[index], self.choices[index] = trie, scores[line, trie.tokens[0]]
                 allowed = [self.end_token]
-            lines += [index] * len(allowed)
+            lines += [line] * len(allowed)
             tokens += allowed
-        self.left -= 1
         result = scores.masked_fill(self.banned[kinds], -torch.inf)
         if lines:
             result[lines, tokens] = scores[lines, tokens]
         return result
 
+    def take(self, index: int, token: int) -> Tokens:
+        """Notes a row's next token.
+
+        Returns:
+            `list[int]`: the token, and those after it to which there is no other.
+        """
+        self._advance(index, token)
+        return [token, *self.forced(index)]
+
+    def forced(self, index: int) -> Tokens:
+        """The tokens that a row has to go on with, which it then has."""
+        run: Tokens = []
+        while (node := self.rows[index].node) is not None and len(node.children) == 1:
+            run += node.children
+            self._advance(index, run[-1])
+        return run
+
+    def draft(self, index: int) -> Tokens:
+        """A guess at a row's next tokens, where the form leaves a separator to choose: the one that it chose last."""
+        row, run = self.rows[index], []
+        node = row.node
+        while node is not None and (token := node.toward.get(row.separator)) is not None:
+            run.append(token)
+            node = node.children[token]
+        return run
+
     def _advance(self, index: int, token: int) -> None:
         row = self.rows[index]
+        row.left -= 1
         if row.node is not None:
             row.node = row.node.children[token]
+            if row.section >= 0 and row.node.separator is not None:
+                row.separator = row.node.separator
             if row.node.section is not None:
                 row.section, row.used, row.node = row.node.section, 0, None
-                free = self.left - self.form.reserved[row.section] - 1
+                free = row.left - self.form.reserved[row.section] - 1
                 row.limit = max(1, free // (len(self.form.sections) - row.section))
         elif row.used and token in self.form.closers[row.section]:
             row.node = self.form.closers[row.section][token]
@@ -329,11 +376,20 @@ class Sampling(LogitsProcessor):
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.noisy(range(len(self.generators)), scores)
+
+    def noisy(self, rows: Sequence[int], scores: Tensor) -> Tensor:
+        """Logits of some rows, of shape `(rows, vocabulary)`, with the next draws of their generators."""
         noise = torch.empty_like(scores)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
+        for line, row in zip(noise, rows, strict=True):
+            line.exponential_(generator=self.generators[row])
         # Never 0, whose logarithm would let a forbidden token through.
-        return scores / self.temperature - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log()
+        return scores / self.temperature - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_()
+
+    def skip(self, row: int, count: int, logits: Tensor) -> None:
+        """Makes draws of a row, each for logits like these, and leaves them: of tokens that are not chosen."""
+        for _ in range(count):
+            torch.empty_like(logits, dtype=torch.float32).exponential_(generator=self.generators[row])
 
 
 class BoxClosed(StoppingCriteria):

@@ -193,6 +193,29 @@ def suffix_logits(
 
 
 @torch.no_grad()
+def run_prompts(model: PreTrainedModel, inputs: Mapping[str, Tensor], cache: Cache | None = None) -> Any:
+    """The model's output on prompts, the logits after each and its cache.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        inputs (`dict[str, Tensor]`): the processor's tensors of the prompts, padded on the left, on the device.
+        cache (`Cache`, *optional*): an empty one to fill, instead of the model's choice.
+    """
+    given = dict(inputs)
+    if not any(hasattr(module, "rope_deltas") for module in model.modules()):
+        # M-RoPE skips padding by itself; other models would count it.
+        given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    return model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def repeat_prompts(model: PreTrainedModel, cache: Cache, rows: Tensor) -> None:
+    """Makes a cache of prompts one of completions: `rows`, of shape `(completions,)`, has the prompt of each."""
+    cache.batch_select_indices(rows)
+    holders: list[Any] = [module for module in model.modules() if getattr(module, "rope_deltas", None) is not None]
+    for holder in holders:
+        holder.rope_deltas = holder.rope_deltas[rows]
+
+
 def prefill(model: PreTrainedModel, inputs: Mapping[str, Tensor], rows: Tensor) -> Cache | None:
     """
     Runs prompts through the model, but for their last token, and repeats what it remembers: `generate` goes on from
@@ -208,17 +231,10 @@ def prefill(model: PreTrainedModel, inputs: Mapping[str, Tensor], rows: Tensor) 
     """
     shape = inputs["input_ids"].shape
     given = {name: value[:, :-1] if value.shape == shape else value for name, value in inputs.items()}
-    holders: list[Any] = [module for module in model.modules() if hasattr(module, "rope_deltas")]
-    if not holders:
-        # M-RoPE skips padding by itself; other models would count it.
-        given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    cache = model(**given, use_cache=True, logits_to_keep=1).past_key_values
+    cache = run_prompts(model, given).past_key_values
     if not is_reusable(cache):
         return None
-    cache.batch_select_indices(rows)
-    for holder in holders:
-        if holder.rope_deltas is not None:
-            holder.rope_deltas = holder.rope_deltas[rows]
+    repeat_prompts(model, cache, rows)
     return cache
 
 

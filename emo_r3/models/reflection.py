@@ -29,6 +29,7 @@ from .prefix_cache import (
     prompt_tokens,
     read_prompts,
     render_prompt,
+    run_prompts,
     score_labels,
     splice_image,
 )
@@ -375,10 +376,7 @@ class Reflector:
         inputs = self.encode(opening, images)
         mask = inputs["attention_mask"]
         tokens = [ids[keep.bool()].tolist() for ids, keep in zip(inputs["input_ids"], mask, strict=True)]
-        if not any(hasattr(module, "rope_deltas") for module in model.modules()):
-            # M-RoPE skips padding by itself; other models would count it.
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        output = model(**inputs.to(input_device(model), dtype=model.dtype), use_cache=True, logits_to_keep=1)
+        output = run_prompts(model, inputs.to(input_device(model), dtype=model.dtype))
         return CachedPrompts(
             model,
             tokens,

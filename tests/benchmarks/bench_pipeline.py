@@ -1,10 +1,11 @@
 """Images per second of the pipeline, against transformers' own pipeline and against bare `generate`, in one run.
 
-    python tests/benchmarks/bench_pipeline.py [--images 64] [--batch-size 32] [--tokens 96] [--rounds 3]
+    python tests/benchmarks/bench_pipeline.py [--images 64] [--batch-size 1 8 32] [--rounds 3] [--threads 1]
 
-All get the same model, images, prompt and budget of new tokens. The contenders take turns, and each counts with its
-fastest round, so that another program on the machine disturbs all alike. On the miniature where its checkpoint is
-there, else on a random model of its architecture, which always writes up to the budget.
+All get the same model, images, prompt and budget of new tokens; smaller batches get fewer images. The contenders take
+turns, and each counts with its fastest round, so that another program on the machine disturbs all alike. On the
+miniature where its checkpoint is there, else on a random model of its architecture, which always writes up to the
+budget.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ def make_images(count: int) -> list[Image.Image]:
     return [render(sample_scene("miniature-8", rng)) for _ in range(count)]
 
 
+CANDIDATES = 8
+
+
 def contenders(pipe: EmoR3Pipeline, images: list[Image.Image], size: int, tokens: int) -> dict[str, Callable[[], Any]]:
     """What is timed, by name: each reads all the images once."""
     model, processor = pipe.model, pipe.processor
@@ -72,44 +76,59 @@ def contenders(pipe: EmoR3Pipeline, images: list[Image.Image], size: int, tokens
             model.generate(**inputs.to(model.device), **greedy)
 
     return {
-        "bare generate on ready tensors": generate,
         "emo_r3": lambda: pipe(images, max_new_tokens=tokens, batch_size=size),
+        "bare generate on ready tensors": generate,
+        "transformers' pipeline": lambda: theirs(text=turns, batch_size=size, generate_kwargs=dict(greedy)),
         "emo_r3, decoding=free": lambda: pipe(images, max_new_tokens=tokens, batch_size=size, decoding="free"),
         "emo_r3, reflect": lambda: pipe(images, max_new_tokens=tokens, batch_size=size, reflect=True),
-        f"transformers, batch_size={size}": lambda: theirs(text=turns, batch_size=size, generate_kwargs=dict(greedy)),
-        "transformers, its default batch size": lambda: theirs(text=turns, generate_kwargs=dict(greedy)),
+    }
+
+
+def calls(pipe: EmoR3Pipeline, images: list[Image.Image], tokens: int) -> dict[str, Callable[[], Any]]:
+    """Calls with one image each."""
+    return {
+        "reflect": lambda: [pipe(image, max_new_tokens=tokens, reflect=True) for image in images],
+        f"num_candidates={CANDIDATES}": lambda: [
+            pipe(image, max_new_tokens=tokens, num_candidates=CANDIDATES) for image in images
+        ],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         path = CHECKPOINT if CHECKPOINT.exists() else random_model(Path(folder) / "random")
         pipe = EmoR3Pipeline.from_pretrained(path)
     images = make_images(args.images)
-    runs = contenders(pipe, images, args.batch_size, args.tokens)
-    best = dict.fromkeys(runs, float("inf"))
+    counts = {size: min(args.images, max(size, 8)) for size in args.batch_size}
+    runs = {size: contenders(pipe, images[: counts[size]], size, args.tokens) for size in args.batch_size}
+    runs[0], counts[0] = calls(pipe, images[:4], args.tokens), min(args.images, 4)
+    best = {size: dict.fromkeys(some, float("inf")) for size, some in runs.items()}
     with torch.inference_mode():
         for _ in range(args.rounds):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                best[name] = min(best[name], time.perf_counter() - start)
+            for size, some in runs.items():
+                for name, run in some.items():
+                    start = time.perf_counter()
+                    run()
+                    best[size][name] = min(best[size][name], time.perf_counter() - start)
     what = "the miniature" if path == CHECKPOINT else "a random model of the miniature's architecture"
-    print(
-        f"{what}, {args.images} images, batch size {args.batch_size}, up to {args.tokens} new tokens,"
-        f" {pipe.model.device}"
-    )
-    for name, seconds in best.items():
-        ratio = seconds / best["emo_r3"]
-        print(f"{name:<38} {args.images / seconds:8.1f} images/s   emo_r3 is {ratio:5.2f} x")
+    print(f"{what}, up to {args.tokens} new tokens, {pipe.model.device}, {torch.get_num_threads()} thread(s)")
+    for size, found in best.items():
+        title = f"batch size {size}" if size else "calls with one image"
+        print(f"{title}, {counts[size]} images:")
+        first = next(iter(found.values()))
+        own = next(iter(found))
+        for name, seconds in found.items():
+            print(f"  {name:<34} {counts[size] / seconds:8.1f} images/s {seconds / first:6.2f} x the time of {own}")
 
 
 if __name__ == "__main__":

@@ -495,7 +495,7 @@ def test_an_error_in_the_model_surfaces_from_a_stream(qwen: EmoR3Pipeline, monke
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(qwen.model, "generate", fail)
+    monkeypatch.setattr(qwen.model, "forward", fail)
     with pytest.raises(EmoR3Error, match="out of memory"):
         list(qwen.stream(make_images((60, 40))[0], max_new_tokens=TOKENS))
 
