@@ -119,7 +119,9 @@ def _number_lines(row: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"  coherence {coherence['label']} {coherence['probability']:.2f}  (what the text alone suggests)"
         )
-    if row.get("candidate_scores"):
+    if row.get("chain_agreement") is not None:
+        lines.append(f"  {row['chain_agreement']:.0%} of the candidates have this label; the bars are the mean of all")
+    elif row.get("candidate_scores"):
         scores = ", ".join(f"{score:.2f}" for score in row["candidate_scores"])
         lines.append(f"  score {row['score']:.2f}  (best of {scores})")
     return lines

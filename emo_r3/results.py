@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -44,6 +45,8 @@ class EmotionResult:
         score (`float`, *optional*): mean of `consistency` and `coherence.agreement`, a missing one counting 0: the
             reward of eq. 5 as a self-check, with the boxed label in the place of the reference.
         candidate_scores (`tuple[float, ...]`): scores of all candidates, if there was more than one.
+        chain_agreement (`float`, *optional*): share of the candidates that have the label, with
+            `aggregate="self-consistency"`.
         method, prompt_version, model (`str`): how the model was asked.
         error (`str`, *optional*): why there is no result; all else but `image` is then empty.
     """
@@ -61,6 +64,7 @@ class EmotionResult:
     coherence: Coherence | None = None
     score: float | None = None
     candidate_scores: tuple[float, ...] = ()
+    chain_agreement: float | None = None
     method: str = ""
     prompt_version: str = ""
     model: str = ""
@@ -70,6 +74,13 @@ class EmotionResult:
     def confidence(self) -> float | None:
         """Probability of the label in the box."""
         return None if self.label is None else self.probabilities.get(self.label)
+
+    @property
+    def entropy(self) -> float | None:
+        """Of `probabilities`, in nats: 0 where one label has them all, the logarithm of their number where all do."""
+        if not self.probabilities:
+            return None
+        return -sum(share * math.log(share) for share in self.probabilities.values() if share > 0)
 
     @property
     def well_formed(self) -> bool:

@@ -46,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     answer.add_argument("--reflect", action="store_true", help="let the model check its own answer")
     answer.add_argument(
-        "--candidates", type=positive, default=1, metavar="N", help="return the best of N by reflection"
+        "--candidates", type=positive, default=1, metavar="N", help="draw N answers and return the best by reflection"
+    )
+    answer.add_argument(
+        "--aggregate",
+        choices=("best", "self-consistency"),
+        default="best",
+        help="of the candidates: the best, or the mean of what they say",
     )
     answer.add_argument("--temperature", type=float, metavar="T", help="draw answers instead of the likeliest words")
     answer.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
@@ -146,6 +152,7 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         "decoding": args.decoding,
         "reflect": args.reflect,
         "candidates": args.candidates,
+        "aggregate": args.aggregate,
         "max_new_tokens": args.max_new_tokens,
         "max_pixels": args.max_pixels,
         "temperature": args.temperature,
@@ -172,6 +179,7 @@ def predict_rows(
         "temperature": args.temperature,
         "seed": args.seed,
         "on_error": args.on_error,
+        "aggregate": args.aggregate,
         "allow_private_hosts": args.allow_private_hosts,
     }
     given = {name: value for name, value in options.items() if value is not None}

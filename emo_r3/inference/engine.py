@@ -53,6 +53,7 @@ from ..prompts import Method
 from ..results import Coherence, EmotionResult
 from ..utils import chunks, first_line
 from .answers import Answer, forced_answers, free_answers, make_result, until
+from .candidates import best_of, self_consistent
 from .options import CallOptions
 from .streaming import Cancelled
 
@@ -238,8 +239,16 @@ class Engine:
                     self._result(loaded, answer, request) for loaded, answer in zip(part.loaded, answers, strict=True)
                 ]
                 results += self._reflect(cached, found, request) if request.options.reflect else found
-        best = iter([_best(candidates) for candidates in chunks(results, request.options.num_candidates)])
-        return [slot if isinstance(slot, EmotionResult) else next(best) for slot in batch.slots]
+        groups = chunks(results, request.options.num_candidates)
+        one = iter([self._one_of(candidates, request) for candidates in groups])
+        return [slot if isinstance(slot, EmotionResult) else next(one) for slot in batch.slots]
+
+    def _one_of(self, candidates: Sequence[EmotionResult], request: Request) -> EmotionResult:
+        if len(candidates) == 1:
+            return candidates[0]
+        if request.options.aggregate == "best":
+            return best_of(candidates)
+        return self_consistent(candidates, self.lexicon)
 
     def _answer(
         self,
@@ -393,14 +402,6 @@ class Engine:
             score = (yes.get(row, 0.0) + (coherence.agreement if coherence else 0.0)) / 2
             reflected.append(replace(result, consistency=yes.get(row), coherence=coherence, score=score))
         return reflected
-
-
-def _best(candidates: list[EmotionResult]) -> EmotionResult:
-    """The well-formed before others, then the highest score; all scores stay on it."""
-    if len(candidates) == 1:
-        return candidates[0]
-    best = max(candidates, key=lambda result: (result.well_formed, result.score or 0.0))
-    return replace(best, candidate_scores=tuple(result.score or 0.0 for result in candidates))
 
 
 def _failed(name: str, error: ImageError, request: Request) -> EmotionResult:

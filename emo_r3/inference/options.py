@@ -16,6 +16,7 @@ from ..prompts import Method
 
 Decoding = Literal["constrained", "free"]
 OnError = Literal["raise", "return"]
+Aggregate = Literal["best", "self-consistency"]
 # Beyond these, logits divided by the temperature leave float32's range.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-6, 1e6
 
@@ -34,6 +35,7 @@ class CallOptions:
     decoding: Decoding = "constrained"
     reflect: bool = False
     num_candidates: int = 1
+    aggregate: Aggregate = "best"
     max_new_tokens: int = 512
     temperature: float | None = None
     seed: int = 0
@@ -42,7 +44,11 @@ class CallOptions:
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("decoding", ("constrained", "free")), ("on_error", ("raise", "return"))):
+        for name, choices in (
+            ("decoding", ("constrained", "free")),
+            ("on_error", ("raise", "return")),
+            ("aggregate", ("best", "self-consistency")),
+        ):
             if (value := getattr(self, name)) not in choices:
                 raise EmoR3Error(f"{name}={value!r} is unknown; choose {' or '.join(choices)}")
         checked: dict[str, Any] = {
@@ -51,7 +57,9 @@ class CallOptions:
         several = checked["num_candidates"] > 1
         checked["temperature"] = check_temperature(1.0 if several and self.temperature is None else self.temperature)
         checked["seed"] = whole_number("seed", self.seed)
-        checked["reflect"] = self.reflect or several
+        if self.aggregate == "self-consistency" and not several:
+            raise EmoR3Error("aggregate='self-consistency' is over several answers: give num_candidates of 2 or more")
+        checked["reflect"] = self.reflect or (several and self.aggregate == "best")
         if checked["reflect"] and self.method == "direct":
             raise EmoR3Error("a direct answer has no text to reflect on; use method set or think")
         if self.max_pixels is not None:

@@ -26,7 +26,7 @@ from ..prompts import Method, Prompts, load_prompts
 from ..results import EmotionResult
 from ..utils import chunks
 from .engine import Batch, Engine, Request
-from .options import CallOptions, Decoding, OnError, positive
+from .options import Aggregate, CallOptions, Decoding, OnError, positive
 from .prefetch import prefetch
 from .streaming import Cancelled, StreamEvent, stream_events
 
@@ -204,6 +204,7 @@ class EmoR3Pipeline:
         decoding: Decoding = "constrained",
         reflect: bool = False,
         num_candidates: int = 1,
+        aggregate: Aggregate = "best",
         max_new_tokens: int = 512,
         temperature: float | None = None,
         seed: int = 0,
@@ -226,8 +227,10 @@ class EmoR3Pipeline:
                 that it opened, or at one put at the end of its text.
             reflect (`bool`, *optional*, defaults to `False`): ask the model whether its text fits the image and
                 which label its text suggests.
-            num_candidates (`int`, *optional*, defaults to 1): sample as many answers and return the best by
-                reflection: the well-formed before others, then by `score`.
+            num_candidates (`int`, *optional*, defaults to 1): sample as many answers and make one of them.
+            aggregate (`str`, *optional*, defaults to `"best"`): `"best"` is the best answer by reflection: the
+                well-formed before others, then by `score`. `"self-consistency"` is the mean of their distributions,
+                with the best answer of the label that wins, and in `chain_agreement` how many have it.
             max_new_tokens (`int`, *optional*, defaults to 512): budget of an answer.
             temperature (`float`, *optional*): of sampling; greedy unless given, 1.0 if there are several candidates.
             seed (`int`, *optional*, defaults to 0): of sampling. An image's samples depend on this and on its pixels
@@ -254,6 +257,7 @@ class EmoR3Pipeline:
             decoding=decoding,
             reflect=reflect,
             num_candidates=num_candidates,
+            aggregate=aggregate,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,

@@ -162,7 +162,7 @@ def test_options_reach_the_pipeline(pipeline: type[StrawPipeline], tmp_path: Pat
     assert asked == {
         "labels": "emotion6", "method": "direct", "decoding": "free", "reflect": True, "num_candidates": 3,
         "batch_size": 2, "max_new_tokens": 9, "on_error": "raise", "allow_private_hosts": False, "max_pixels": 9000,
-        "temperature": 0.5, "seed": 7,
+        "temperature": 0.5, "seed": 7, "aggregate": "best",
     }  # fmt: skip
 
 

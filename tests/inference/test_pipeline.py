@@ -457,14 +457,6 @@ def test_batch_size_bounds_the_rows_of_every_forward(qwen: EmoR3Pipeline, decodi
         np.testing.assert_allclose(one.candidate_scores, other.candidate_scores, atol=1e-4)
 
 
-def test_well_formed_candidates_come_first() -> None:
-    def candidate(score: float, *problems: str) -> EmotionResult:
-        return EmotionResult(image="x", score=score, problems=problems)
-
-    best = emo_r3.inference.engine._best([candidate(0.9, "missing_box"), candidate(0.2), candidate(0.4)])
-    assert best.score == 0.4 and best.candidate_scores == (0.9, 0.2, 0.4)
-
-
 def test_stream_grows_and_ends_with_the_result(pipe: EmoR3Pipeline) -> None:
     [image] = make_images((60, 40))
     events = list(pipe.stream(image, max_new_tokens=TOKENS, reflect=True))

@@ -1,7 +1,8 @@
 """Trains tiny models in a mode: `torchrun --nproc_per_node 2 run_distributed.py MODE JOBS OUT`.
 
 JOBS is a JSON file of `{name: {"model": folder, "peft": bool, "from": checkpoint, "rolls_out": bool, **settings}}`;
-OUT gets what each process found. Every mode sees the same rows and the same completions, so that all must come to the same weights.
+OUT gets what each process found. Every mode sees the same rows and the same completions, so that all must come to the
+same weights.
 """
 
 from __future__ import annotations
