@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from .decoding import ConstrainedDecoding, Sampling
 from .prefix_cache import Tokens, input_device, is_reusable, position_offsets, repeat_prompts, run_prompts
+from .roomy_cache import with_room
 
 # A forward takes as long for being run at all (weights are read, kernels are started) as for so many tokens.
 _FIXED_COST = {"cpu": 10}
 _FIXED_COST_ELSEWHERE = 256
-# Columns by which a cache grows when it is full.
-_ROOM = 64
 
 
 def can_write(model: PreTrainedModel) -> bool:
@@ -137,7 +135,7 @@ class _Writing:
         self.rows = list(self.answers)
         """The answers in the order of the cache."""
         self.unfinished = len(self.rows)
-        cache.layers = [_RoomyLayer(layer) for layer in cache.layers]
+        with_room(cache)
 
     def begin(self, start: Tokens, logits: Tensor) -> None:
         """Chooses the first tokens after a start that all prompts were read with."""
@@ -247,36 +245,3 @@ class _Writing:
         )
         self.cache.layers = [layer.gathered(rows, columns) for layer in self.cache.layers]
         return self.cache
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values that are written where there is room: a `DynamicLayer` copies all it has for each token."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        vars(self).update(vars(layer))
-        self.plain = layer
-        self.whole: list[Any] = [layer.keys, layer.values]
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first rows, as many as are given, with these at their end."""
-        rows, _, new, _ = key_states.shape
-        length = self.get_seq_length()
-        if length + new > self.whole[0].shape[-2]:
-            self.whole = [pad(whole, (0, 0, 0, max(new, _ROOM))) for whole in self.whole]
-        for whole, states in zip(self.whole, (key_states, value_states), strict=True):
-            whole[:rows, :, length : length + new] = states
-        self.keys, self.values = (whole[:rows, :, : length + new] for whole in self.whole)
-        return self.keys, self.values
-
-    def swap(self, one: int, other: int) -> None:
-        """Lets two rows change places."""
-        for whole in self.whole:
-            whole[[one, other]] = whole[[other, one]]
-
-    def gathered(self, rows: Tensor, columns: Tensor) -> Any:
-        """The layer of which this was made, with these rows and, of shape `(rows, length)`, their columns."""
-        self.plain.keys, self.plain.values = (
-            whole[rows[:, None].to(whole.device), :, columns.to(whole.device)].transpose(1, 2) for whole in self.whole
-        )
-        return self.plain

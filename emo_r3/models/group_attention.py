@@ -122,32 +122,30 @@ def pack(
     step = torch.arange(longest, device=device)
     scored = step < torch.tensor(lengths, device=device)[:, None]
     found = torch.where(scored, first[:, None] + step, 0)
-    prompt_lengths = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-    prompt_width = int(max(len(prompt) - 1 for prompt in prompts))
-    row, column = torch.meshgrid(
-        torch.arange(len(prompts), device=device), torch.arange(width, device=device), indexing="ij"
-    )
-    back = (row * prompt_width + column.clamp(max=prompt_width - 1)).flatten()
-    outputs = len(prompts) * prompt_width + torch.arange(scored.numel(), device=device).view_as(scored)
-    back[found[scored]] = outputs[scored]
-    sees_prompt = torch.arange(prompt_width, device=device) < prompt_lengths[where][:, None]
-    causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-    mask = torch.cat(
-        [
-            sees_prompt[:, None].expand(-1, longest, -1),
-            causal.expand(len(completions), -1, -1),
-        ],
-        -1,
-    )
     stacked = pad_sequence(places, batch_first=True).permute(2, 0, 1)
     return PackedRows(
         ids=packed,
         positions=stacked[0] if len(stacked) == 1 else stacked,
         labels=pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-        groups=Groups(prompt_width, where, found, back, mask[:, None]),
+        groups=_groups([len(prompt) - 1 for prompt in prompts], where, found, scored, width),
         found=found,
         scored=scored,
     )
+
+
+def _groups(lengths: Sequence[int], of_completion: Tensor, found: Tensor, scored: Tensor, width: int) -> Groups:
+    """Where is what, from the prompts' lengths in the rows, and the places of completions' tokens."""
+    device, longest, rows = found.device, found.shape[1], len(lengths)
+    prompt_width = max(lengths)
+    columns = torch.arange(width, device=device).clamp(max=prompt_width - 1)
+    back = (torch.arange(rows, device=device)[:, None] * prompt_width + columns).flatten()
+    outputs = rows * prompt_width + torch.arange(scored.numel(), device=device).view_as(scored)
+    back[found[scored]] = outputs[scored]
+    ends = torch.tensor(lengths, device=device)[of_completion]
+    sees_prompt = torch.arange(prompt_width, device=device) < ends[:, None]
+    causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    mask = torch.cat([sees_prompt[:, None].expand(-1, longest, -1), causal.expand(len(found), -1, -1)], -1)
+    return Groups(prompt_width, of_completion, found, back, mask[:, None])
 
 
 def attend(

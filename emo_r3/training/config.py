@@ -133,8 +133,6 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
     disable_dropout: bool = True
 
     def __post_init__(self) -> None:
-        if self.share_prompt is False:  # as YAML reads `off`
-            self.share_prompt = "off"
         said: Any = self.judge
         if said is False or said in ("", "none", "None", "false"):  # as a command line and YAML say it
             self.judge = None

@@ -114,11 +114,11 @@ class Judge:
             if self.mode == "generate":
                 return self._written(images, choices, quoted)
             said = self.reflector.consistency(images, [step for step, _ in quoted], read)
-            read = self.reflector.coherence([steps for _, steps in quoted], choices)
+            readings = self.reflector.coherence([steps for _, steps in quoted], choices)
         self.tokens = self.reflector.tokens - before
         found = []
         for (step, steps), margin, yes, mass, reading in zip(
-            quoted, said.margin.tolist(), said.yes, said.mass.tolist(), read, strict=True
+            quoted, said.margin.tolist(), said.yes, said.mass.tolist(), readings, strict=True
         ):
             answer = "yes" if margin > 0 else "no"
             found.append(

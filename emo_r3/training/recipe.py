@@ -355,8 +355,9 @@ class _Parser(HfArgumentParser):
             raise RecipeError(f"{name}: {str(value).lower()} is no number")
         if value is None and action.type is str and action.dest not in self.optional:
             raise RecipeError(f"{name}: null is no value for it; give one, or leave the line out")
-        if isinstance(value, bool) and value is False and name.endswith("_strategy"):
-            value = "no"  # which is what YAML takes for false
+        for word in ("no", "off"):  # which YAML takes for false
+            if value is False and (word in (action.choices or ()) or (word == "no" and name.endswith("_strategy"))):
+                value = word
         if value is None or isinstance(value, bool | dict):
             value = json.dumps(value)
         return [f"--{name}={value}"]

@@ -30,6 +30,7 @@ from ..images.loading import image_digest
 from ..models.decoding import Sampling
 from ..models.prefix_cache import CachedPrompts, cache_part, position_offsets, prefill, prompt_tokens, splice_image
 from ..models.reflection import ReadImages, distinct_images, once
+from ..models.roomy_cache import with_room
 from ..utils import chunks
 from .config import EmoR3Config
 from .shared_prompt import SharedPrompt
@@ -134,7 +135,7 @@ class SharedRollout(SharedPrompt):
             repeated = dict(inputs)
         ids = model.generate(
             **repeated,
-            **({} if cache is None else {"past_key_values": cache}),
+            **({} if cache is None else {"past_key_values": with_room(cache)}),
             generation_config=greedy(self.generation_config),
             logits_processor=sampling(self.generation_config, seeds, index.device),
         )[:, width:]

@@ -49,6 +49,7 @@ class SharedPrompt(GRPOTrainer):
     model: Any  # the Trainer's own annotations allow for more than is ever there
     processing_class: Any
     num_generations: int
+    _buffered_inputs: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,13 +76,14 @@ class SharedPrompt(GRPOTrainer):
         """As TRL's, but for the order: whole groups are shuffled, so that those of a prompt stay together."""
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)
-        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+        size: int = self.args.steps_per_generation or 1
+        if self._step % (size * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
             count = len(batch["completion_ids"])
             order = whole_groups(count, self.num_generations, self.accelerator.process_index * count)
-            parts = split_tensor_dict(rows_of(batch, order), self.args.steps_per_generation)
+            parts: list[Any] = split_tensor_dict(rows_of(batch, order), size)
             self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in parts]
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return self._buffered_inputs[self._step % size]
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -46,6 +46,7 @@ def test_fields_are_read_by_their_types(load: Load) -> None:
         weight_decay=1.0e-2,
         judge=None,
         save_strategy=False,  # what YAML makes of `no`
+        share_prompt=False,  # and of `off`
         reward_weights=[1, 0],
         lora_target_modules=["q_proj", "v_proj"],
         generation_kwargs={"min_p": 0.1},
@@ -54,7 +55,7 @@ def test_fields_are_read_by_their_types(load: Load) -> None:
     config: Any = recipe.config
     assert isinstance(config, EmoR3Config)
     assert (config.learning_rate, config.weight_decay, config.judge) == (1e-6, 0.01, None)
-    assert config.save_strategy == "no"
+    assert config.save_strategy == "no" and config.share_prompt == "off"
     assert config.reward_weights == [1.0, 0.0]
     assert config.generation_kwargs == {"min_p": 0.1}
     assert recipe.model.lora_target_modules == ["q_proj", "v_proj"]
