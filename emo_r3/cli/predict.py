@@ -28,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
     model.add_argument(
+        "--load-in", choices=("4bit", "8bit"), help="smaller weights: bitsandbytes, or torchao on a CPU"
+    )
+    model.add_argument("--attention", metavar="NAME", help="sdpa, eager, flash_attention_2, ...")
+    model.add_argument(
         "--max-pixels", type=positive, metavar="N", help="reduce larger images (default: the checkpoint's, or 1 MP)"
     )
     model.add_argument("--prompts", type=Path, metavar="FILE", help="TOML file with your own prompts")
@@ -138,6 +142,8 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         revision=args.revision,
         dtype=args.dtype,
         device_map=args.device_map,
+        load_in=args.load_in,
+        attn_implementation=args.attention,
         prompts=prompts,
         lexicon=lexicon,
     )
@@ -147,6 +153,7 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         "revision": args.revision,
         "recipe": pipe.info.recipe_hash,
         "dtype": args.dtype,
+        "load_in": args.load_in,
         "labels": list(labels.labels),
         "method": args.method or pipe.info.method,
         "decoding": args.decoding,

@@ -21,6 +21,7 @@ from ..labels import LabelSet
 from ..lexicon import Affect, load_lexicon
 from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
 from ..models.prefix_cache import prompt_tokens, render_prompt
+from ..models.quantization import LoadIn, quantization_of
 from ..models.reflection import Reflector
 from ..prompts import Method, Prompts, load_prompts
 from ..results import EmotionResult
@@ -96,6 +97,7 @@ class EmoR3Pipeline:
         cache_dir: str | os.PathLike[str] | None = None,
         attn_implementation: str | Mapping[str, str] | None = None,
         quantization_config: Any = None,
+        load_in: LoadIn | None = None,
         **others: Any,
     ) -> EmoR3Pipeline:
         """Loads a model from a folder or the Hub; see [`load_model_and_processor`] for what is refused.
@@ -115,6 +117,7 @@ class EmoR3Pipeline:
             attn_implementation (`str` or `dict[str, str]`, *optional*): `"sdpa"`, `"eager"` or another that
                 transformers has built in; its choice unless given.
             quantization_config (*optional*): as transformers takes it, such as its `BitsAndBytesConfig`.
+            load_in (`str`, *optional*): `"4bit"` or `"8bit"` weights, by the library that has them for this machine.
 
         Raises:
             CheckpointError: the model can't be loaded, or not safely.
@@ -124,6 +127,10 @@ class EmoR3Pipeline:
         """
         if others:
             raise EmoR3Error(f"{', '.join(others)}: from_pretrained has no such option; leave it out")
+        if load_in is not None:
+            if quantization_config is not None:
+                raise EmoR3Error("load_in and quantization_config both say how weights are kept; give one of them")
+            quantization_config = quantization_of(load_in, device_map)
         if isinstance(prompts, (str, os.PathLike)):
             prompts = load_prompts(Path(prompts))
         if isinstance(lexicon, (str, os.PathLike)):  # a mistake in it is told before the seconds that a model takes

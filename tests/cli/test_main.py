@@ -154,11 +154,12 @@ def test_options_reach_the_pipeline(pipeline: type[StrawPipeline], tmp_path: Pat
     prompts.write_text((ROOT / "emo_r3/prompts.toml").read_text().replace('version = "1"', 'version = "mine"'))
     options = "--model a/b --revision v1 --device cpu --dtype float32 --prompts mine.toml --labels emotion6"
     options += " --method direct --decoding free --reflect --candidates 3 --batch-size 2 --max-new-tokens 9"
-    options += " --max-pixels 9000 --temperature 0.5 --seed 7 --on-error raise"
+    options += " --load-in 8bit --attention eager --max-pixels 9000 --temperature 0.5 --seed 7 --on-error raise"
     assert main(["predict", "x.png", *options.split()]) == 0
     made, asked = pipeline.calls
     assert (made["model"], made["revision"], made["device_map"], made["dtype"]) == ("a/b", "v1", "cpu", "float32")
     assert made["prompts"].version == "mine"
+    assert (made["load_in"], made["attn_implementation"]) == ("8bit", "eager")
     assert asked == {
         "labels": "emotion6", "method": "direct", "decoding": "free", "reflect": True, "num_candidates": 3,
         "batch_size": 2, "max_new_tokens": 9, "on_error": "raise", "allow_private_hosts": False, "max_pixels": 9000,
