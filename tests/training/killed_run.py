@@ -1,7 +1,4 @@
-"""Runs a training in a process of its own, which a test stops: `python killed_run.py FOLDER KIND JSON-OF-SETTINGS`.
-
-`python killed_run.py FOLDER kill-often SEED` kills and resumes one until it is done: imports once, forks for each try.
-"""
+"""What a test runs in a process of its own and stops: a training, and one that is killed and resumed until it is done."""
 
 import json
 import os
@@ -88,16 +85,12 @@ def kill_often(folder: Path, seed: int) -> None:
     print(json.dumps(moments))
 
 
-if __name__ == "__main__":
-    folder, kind, rest = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-    if kind == "kill-often":
-        tiny_checkpoint("qwen2_5_vl")
-        kill_often(folder, int(rest))
-    else:
-        try:
-            with said_by_the_library():
-                train(folder, kind, **json.loads(rest))
-        except EmoR3Error as error:
-            sys.exit(f"emo-r3: {error}")
-        finally:
-            PartialState().destroy_process_group()
+def train_and_say(folder: Path, **settings: Any) -> None:
+    """Trains, and ends as the command does."""
+    try:
+        with said_by_the_library():
+            train(folder, **settings)
+    except EmoR3Error as error:
+        sys.exit(f"emo-r3: {error}")
+    finally:
+        PartialState().destroy_process_group()
