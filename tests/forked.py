@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import multiprocessing
 import os
 import socket
@@ -18,16 +19,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from emo_r3.cli.main import main
 
+CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "emo_r3.cli.main",
+        "emo_r3.cli.predict",
+        "deepspeed",
         "emo_r3.evaluation.run",
         "emo_r3.training.run",
         "peft",
@@ -42,10 +48,20 @@ CONTEXT.set_forkserver_preload(
 )
 
 
+@cache
+def start_server() -> None:
+    """Starts the process that imports, for processes without a GPU: one that was asked for can't be used in a fork."""
+    before = dict(os.environ)
+    os.environ.update(CPU)
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def start(
     function: Callable[..., Any],
     *arguments: Any,
-    environment: Mapping[str, str] = {},  # noqa: B006
+    environment: Mapping[str, str] = {},
     output: Path | None = None,
     errors: Path | None = None,
 ) -> ForkServerProcess:
@@ -57,7 +73,8 @@ def start(
         environment: variables besides those of the tests.
         output, errors: files for the two streams; both go to the tests' own without.
     """
-    variables = dict(os.environ) | dict(environment)
+    start_server()
+    variables = dict(os.environ) | CPU | dict(environment)
     process = CONTEXT.Process(target=_run, args=(function, arguments, variables, output, errors), daemon=True)
     process.start()
     return process
@@ -70,6 +87,7 @@ def _run(
     output: Path | None,
     errors: Path | None,
 ) -> None:
+    gc.freeze()  # else each collection goes through all that was imported
     os.environ.clear()
     os.environ.update(variables)
     for stream, path in ((1, output), (2, errors)):
@@ -112,7 +130,7 @@ def ranks(
     count: int,
     function: Callable[..., Any],
     *arguments: Any,
-    environment: Mapping[str, str] = {},  # noqa: B006
+    environment: Mapping[str, str] = {},
     patience: float = 240,
 ) -> Ranks:
     """Runs a function in processes that know of each other, as `torchrun` starts them.

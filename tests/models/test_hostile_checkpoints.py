@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from hostile import LLAVA, QWEN
 from PIL import Image
@@ -90,10 +89,7 @@ def with_limits() -> None:
 def test_hostile_checkpoint_on_the_command_line(name: str, tmp_path: Path) -> None:
     folder = damaged("llava", name, tmp_path / "model")
     IMAGE.save(tmp_path / "image.png")
-    command = [sys.executable, "-m", "emo_r3", "predict", str(tmp_path / "image.png"), "--model", str(folder)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=SECONDS * 2, preexec_fn=with_limits
-    )
+    done = forked.emo_r3("predict", tmp_path / "image.png", "--model", folder, before=with_limits)
     assert done.returncode == 2 and not done.stdout
     [line] = done.stderr.splitlines()
     assert line.startswith("emo-r3: ") and str(folder) in line

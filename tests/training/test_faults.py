@@ -17,9 +17,6 @@ from transformers import TrainerCallback
 from emo_r3.errors import TrainingError
 from emo_r3.training.saving import STAGING, last_checkpoint
 
-# Before the processes start, which would each make one.
-CPU = {"CUDA_VISIBLE_DEVICES": ""}
-
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -149,8 +146,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 @pytest.mark.slow
 def test_killed_twenty_times(tmp_path):
-    tiny_checkpoint("qwen2_5_vl")
-    run = forked.start(kill_often, tmp_path, 0, environment=CPU, output=tmp_path / "moments")
+    run = forked.start(kill_often, tmp_path, 0, output=tmp_path / "moments")
     run.join()
     assert run.exitcode == 0
     moments = json.loads((tmp_path / "moments").read_text().splitlines()[-1])
@@ -170,9 +166,8 @@ def endless(folder):
 
 @pytest.mark.slow
 def test_sigterm_from_outside(tmp_path):
-    tiny_checkpoint("qwen2_5_vl")
     folder, errors = tmp_path / "run", tmp_path / "errors"
-    run = forked.start(endless, folder, environment=CPU, errors=errors)
+    run = forked.start(endless, folder, errors=errors)
     while not ((log := folder / "log.csv").exists() and len(log.read_text().splitlines()) > 3):
         assert run.is_alive()
         time.sleep(0.05)
@@ -181,7 +176,9 @@ def test_sigterm_from_outside(tmp_path):
     assert run.exitcode == 143
     last = last_checkpoint(folder)
     step = int(last.name.rpartition("-")[2])
-    assert errors.read_text().splitlines()[-1] == f"emo-r3: stopped at step {step}; the same command goes on from there"
+    assert (
+        errors.read_text().splitlines()[-1] == f"emo-r3: stopped at step {step}; the same command goes on from there"
+    )
     assert step % 2 == 0
 
 
@@ -190,8 +187,8 @@ def rank(folder, settings):
 
 
 def two_ranks(folder, **settings):
-    tiny_checkpoint("qwen2_5_vl")
-    return forked.ranks(2, rank, folder, settings, environment=CPU)
+    tiny_checkpoint("qwen2_5_vl")  # for both
+    return forked.ranks(2, rank, folder, settings)
 
 
 @pytest.mark.slow

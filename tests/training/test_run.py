@@ -48,6 +48,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the updates between two; one test has them drawn."""
+    if request.function is not test_supervised_from_the_command_to_a_model_that_loads:
+        monkeypatch.setattr("emo_r3.training.progress.draw_curves", lambda *_: None)
+
+
 @pytest.fixture
 def recipe(data: Path, tmp_path: Path) -> Write:
     """Writes a recipe for two small updates and returns the file."""
