@@ -1,8 +1,8 @@
 """Processes that have everything imported: forks of one that did it once, for each process of pytest.
 
-They can be killed, write to files of their own and have an environment of their own, like those that a shell starts; but
-a new interpreter computes ten seconds until it can train. What a library reads from the environment when it is imported
-(the address of the Hub) is that of the tests.
+They can be killed, write to files of their own and have an environment of their own, like those that a shell starts;
+but a new interpreter computes ten seconds until it can train. What a library reads from the environment when it is
+imported (the address of the Hub) is that of the tests.
 """
 
 from __future__ import annotations

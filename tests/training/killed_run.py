@@ -1,4 +1,4 @@
-"""What a test runs in a process of its own and stops: a training, and one that is killed and resumed until it is done."""
+"""Trainings that a test runs in a process of its own: one that it stops, and one that is killed until it is done."""
 
 import json
 import os
