@@ -36,6 +36,9 @@ CONTEXT.set_forkserver_preload(
         "deepspeed",
         "emo_r3.evaluation.run",
         "emo_r3.training.run",
+        "mcp",
+        "fastapi",
+        "uvicorn",
         "peft",
         "torch.distributed.tensor",
         "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
@@ -87,6 +90,7 @@ def _run(
     output: Path | None,
     errors: Path | None,
 ) -> None:
+    tempfile.tempdir = None  # as the environment says
     gc.freeze()  # else each collection goes through all that was imported
     os.environ.clear()
     os.environ.update(variables)
