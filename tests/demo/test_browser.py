@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import csv
 import shutil
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_demo import SAMPLES, Server, copied_miniature, serve
+from served import SAMPLES, Server, copied_miniature, serve, serve_slowly
 
-from emo_r3 import EmoR3Pipeline
 from emo_r3.cli.main import main
-from emo_r3.demo.app import create_demo, launch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -34,13 +31,6 @@ WATCH = """() => {
         window.seen.push(cards.map((card) => [card.querySelector(".card")?.classList[2], card.innerText]));
     }).observe(document.body, {childList: true, subtree: true, characterData: true});
 }"""
-
-
-def serve_slowly() -> None:
-    """The demo of a model that takes its time."""
-    pipeline = EmoR3Pipeline.from_pretrained()
-    pipeline.model.register_forward_pre_hook(lambda *_: time.sleep(0.15))
-    launch(create_demo(pipeline))
 
 
 @pytest.fixture(scope="module")

@@ -97,3 +97,11 @@ def train_and_say(folder: Path, **settings: Any) -> None:
         sys.exit(f"emo-r3: {error}")
     finally:
         PartialState().destroy_process_group()
+
+
+def endless(folder: Path) -> None:
+    train_and_say(folder, max_steps=10_000, save_steps=5_000)
+
+
+def rank(folder: Path, settings: dict[str, Any]) -> None:
+    train_and_say(folder, per_device_train_batch_size=1, **settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-from killed_run import KILLS, STEPS, kill_often, terminating_reward, train_and_say
+from killed_run import KILLS, STEPS, endless, kill_often, rank, terminating_reward
 from small_run import make_trainer, weights
 from tiny_models import tiny_checkpoint
 from transformers import TrainerCallback
@@ -160,10 +160,6 @@ def test_killed_twenty_times(tmp_path):
     assert logs[0] == logs[1] and len(logs[0]) == STEPS
 
 
-def endless(folder):
-    train_and_say(folder, max_steps=10_000, save_steps=5_000)
-
-
 @pytest.mark.slow
 def test_sigterm_from_outside(tmp_path):
     folder, errors = tmp_path / "run", tmp_path / "errors"
@@ -180,10 +176,6 @@ def test_sigterm_from_outside(tmp_path):
         errors.read_text().splitlines()[-1] == f"emo-r3: stopped at step {step}; the same command goes on from there"
     )
     assert step % 2 == 0
-
-
-def rank(folder, settings):
-    train_and_say(folder, per_device_train_batch_size=1, **settings)
 
 
 def two_ranks(folder, **settings):
