@@ -172,6 +172,7 @@ def test_an_interrupted_run_goes_on(last: int, tmp_path: Path, read: Any, capsys
     assert json.loads((tmp_path / "broken" / "results.json").read_text())["run"]["answered"] == 44 - kept
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_answered_again(tmp_path: Path, read: Any) -> None:
     read(tmp_path / "whole")
     draw = random.Random(0)
@@ -251,6 +252,7 @@ def damaged(folder: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_miniature_answers_and_a_damaged_image_is_told(sets: list[str], tmp_path: Path, capsys: Any) -> None:
     words = ["--datasets", sets[0], str(damaged(Path(sets[0]))), "--limit", "12", "--batch-size", "6"]
     assert main(["evaluate", *words, "--output", str(tmp_path / "out")]) == 1

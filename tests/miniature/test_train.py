@@ -41,7 +41,9 @@ def test_fast_vision_computes_the_same(parts: tuple[train.Learner, Questions]) -
     assert torch.equal(torch.as_tensor(stock), torch.as_tensor(again))
 
 
-@pytest.mark.parametrize("task", list(train.MIX))
+@pytest.mark.parametrize(
+    "task", [task if task == "see" else pytest.param(task, marks=pytest.mark.slow) for task in train.MIX]
+)
 def test_every_task_teaches(task: str, parts: tuple[train.Learner, Questions]) -> None:
     learner, questions = parts
     batch = questions.batch(task, 4)

@@ -290,6 +290,7 @@ def ask(cache: str) -> None:
     print("answer", json.dumps(result.probabilities))
 
 
+@pytest.mark.slow
 def test_over_the_hub_with_the_revision_of_its_base(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     wanted = EmoR3Pipeline.from_pretrained(folder)
     run_client(hub, tmp_path / "owner", publish, str(tiny_checkpoint(BASE)), str(folder))
@@ -300,6 +301,7 @@ def test_over_the_hub_with_the_revision_of_its_base(hub: HubServer, folder: Path
     assert not list((tmp_path / "home").rglob("models--*"))
 
 
+@pytest.mark.slow
 def test_a_damaged_adapter_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     without("layers.1.self_attn.q_proj.lora_A")(folder)
     IMAGE.save(tmp_path / "image.png")

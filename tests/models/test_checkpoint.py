@@ -231,6 +231,7 @@ def test_unexpected_weights_are_said_in_one_line(folder: Path, caplog: pytest.Lo
     assert "extra.weight" in said and "\n" not in said
 
 
+@pytest.mark.slow
 def test_predict_with_missing_weights_ends_in_one_line(folder: Path) -> None:
     rename_weights(folder, lambda name: f"other.{name}")
     sample = Path(__file__).parents[2] / "docs" / "samples" / "03-mountains-fireworks.png"
@@ -275,6 +276,7 @@ def make_repositories() -> None:
     api.update_repo_settings("owner/ckpt-gated", gated="manual")
 
 
+@pytest.mark.slow
 def test_the_hub_says_why_a_model_cannot_be_had(hub: HubServer, tmp_path: Path) -> None:
     run_client(hub, tmp_path / "owner", make_repositories)
     cases: list[list[str | None]]

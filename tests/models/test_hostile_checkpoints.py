@@ -87,6 +87,7 @@ def test_hostile_checkpoint_ends_in_one_line(base: str, name: str, tmp_path: Pat
         ),
     ],
 )
+@pytest.mark.slow
 def test_hostile_checkpoint_on_the_command_line(name: str, tmp_path: Path) -> None:
     folder = damaged("llava", name, tmp_path / "model")
     IMAGE.save(tmp_path / "image.png")

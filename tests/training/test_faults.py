@@ -47,6 +47,7 @@ def limited_files():
 
 # Too small for the weights, and for the optimizer's state alone.
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(size, tmp_path, limited_files):
     expected = make_trainer(tmp_path / "whole", "sft")
     expected.train()
