@@ -22,7 +22,7 @@ install: $(VENV)/.dev  ## install the package with the development tools into .v
 test: $(VENV)/.dev  ## run the whole test suite, a process for each core
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-test-fast: $(VENV)/.dev  ## the same without what takes more than a few seconds
+test-fast: $(VENV)/.dev  ## the same without what takes more than a second or two
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not slow'
 
 # torch compiles nothing (minutes for a few tokens), and one thread is the quickest for a model of this size.
