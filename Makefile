@@ -19,10 +19,13 @@ quickstart: $(VENV)/.core  ## install the package and read the emotion of a samp
 
 install: $(VENV)/.dev  ## install the package with the development tools into .venv
 
+# Compiled tests are kept, whatever the environment says: to compile them takes each process four seconds.
+test test-fast: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(VENV)/.dev  ## run the whole test suite, a process for each core
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-test-fast: $(VENV)/.dev  ## the same without what takes more than a few seconds
+test-fast: $(VENV)/.dev  ## the same without what takes more than a second or two
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not slow'
 
 # torch compiles nothing (minutes for a few tokens), and one thread is the quickest for a model of this size.

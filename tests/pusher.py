@@ -28,6 +28,7 @@ def pusher_process(modules: tuple[str, ...]) -> None:
     import json
     import os
     import sys
+    import time
 
     import hf_xet  # noqa: F401
     import huggingface_hub.hf_api  # noqa: F401
@@ -49,6 +50,8 @@ def pusher_process(modules: tuple[str, ...]) -> None:
             os.dup2(file, 1)
             os.dup2(file, 2)
             os.environ.update(job["environment"])
+            if "HURRY" in os.environ:
+                time.sleep = lambda seconds: None
             parser = argparse.ArgumentParser()
             command.add_arguments(parser)
             try:

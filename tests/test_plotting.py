@@ -43,7 +43,7 @@ def test_intervals_go_where_their_ends_are(tmp_path: Path) -> None:
     assert (middle - left) / (right - left) == pytest.approx(3 / 8, abs=0.01)
 
 
-@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("kind", ["png", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("svg", "pdf"))])
 def test_the_same_figure_is_the_same_file(tmp_path: Path, kind: str) -> None:
     """Also in another process, at another time."""
     here, there = tmp_path / f"here.{kind}", tmp_path / f"there.{kind}"

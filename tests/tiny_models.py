@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import shutil
 import tempfile
 from functools import cache
@@ -313,8 +314,12 @@ def tiny_checkpoint(name: str) -> Path:
 
     `"llava_sliding"` is LLaVA on Mistral, whose cache forgets all but 16 tokens.
     """
+    known = f"TINY_{name.upper()}"
+    if known in os.environ:  # this is a process of a test that has made it
+        return Path(os.environ[known])
     folder = Path(tempfile.mkdtemp(prefix=f"tiny-{name}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[known] = str(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if name == "llava":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import shutil
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_demo import SAMPLES, Server, copied_miniature, serve
+from served import SAMPLES, Server, copied_miniature, serve, serve_slowly
+
+from emo_r3.cli.main import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -31,20 +33,9 @@ WATCH = """() => {
 }"""
 
 
-# The demo of a model that takes its time.
-SLOW = """
-import time
-from emo_r3 import EmoR3Pipeline
-from emo_r3.demo.app import create_demo, launch
-pipeline = EmoR3Pipeline.from_pretrained()
-pipeline.model.register_forward_pre_hook(lambda *_: time.sleep(0.15))
-launch(create_demo(pipeline))
-"""
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from serve([sys.executable, "-m", "emo_r3", "demo"], tmp_path_factory.mktemp("demo"))
+    yield from serve(partial(main, ["demo"]), tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +45,14 @@ def browser() -> Iterator[Any]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def context(browser: Any) -> Any:
+    """What pages without options of their own share: the browser fetches and compiles the page's scripts once."""
+    return browser.new_context()
+
+
 @pytest.fixture
-def visit(server: Server, browser: Any) -> Iterator[Any]:
+def visit(server: Server, browser: Any, context: Any) -> Iterator[Any]:
     """Opens the page; afterwards there must have been no request to elsewhere and no error in the console."""
     pages, wrong = [], []
 
@@ -64,7 +61,7 @@ def visit(server: Server, browser: Any) -> Iterator[Any]:
             wrong.append(request.url)
 
     def opened(query: str = "", at: Server = server, **options: Any) -> Any:
-        page = browser.new_page(**options)
+        page = browser.new_page(**options) if options else context.new_page()
         pages.append(page)
         page.on("request", lambda request: note(request, at))
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -238,7 +235,7 @@ def test_axe_finds_nothing_serious(visit: Any, options: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from serve([sys.executable, "-c", SLOW], tmp_path_factory.mktemp("slow"))
+    yield from serve(serve_slowly, tmp_path_factory.mktemp("slow"))
 
 
 def is_blank(page: Any) -> bool:
@@ -318,9 +315,8 @@ def test_no_answer_stands_beside_another_image(visit: Any) -> None:
 @pytest.mark.parametrize("method", ["think", "direct"])
 def test_the_page_follows_the_method(visit: Any, method: str, tmp_path: Path) -> None:
     folder = copied_miniature(tmp_path / "my-model", method)
-    command = [sys.executable, "-m", "emo_r3", "demo", "--model", str(folder)]
     (tmp_path / "demo").mkdir()
-    for server in serve(command, tmp_path / "demo"):
+    for server in serve(partial(main, ["demo", "--model", str(folder)]), tmp_path / "demo"):
         page = visit("?check=1", at=server)
         text = page.locator(".prose.top").inner_text()
         assert "my-model" in text and str(folder) not in page.content() and "three steps" not in text

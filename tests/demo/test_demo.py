@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -19,7 +18,8 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from served import SAMPLES, TOKEN, Server, copied_miniature, in_folder, serve  # noqa: F401
 
 import emo_r3.demo.uploads
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, LabelSet
@@ -35,13 +36,11 @@ from emo_r3.demo import html
 from emo_r3.demo.uploads import Answers, BodyLimit, Uploads, web_words
 from emo_r3.inference.streaming import StreamEvent, stream_events
 from emo_r3.models import reflection
-from emo_r3.models.checkpoint import CHECKPOINT, CheckpointInfo
+from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.results import Coherence
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "spaces/emo-r3-demo"
-SAMPLES = sorted((ROOT / "docs/samples").glob("*.png"))
-TOKEN = "hf_planted0000000000planted"
 RESULT = EmotionResult(
     "<b>.png",
     "fear",
@@ -495,40 +494,6 @@ def test_the_space_says_the_version_of_gradio_that_its_requirements_give() -> No
 # The API, through the real clients
 
 
-@dataclass(frozen=True)
-class Server:
-    """A demo that runs: its address, its temporary folder, what it has printed."""
-
-    url: str
-    folder: Path
-    log: Path
-    process: subprocess.Popen[bytes]
-
-
-def serve(command: list[str], folder: Path, **more: str) -> Iterator[Server]:
-    """Runs a command that serves the demo on a free port, with a token in its environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    temporary, log = folder / "tmp", folder / "log.txt"
-    temporary.mkdir()
-    environment = {**os.environ, "HF_TOKEN": TOKEN, "TMPDIR": str(temporary), "GRADIO_SERVER_PORT": str(port), **more}
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=stream)
-    try:
-        for _ in range(1200):
-            if "the demo is at" in log.read_text() or process.poll() is not None:
-                break
-            time.sleep(0.1)
-        assert process.poll() is None, log.read_text()
-        yield Server(f"http://127.0.0.1:{port}/", temporary, log, process)
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0, log.read_text()
-    assert not list(temporary.iterdir()), "something was left in the temporary folder"
-    assert TOKEN not in log.read_text()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from serve([sys.executable, "-m", "emo_r3", "demo"], tmp_path_factory.mktemp("demo"))
@@ -796,16 +761,7 @@ def test_a_taken_port_is_one_line(server: Server, tmp_path: Path) -> None:
 def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A demo of a checkpoint in a folder that was trained to think in one piece."""
     folder = copied_miniature(tmp_path_factory.mktemp("thinking") / "my-model", "think")
-    command = [sys.executable, "-m", "emo_r3", "demo", "--model", str(folder)]
-    yield from serve(command, tmp_path_factory.mktemp("demo"))
-
-
-def copied_miniature(folder: Path, method: str) -> Path:
-    """The miniature in a folder of its own, as a checkpoint of another method."""
-    shutil.copytree(CHECKPOINT, folder)
-    facts = json.loads((folder / "emo_r3.json").read_text())
-    (folder / "emo_r3.json").write_text(json.dumps(facts | {"method": method}))
-    return folder
+    yield from serve(partial(main, ["demo", "--model", str(folder)]), tmp_path_factory.mktemp("demo"))
 
 
 @pytest.mark.slow

@@ -85,6 +85,7 @@ def beginning_of(row: Row) -> str:
     return f"<step1>{parse_completion(row['text']).steps['step1']}</step1>\n<step2>"
 
 
+@pytest.mark.slow
 def test_an_answer_goes_on_from_what_it_is_given(items: Items, rows: list[Row]) -> None:
     images, first = make_images(items)[:3], [beginning_of(row) for row in rows[:3]]
     for beginnings in (["<step2>"] * 3, first[::-1]):

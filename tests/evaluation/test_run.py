@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 
@@ -174,6 +172,7 @@ def test_an_interrupted_run_goes_on(last: int, tmp_path: Path, read: Any, capsys
     assert json.loads((tmp_path / "broken" / "results.json").read_text())["run"]["answered"] == 44 - kept
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_answered_again(tmp_path: Path, read: Any) -> None:
     read(tmp_path / "whole")
     draw = random.Random(0)
@@ -253,6 +252,7 @@ def damaged(folder: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_miniature_answers_and_a_damaged_image_is_told(sets: list[str], tmp_path: Path, capsys: Any) -> None:
     words = ["--datasets", sets[0], str(damaged(Path(sets[0]))), "--limit", "12", "--batch-size", "6"]
     assert main(["evaluate", *words, "--output", str(tmp_path / "out")]) == 1
@@ -273,6 +273,18 @@ def test_the_miniature_answers_and_a_damaged_image_is_told(sets: list[str], tmp_
     assert [entry["count"] for entry in results["datasets"]] == [12, 2]
 
 
+# Asked by several tests below, so that one run is what all have to come to.
+FEW = ["--limit", "6", "--batch-size", "2", "--in-domain", "miniature-6"]
+
+
+@pytest.fixture(scope="module")
+def whole(sets: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature's answers, all of one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(["evaluate", "--datasets", *sets, *FEW, "--output", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
 def same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other processes compute with as many threads as this one: the last bits depend on it."""
@@ -281,18 +293,12 @@ def same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("same_threads")
-def test_the_miniature_is_killed_and_goes_on(sets: list[str], tmp_path: Path) -> None:
-    def command(folder: Path) -> list[str]:
-        return ["evaluate", "--datasets", *sets, "--output", str(folder), "--batch-size", "3"]
-
-    assert main(command(tmp_path / "whole")) == 0
+def test_the_miniature_is_killed_and_goes_on(sets: list[str], whole: Path, tmp_path: Path) -> None:
     draw, folder = random.Random(5), tmp_path / "killed"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["emo_r3.evaluation.run", "emo_r3.training.examples"])
+    command = ["evaluate", "--datasets", *sets, *FEW, "--output", str(folder)]
     sizes = [0]
     for _ in range(3):
-        process = context.Process(target=main, args=(command(folder),))
-        process.start()
+        process = forked.start(main, command)
         while part_size(folder) == sizes[-1]:  # until it has done something
             assert process.is_alive(), "ended by itself"
             time.sleep(0.002)
@@ -302,10 +308,10 @@ def test_the_miniature_is_killed_and_goes_on(sets: list[str], tmp_path: Path) ->
         process.join()
         assert process.exitcode == -signal.SIGKILL
         sizes.append(part_size(folder))
-    assert main(command(folder)) == 0
-    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert main(command) == 0
+    assert outcome(folder) == outcome(whole)
     answered = json.loads((folder / "results.json").read_text())["run"]["answered"]
-    assert 0 < answered < sum(SIZES.values()) - 3
+    assert 0 < answered < 3 * 6 - 3
 
 
 def part_size(folder: Path) -> int:
@@ -315,20 +321,12 @@ def part_size(folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("same_threads")
-def test_two_processes_find_what_one_does(sets: list[str], tmp_path: Path) -> None:
-    words = ["--datasets", *sets, "--batch-size", "4", "--in-domain", "miniature-6", "--output"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "emo_r3", "evaluate", *words, str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+def test_two_processes_find_what_one_does(sets: list[str], whole: Path, tmp_path: Path) -> None:
+    done = forked.ranks(2, main, ["evaluate", "--datasets", *sets, *FEW, "--output", str(tmp_path)])
+    assert done.codes == [0, 0], done.stderr[-4000:]
     assert done.stdout.count("| accuracy, %") == 1
-    assert main(["evaluate", *words, str(tmp_path / "one")]) == 0
-    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
-    assert json.loads((tmp_path / "two" / "results.json").read_text())["run"]["processes"] == 2
+    assert outcome(tmp_path) == outcome(whole)
+    assert json.loads((tmp_path / "results.json").read_text())["run"]["processes"] == 2
 
 
 def test_from_python(sets: list[str], tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def test_the_example_of_the_card_runs(load: Any, capsys: pytest.CaptureFixture[s
     assert printed and f"prints `{printed}`" in README
 
 
+@pytest.mark.slow
 def test_app() -> None:
     gradio = pytest.importorskip("gradio")
     app = runpy.run_path(str(FOLDER / "app.py"))

@@ -119,6 +119,7 @@ def model_args(folder: Path) -> dict[str, str]:
     return dict(pair.split("=") for pair in done.stdout.strip().split(","))
 
 
+@pytest.mark.slow
 def test_the_pixel_budget_is_the_checkpoints(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_checkpoint("qwen2_5_vl"), folder)

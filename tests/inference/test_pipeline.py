@@ -39,7 +39,13 @@ def pipe_of(name: str) -> EmoR3Pipeline:
 
 
 # The last has a cache that can't be reused: correct all the same.
-@pytest.fixture(scope="module", params=[*ARCHITECTURES, "llava_sliding"])
+QUICK_AND_SLOW = [
+    name if name in ("qwen2_5_vl", "llava") else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*ARCHITECTURES, "llava_sliding")
+]
+
+
+@pytest.fixture(scope="module", params=QUICK_AND_SLOW)
 def pipe(request: pytest.FixtureRequest) -> EmoR3Pipeline:
     return pipe_of(request.param)
 
@@ -245,11 +251,12 @@ def test_batch_size_changes_nothing(pipe: EmoR3Pipeline) -> None:
         assert one.consistency == pytest.approx(other.consistency, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_preparing_ahead_does_not_disturb_asking(qwen: EmoR3Pipeline) -> None:
     """A fast tokenizer breaks when a thread pads with it while another asks a question."""
     images = make_images(*[(40, 40), (60, 90)] * 20)
     for _ in range(3):
-        results = qwen(iter(images), method="think", reflect=True, max_new_tokens=25, batch_size=2)
+        results = qwen(iter(images), method="think", reflect=True, max_new_tokens=8, batch_size=2)
         for result in results:
             qwen.processor.tokenizer(["the caller's own", "use of it"], padding=True, return_tensors="pt")
             assert result.consistency is not None
@@ -390,6 +397,7 @@ def test_a_bad_image_among_good_ones(qwen: EmoR3Pipeline, tmp_path: Path) -> Non
     assert alone == results[1]
 
 
+@pytest.mark.slow
 def test_the_best_of_candidates(qwen: EmoR3Pipeline) -> None:
     images = make_images((60, 40), (90, 60))
     state = torch.get_rng_state()
@@ -404,6 +412,7 @@ def test_the_best_of_candidates(qwen: EmoR3Pipeline) -> None:
     assert [result.text for result in other] != [result.text for result in results]
 
 
+@pytest.mark.slow
 def test_samples_depend_on_the_image_and_not_on_its_place(qwen: EmoR3Pipeline, tmp_path: Path) -> None:
     images = make_images((60, 40), (90, 60), (30, 50))
     options: dict[str, Any] = {"num_candidates": 2, "seed": np.int64(5), "max_new_tokens": TOKENS}
@@ -416,6 +425,7 @@ def test_samples_depend_on_the_image_and_not_on_its_place(qwen: EmoR3Pipeline, t
     assert first == again and first.text == texts[0]
 
 
+@pytest.mark.slow
 def test_a_resumed_predict_with_candidates_gives_the_same_rows(tmp_path: Path) -> None:
     from emo_r3.cli.main import main
 
@@ -435,6 +445,7 @@ def test_a_resumed_predict_with_candidates_gives_the_same_rows(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("decoding", ["constrained", "free"])
+@pytest.mark.slow
 def test_batch_size_bounds_the_rows_of_every_forward(qwen: EmoR3Pipeline, decoding: Any) -> None:
     """Candidates, reflection and the labels' branches included."""
     images = make_images((60, 40), (90, 60))
@@ -581,6 +592,7 @@ def test_a_revision_of_a_folder_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow
 def test_every_attention_gives_the_same_answers(name: str) -> None:
     found = []
     for kind in ("eager", "sdpa"):

@@ -48,6 +48,7 @@ def test_records(name: str) -> None:
         assert np.array_equal(np.asarray(image), np.asarray(render(scene(everything[0]))))
 
 
+@pytest.mark.slow
 def test_annotators_vote_as_the_world_says() -> None:
     records = miniature_records("miniature-6", {"train": 300})["train"]
     labels = world.label_set("miniature-6").labels

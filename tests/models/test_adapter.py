@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hostile import edit, write
@@ -291,6 +290,7 @@ def ask(cache: str) -> None:
     print("answer", json.dumps(result.probabilities))
 
 
+@pytest.mark.slow
 def test_over_the_hub_with_the_revision_of_its_base(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     wanted = EmoR3Pipeline.from_pretrained(folder)
     run_client(hub, tmp_path / "owner", publish, str(tiny_checkpoint(BASE)), str(folder))
@@ -301,11 +301,11 @@ def test_over_the_hub_with_the_revision_of_its_base(hub: HubServer, folder: Path
     assert not list((tmp_path / "home").rglob("models--*"))
 
 
+@pytest.mark.slow
 def test_a_damaged_adapter_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     without("layers.1.self_attn.q_proj.lora_A")(folder)
     IMAGE.save(tmp_path / "image.png")
-    command = [sys.executable, "-m", "emo_r3", "predict", str(tmp_path / "image.png"), "--model", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.emo_r3("predict", tmp_path / "image.png", "--model", folder)
     assert done.returncode == 2
     assert not done.stdout
     [line] = done.stderr.splitlines()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hub_server import HubServer, run_client
@@ -232,11 +231,11 @@ def test_unexpected_weights_are_said_in_one_line(folder: Path, caplog: pytest.Lo
     assert "extra.weight" in said and "\n" not in said
 
 
+@pytest.mark.slow
 def test_predict_with_missing_weights_ends_in_one_line(folder: Path) -> None:
     rename_weights(folder, lambda name: f"other.{name}")
     sample = Path(__file__).parents[2] / "docs" / "samples" / "03-mountains-fireworks.png"
-    command = [sys.executable, "-m", "emo_r3", "predict", str(sample), "--model", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.emo_r3("predict", sample, "--model", folder)
     assert done.returncode == 2 and not done.stdout
     [line] = done.stderr.splitlines()
     assert line.startswith("emo-r3: ") and "lacks" in line
@@ -277,6 +276,7 @@ def make_repositories() -> None:
     api.update_repo_settings("owner/ckpt-gated", gated="manual")
 
 
+@pytest.mark.slow
 def test_the_hub_says_why_a_model_cannot_be_had(hub: HubServer, tmp_path: Path) -> None:
     run_client(hub, tmp_path / "owner", make_repositories)
     cases: list[list[str | None]]

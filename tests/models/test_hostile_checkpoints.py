@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import subprocess
-import sys
 import time
+from functools import cache
 from pathlib import Path
 
+import forked
 import pytest
-from hostile import LLAVA, QWEN
+from hostile import LLAVA, QWEN, with_limits
 from PIL import Image
 from tiny_models import tiny_checkpoint
 
@@ -48,6 +47,11 @@ def answered(folder: Path) -> dict[str, float]:
     return results[1].probabilities | {results[0].text: 0.0}
 
 
+@cache
+def expected(base: str) -> dict[str, float]:
+    return answered(tiny_checkpoint(base))
+
+
 def damaged(base: str, name: str, folder: Path) -> Path:
     shutil.copytree(tiny_checkpoint(base), folder)
     (LLAVA if base == "llava" else QWEN)[name](folder)
@@ -69,12 +73,8 @@ def test_hostile_checkpoint_ends_in_one_line(base: str, name: str, tmp_path: Pat
         assert name not in HARMLESS | SMALLER, error
         assert "\n" not in str(error) and str(folder) in str(error) and len(str(error)) < 1000
     else:
-        assert name in SMALLER or (name in HARMLESS and found == pytest.approx(answered(tiny_checkpoint(base))))
+        assert name in SMALLER or (name in HARMLESS and found == pytest.approx(expected(base)))
     assert time.monotonic() - start < SECONDS
-
-
-def with_limits() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,11 @@ def with_limits() -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_hostile_checkpoint_on_the_command_line(name: str, tmp_path: Path) -> None:
     folder = damaged("llava", name, tmp_path / "model")
     IMAGE.save(tmp_path / "image.png")
-    command = [sys.executable, "-m", "emo_r3", "predict", str(tmp_path / "image.png"), "--model", str(folder)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=SECONDS * 2, preexec_fn=with_limits
-    )
+    done = forked.emo_r3("predict", tmp_path / "image.png", "--model", folder, before=with_limits)
     assert done.returncode == 2 and not done.stdout
     [line] = done.stderr.splitlines()
     assert line.startswith("emo-r3: ") and str(folder) in line

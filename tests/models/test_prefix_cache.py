@@ -87,7 +87,12 @@ class Prefilled:
             return self.model(**inputs, use_cache=False).logits[0, -1].float()
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+QUICK_AND_SLOW = [
+    name if name in ("qwen2_5_vl", "llava") else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES
+]
+
+
+@pytest.fixture(scope="module", params=QUICK_AND_SLOW)
 def prefilled(request: pytest.FixtureRequest) -> Prefilled:
     return Prefilled(request.param)
 

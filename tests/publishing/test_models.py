@@ -199,7 +199,7 @@ def test_a_busy_hub_is_asked_again_for_the_base_s_licence(hub: HubServer, pusher
     repo.commit("main", {"README.md": card}, "card", "owner")
     run = make_run(tmp_path / "run", base_model="emo-r3/a-base")
     hub.faults.add("503", "a-base/resolve", 7)
-    pusher.push(run, "emo-r3/of-a-base", "--yes", kind="model")
+    pusher.push(run, "emo-r3/of-a-base", "--yes", kind="model", HURRY="1")
     assert not any(fault.times for fault in hub.faults.pending)
     assert b"license: mit" in files_on(hub, "emo-r3/of-a-base", kind="models")["README.md"]
 

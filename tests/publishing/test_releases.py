@@ -34,6 +34,7 @@ def write_collection(folder: Path, names: dict[str, tuple[str, Path]], extra: st
     return folder / "collection.toml"
 
 
+@pytest.mark.slow
 def test_a_release_goes_on_where_it_stopped(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None:
     make_space(tmp_path / "one")
     make_space(tmp_path / "two")
@@ -64,6 +65,7 @@ def test_a_release_goes_on_where_it_stopped(hub: HubServer, pusher: Pusher, tmp_
     assert pusher.push(path, "--yes", "--tag", "v1", kind="all", code=1).count("nothing to do") == 3
 
 
+@pytest.mark.slow
 def test_our_own_release(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None:
     """All that is in the repository, under another name; what has to be built first is left out where it isn't."""
     source = ROOT / "hub/collection.toml"
@@ -86,6 +88,7 @@ def test_our_own_release(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None
     assert not hub.store.find("models", "owner/emo-r3-mini").private
 
 
+@pytest.mark.slow
 def test_one_broken_folder_does_not_hide_the_others(pusher: Pusher, tmp_path: Path) -> None:
     make_space(tmp_path / "one")
     make_run(tmp_path / "two")

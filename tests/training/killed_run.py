@@ -1,7 +1,4 @@
-"""Runs a training in a process of its own, which a test stops: `python killed_run.py FOLDER KIND JSON-OF-SETTINGS`.
-
-`python killed_run.py FOLDER kill-often SEED` kills and resumes one until it is done: imports once, forks for each try.
-"""
+"""Trainings that a test runs in a process of its own: one that it stops, and one that is killed until it is done."""
 
 import json
 import os
@@ -19,10 +16,11 @@ from tiny_models import tiny_checkpoint
 
 from emo_r3.cli.main import said_by_the_library
 from emo_r3.errors import EmoR3Error
+from emo_r3.training import progress
 from emo_r3.training.progress import follow
 from emo_r3.training.saving import last_checkpoint
 
-KILLS, STEPS = 20, 60  # updates, two on each generation
+KILLS, STEPS = 20, 36  # updates, two on each generation
 
 
 def terminating_reward(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -38,6 +36,7 @@ def infinite_reward(completions: list[Any], **kwargs: Any) -> list[float]:
 def train(folder: Path, kind: str = "grpo", fault: str = "", **settings: Any) -> None:
     """Goes on from the last checkpoint, and leaves its weights in a file. A fault comes on the last rank."""
     torch.set_num_threads(1)
+    progress.draw_curves = lambda *_: None  # which takes longer than the steps between two
     last_rank = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
     reward = {"": random_reward, "sigterm": terminating_reward, "infinite": infinite_reward}[
         fault if last_rank else ""
@@ -63,6 +62,7 @@ def forked(folder: Path) -> int:
 
 def kill_often(folder: Path, seed: int) -> None:
     """An unbroken run in `folder/whole`, and one in `folder/killed` that dies `KILLS` times; prints where it did."""
+    tiny_checkpoint("qwen2_5_vl")  # before there are forks, which would each make one
     draw = random.Random(seed)
     start = time.monotonic()
     assert os.waitpid(forked(folder / "whole"), 0)[1] == 0
@@ -88,16 +88,20 @@ def kill_often(folder: Path, seed: int) -> None:
     print(json.dumps(moments))
 
 
-if __name__ == "__main__":
-    folder, kind, rest = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-    if kind == "kill-often":
-        tiny_checkpoint("qwen2_5_vl")
-        kill_often(folder, int(rest))
-    else:
-        try:
-            with said_by_the_library():
-                train(folder, kind, **json.loads(rest))
-        except EmoR3Error as error:
-            sys.exit(f"emo-r3: {error}")
-        finally:
-            PartialState().destroy_process_group()
+def train_and_say(folder: Path, **settings: Any) -> None:
+    """Trains, and ends as the command does."""
+    try:
+        with said_by_the_library():
+            train(folder, **settings)
+    except EmoR3Error as error:
+        sys.exit(f"emo-r3: {error}")
+    finally:
+        PartialState().destroy_process_group()
+
+
+def endless(folder: Path) -> None:
+    train_and_say(folder, max_steps=10_000, save_steps=5_000)
+
+
+def rank(folder: Path, settings: dict[str, Any]) -> None:
+    train_and_say(folder, per_device_train_batch_size=1, **settings)

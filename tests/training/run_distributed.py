@@ -1,8 +1,6 @@
-"""Trains tiny models in a mode: `torchrun --nproc_per_node 2 run_distributed.py MODE JOBS OUT`.
+"""Trains tiny models in a mode, in one of the processes that share them.
 
-JOBS is a JSON file of `{name: {"model": folder, "peft": bool, "from": checkpoint, "rolls_out": bool, **settings}}`;
-OUT gets what each process found. Every mode sees the same rows and the same completions, so that all must come to the
-same weights.
+Every mode sees the same rows and the same completions, so that all must come to the same weights.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ from emo_r3.prompts import load_prompts
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.trainer import EmoR3Trainer
 
-MODE, JOBS, OUT = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 PLAIN = LABEL_SETS["emoset"].labels
 # Each set parts at other depths, so that reading a label takes other numbers of forwards than with the plain one.
 ALIKE = (
@@ -199,22 +196,22 @@ def whole_weights(trainer: EmoR3Trainer) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value.contiguous() for name, value in found.items()}
 
 
-def train(name: str, job: dict[str, Any]) -> None:
-    """One run; what it found goes to OUT."""
+def train(mode: str, name: str, job: dict[str, Any], out: Path) -> None:
+    """One run; what it found goes to `out`."""
     settings = {key: value for key, value in job.items() if key not in ("model", "peft", "from", "rolls_out")}
-    if MODE.startswith("zero"):
-        settings["deepspeed"] = zero(int(MODE[-1]))
+    if mode.startswith("zero"):
+        settings["deepspeed"] = zero(int(mode[-1]))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     args = EmoR3Config(
         **{
             **SETTINGS,
-            "output_dir": str(OUT / f"{name} run"),
+            "output_dir": str(out / f"{name} run"),
             "per_device_train_batch_size": 4 * GROUP // processes,
             "per_device_eval_batch_size": 4 * GROUP // processes,
             **settings,
         }
     )
-    if MODE.startswith("zero"):
+    if mode.startswith("zero"):
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled, for a minute
@@ -227,7 +224,7 @@ def train(name: str, job: dict[str, Any]) -> None:
     )
     trainer.rolls_out = job.get("rolls_out", False)
     before = whole_weights(trainer)
-    trainer.train(resume_from_checkpoint=str(OUT / job["from"]) if "from" in job else None)
+    trainer.train(resume_from_checkpoint=str(out / job["from"]) if "from" in job else None)
     weights = whole_weights(trainer)
     found = {
         "rewards": trainer.rewards,
@@ -239,17 +236,18 @@ def train(name: str, job: dict[str, Any]) -> None:
         "sharing": sharing(trainer),
     }
     rank = trainer.accelerator.process_index
-    (OUT / f"{name}-{rank}.json").write_text(json.dumps(found))
+    (out / f"{name}-{rank}.json").write_text(json.dumps(found))
     if rank == 0:
-        save_file(weights, OUT / f"{name}.safetensors")
+        save_file(weights, out / f"{name}.safetensors")
 
 
-if __name__ == "__main__":
+def run(mode: str, jobs: dict[str, dict[str, Any]], out: Path) -> None:
+    """Does all jobs: `{name: {"model": folder, "peft": bool, "from": checkpoint, **settings}}`."""
     torch.set_num_threads(1)
-    if MODE == "fsdp2":
+    if mode == "fsdp2":
         use_fsdp_on_cpu()
-    for name, job in json.loads(JOBS.read_text()).items():
-        train(name, job)
+    for name, job in jobs.items():
+        train(mode, name, job, out)
     sys.stdout.flush()
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

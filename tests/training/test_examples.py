@@ -152,6 +152,7 @@ def test_questions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("patch", [14, 16], ids=["Qwen2.5-VL", "Qwen3-VL"])
 @pytest.mark.parametrize("limits", [(4 * 28 * 28, 16384 * 28 * 28), (262_144, 4_194_304), (65_536, 131_072)])
+@pytest.mark.slow
 def test_the_processor_leaves_resized_images_as_they_are(patch: int, limits: tuple[int, int]) -> None:
     """The stock image processor of both families makes the same pixels of a resized image as of the original."""
     least, most = limits

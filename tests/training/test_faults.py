@@ -3,29 +3,19 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from killed_run import KILLS, STEPS, terminating_reward
+from killed_run import KILLS, STEPS, endless, kill_often, rank, terminating_reward
 from small_run import make_trainer, weights
+from tiny_models import tiny_checkpoint
 from transformers import TrainerCallback
 
 from emo_r3.errors import TrainingError
 from emo_r3.training.saving import STAGING, last_checkpoint
-
-SCRIPT = Path(__file__).parent / "killed_run.py"
-PATHS = os.pathsep.join(map(str, SCRIPT.parents[:2]))
-# A process that dies of a signal says where.
-ENVIRONMENT = os.environ | {
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": PATHS,
-    "PYTHONFAULTHANDLER": "1",
-}
 
 
 def same(one, other):
@@ -57,6 +47,7 @@ def limited_files():
 
 # Too small for the weights, and for the optimizer's state alone.
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(size, tmp_path, limited_files):
     expected = make_trainer(tmp_path / "whole", "sft")
     expected.train()
@@ -156,11 +147,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 @pytest.mark.slow
 def test_killed_twenty_times(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, "kill-often", "0"], env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    moments = json.loads(done.stdout.splitlines()[-1])
+    run = forked.start(kill_often, tmp_path, 0, output=tmp_path / "moments")
+    run.join()
+    assert run.exitcode == 0
+    moments = json.loads((tmp_path / "moments").read_text().splitlines()[-1])
     assert len(moments) == KILLS and len({step for step, _ in moments}) > 5
     whole, killed = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "killed"))
     assert same(whole, killed)
@@ -173,44 +163,39 @@ def test_killed_twenty_times(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_from_outside(tmp_path):
-    run = subprocess.Popen(
-        [sys.executable, SCRIPT, tmp_path, "grpo", json.dumps({"max_steps": 10_000, "save_steps": 5_000})],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not ((log := tmp_path / "log.csv").exists() and len(log.read_text().splitlines()) > 3):
-        assert run.poll() is None
+    folder, errors = tmp_path / "run", tmp_path / "errors"
+    run = forked.start(endless, folder, errors=errors)
+    while not ((log := folder / "log.csv").exists() and len(log.read_text().splitlines()) > 3):
+        assert run.is_alive()
         time.sleep(0.05)
     run.terminate()
-    errors = run.communicate(timeout=60)[1]
-    assert run.returncode == 143
-    last = last_checkpoint(tmp_path)
+    run.join(60)
+    assert run.exitcode == 143
+    last = last_checkpoint(folder)
     step = int(last.name.rpartition("-")[2])
-    assert errors.splitlines()[-1] == f"emo-r3: stopped at step {step}; the same command goes on from there"
+    assert (
+        errors.read_text().splitlines()[-1] == f"emo-r3: stopped at step {step}; the same command goes on from there"
+    )
     assert step % 2 == 0
 
 
 def two_ranks(folder, **settings):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = json.dumps({"per_device_train_batch_size": 1} | settings)
-    return subprocess.run(
-        [*command, SCRIPT, folder, "grpo", options], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
+    tiny_checkpoint("qwen2_5_vl")  # for both
+    return forked.ranks(2, rank, folder, settings)
 
 
 @pytest.mark.slow
 def test_ranks_stop_together_and_go_on(tmp_path):
     """A SIGTERM that reaches one of two ranks."""
     whole = two_ranks(tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr[-8000:]
+    assert whole.codes == [0, 0], whole.stderr[-8000:]
     ended = two_ranks(tmp_path / "ended", fault="sigterm", save_steps=100)
-    assert ended.returncode != 0
+    assert ended.codes == [143, 143]
     assert ended.stderr.count("emo-r3: stopped at step 4;") == 1
     assert checkpoints(tmp_path / "ended") == ["checkpoint-4"]
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(tmp_path / "ended/checkpoint-4"))
     again = two_ranks(tmp_path / "ended", save_steps=100)
-    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.codes == [0, 0], again.stderr[-2000:]
     assert same(*(torch.load(tmp_path / name / "weights.pt") for name in ("whole", "ended")))
 
 
@@ -218,6 +203,6 @@ def test_ranks_stop_together_and_go_on(tmp_path):
 def test_ranks_fail_together(tmp_path):
     """A reward that is infinite on one of two ranks."""
     failed = two_ranks(tmp_path, fault="infinite")
-    assert failed.returncode != 0
+    assert 0 not in failed.codes
     assert "is not finite for step 3; the last whole checkpoint is" in failed.stderr
     assert checkpoints(tmp_path) == ["checkpoint-2"]

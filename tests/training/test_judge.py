@@ -58,6 +58,7 @@ def test_the_text_decides_what_label_is_read(miniature: Any, answers: list[str])
     assert len(set(read)) > 1
 
 
+@pytest.mark.slow
 def test_order_and_company_do_not_matter(miniature: Any, answers: list[str]) -> None:
     images = [image for image, _ in make_images()][:4]
     crossed = [(image, text) for image in images for text in answers]
@@ -88,6 +89,7 @@ def test_random_state_and_weights_stay(miniature: Any, answers: list[str], mode:
     assert all(weight.grad is None for weight in model.parameters())
 
 
+@pytest.mark.slow
 def test_what_the_model_writes_is_what_its_probabilities_say(miniature: Any, answers: list[str]) -> None:
     images = [image for image, _ in make_images()][:4]
     crossed = [(image, text) for image in images for text in answers]

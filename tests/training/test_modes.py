@@ -197,6 +197,7 @@ def test_activation_checkpointing_does_not_turn_off_the_cache(peft_config: Any, 
     agree(found, reflected_plainly(model.eval(), trainer.processing_class, trainer.judge.reflector.end_token))
 
 
+@pytest.mark.slow
 def test_half_precision(tmp_path: Path) -> None:
     """`bf16=True` trains float32 weights under autocast: the judge answers as the policy is trained."""
     trainer = make_trainer(tmp_path, bf16=True)

@@ -71,6 +71,7 @@ def planned(model: Path, **stated: Any) -> Any:
         ({"intermediate_size": 512}, "bfloat16", True, False, True),
     ],
 )
+@pytest.mark.slow
 def test_activations_are_as_measured(
     tmp_path: Path, text: dict[str, int], dtype: str, mixed: bool, again: bool, adapters: bool
 ) -> None:
@@ -255,6 +256,7 @@ def test_launchers_spread_what_they_spread() -> None:
     assert of("fsdp2") == pytest.approx([4 / 8, 4 / 8, 8 / 8, 4 / 8])
 
 
+@pytest.mark.slow
 def test_four_bits() -> None:
     """Half a byte of a value, and a scale of about a byte for 64 of them; all but the embeddings."""
     words = ["--use_cpu", "--use_peft", "true", "--load_in_4bit", "true", "--dtype", "bfloat16"]

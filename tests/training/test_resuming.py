@@ -41,7 +41,11 @@ def unbroken(tmp_path_factory):
 # Within the first epoch, at its end, within another one, and at the end of the run.
 @pytest.mark.parametrize(
     ("kind", "step"),
-    [("grpo", 2), ("grpo", 4), ("grpo", 6), ("grpo", 10), ("sft", 1), ("sft", 2), ("sft", 3), ("sft", 5)],
+    [
+        *(("grpo", 2), ("sft", 2)),
+        *(pytest.param("grpo", step, marks=pytest.mark.slow) for step in (4, 6, 10)),
+        *(pytest.param("sft", step, marks=pytest.mark.slow) for step in (1, 3, 5)),
+    ],
 )
 def test_a_resumed_run_equals_an_unbroken_one(kind, step, unbroken, tmp_path):
     folder, expected = unbroken[kind]
@@ -51,6 +55,7 @@ def test_a_resumed_run_equals_an_unbroken_one(kind, step, unbroken, tmp_path):
     assert same(weights(trainer), expected)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_within_a_generation_would_differ(unbroken, tmp_path, monkeypatch):
     """Why `check_save_steps` is there."""
     monkeypatch.setattr("emo_r3.training.resuming.check_save_steps", lambda config: None)
@@ -60,6 +65,7 @@ def test_a_checkpoint_within_a_generation_would_differ(unbroken, tmp_path, monke
     assert not same(weights(trainer), unbroken["grpo"][1])
 
 
+@pytest.mark.slow
 def test_adapters_go_on_too(tmp_path):
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=True)
     trainer = make_trainer(tmp_path / "whole", peft_config=lora, max_steps=4)
@@ -85,6 +91,7 @@ def test_each_checkpoint_is_a_model_to_ask(kind, unbroken):
     assert not (folder.parent / "README.md").exists()
 
 
+@pytest.mark.slow
 def test_old_checkpoints_make_room(tmp_path):
     trainer = make_trainer(tmp_path, "sft", save_total_limit=2)
     trainer.train()
@@ -92,6 +99,7 @@ def test_old_checkpoints_make_room(tmp_path):
     assert not (tmp_path / STAGING).exists()
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_named_as_it_is(tmp_path):
     trainer = make_trainer(
         tmp_path, "sft", save_total_limit=2, eval_strategy="steps", eval_steps=1, metric_for_best_model="score"
@@ -104,6 +112,7 @@ def test_the_best_checkpoint_is_kept_and_named_as_it_is(tmp_path):
         assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
 
 
+@pytest.mark.slow
 def test_the_best_model_is_loaded_in_the_end(tmp_path):
     trainer = make_trainer(
         tmp_path,

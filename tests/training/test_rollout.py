@@ -139,6 +139,7 @@ def test_images_that_are_read_once_give_the_same_tensors(name: str) -> None:
         assert torch.equal(torch.as_tensor(once[key]), torch.as_tensor(value)), key
 
 
+@pytest.mark.slow
 def test_each_image_is_read_once_in_a_step(tmp_path: Path) -> None:
     """TRL reads it twice for each completion."""
     trainer = make_trainer(tmp_path, judge=None, max_steps=1)

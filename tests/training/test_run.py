@@ -48,6 +48,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the updates between two; one test has them drawn."""
+    if request.function is not test_supervised_from_the_command_to_a_model_that_loads:
+        monkeypatch.setattr("emo_r3.training.progress.draw_curves", lambda *_: None)
+
+
 @pytest.fixture
 def recipe(data: Path, tmp_path: Path) -> Write:
     """Writes a recipe for two small updates and returns the file."""
@@ -143,6 +150,7 @@ def test_supervised_from_the_command_to_a_model_that_loads(
     assert (run / "final" / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_by_itself(
     recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -166,6 +174,7 @@ def test_a_stopped_run_goes_on_by_itself(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_cold_start_comes_first(recipe: Write, data: Path) -> None:
     # With a learning rate of nothing after it, the cold-started weights are what comes out.
     path = recipe(trainer="grpo", cold_start_samples=8, cold_start_learning_rate=1e-3, max_steps=1, learning_rate=0.0)
@@ -187,6 +196,7 @@ def test_a_cold_start_comes_first(recipe: Write, data: Path) -> None:
     assert (first / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_lora_gives_an_adapter_and_a_merged_model(recipe: Write, tmp_path: Path) -> None:
     path = recipe(use_peft=True, lora_target_modules=["q_proj", "v_proj"], freeze_vision_tower=True)
     final = train(load_recipe(path))
@@ -204,6 +214,7 @@ def test_lora_gives_an_adapter_and_a_merged_model(recipe: Write, tmp_path: Path)
         assert torch.equal(weight, merged.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_the_adapter_of_a_run_answers_as_its_merged_model(
     recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -408,6 +419,7 @@ def test_what_is_refused_before_a_step(
     assert not list(tmp_path.glob("run/checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_end_is_one_line_and_leaves_nothing_half_written(
     recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -435,6 +447,7 @@ def test_a_folder_that_cannot_be_written(recipe: Write, tmp_path: Path) -> None:
         train(load_recipe(recipe(output_dir=str(tmp_path / "broken"))))
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_end(recipe: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ def test_every_method_trains(name: str, tmp_path: Path) -> None:
 def test_a_seed_gives_the_same_run_and_another_another(tmp_path: Path) -> None:
     runs = []
     for number, seed in enumerate((1, 1, 2)):
-        trainer = make_trainer(tmp_path / str(number), seed=seed)
+        trainer = make_trainer(tmp_path / str(number), seed=seed, max_steps=1)
         trainer.train()
         runs.append(weights(trainer))
     assert all(torch.equal(runs[1][name], value) for name, value in runs[0].items())
@@ -85,26 +87,29 @@ def judged_by(name: str | None) -> dict[str, Any]:
     return {"judge": "policy", "shuffle_reflections": True} if name == "shuffled" else {"judge": name}
 
 
-@pytest.mark.slow
-def test_reflection_leaves_the_rollouts_as_they_are(tmp_path: Path) -> None:
-    """The first batch of rollouts is that of a run without reflection: it takes nothing from the random state."""
-    written = []
-    for number, judge in enumerate((None, "policy", "shuffled")):
-        trainer = make_trainer(tmp_path / str(number), **judged_by(judge), max_steps=1)
+@cache
+def judged(name: str | None) -> dict[str, list[Any]]:
+    """What one step says under a judge: its completions, and what each was told of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(Path(folder), **judged_by(name), beta=0.01, max_steps=1)
         trainer.train()
-        written.append([completion_text(text) for text in trainer._logs["completion"]])
+    told = {key: list(trainer._logs["extra"][key]) for key in ("consistency_answer", "read_label") if name}
+    return {"written": [completion_text(text) for text in trainer._logs["completion"]], **told}
+
+
+@pytest.mark.slow
+def test_reflection_leaves_the_rollouts_as_they_are() -> None:
+    """The first batch of rollouts is that of a run without reflection: it takes nothing from the random state."""
+    written = [judged(judge)["written"] for judge in (None, "policy", "shuffled")]
     assert written[0] == written[1] == written[2]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("judge", ["shuffled", "reference", str(CHECKPOINT)])
-def test_the_judge_is_a_choice(judge: str, tmp_path: Path) -> None:
-    answers, labels = [], []
-    for name in (judge, "policy"):
-        trainer = make_trainer(tmp_path, **judged_by(name), beta=0.01, max_steps=1)
-        trainer.train()
-        answers.append(list(trainer._logs["extra"]["consistency_answer"]))
-        labels.append(list(trainer._logs["extra"]["read_label"]))
+def test_the_judge_is_a_choice(judge: str) -> None:
+    answers, labels = (
+        [judged(name)[key] for name in (judge, "policy")] for key in ("consistency_answer", "read_label")
+    )
     if judge == "shuffled":  # the same answers, dealt out otherwise
         assert sorted(map(str, labels[0])) == sorted(map(str, labels[1]))
         assert (answers[0], labels[0]) != (answers[1], labels[1])
