@@ -176,9 +176,14 @@ def test_a_run_gives_the_same_losses_and_weights(steps: int, fields: dict[str, A
     for one, other in zip(runs[0][0], runs[1][0], strict=True):
         assert one.get("reward") == other.get("reward")
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
-    moved = max(float((value - start[name]).abs().max()) for name, value in runs[0][1].items())
-    apart = max(float((value - runs[1][1][name]).abs().max()) for name, value in runs[0][1].items())
-    assert apart <= 0.02 * moved, (apart, moved)
+    # Adam makes whole steps of gradients that are 0 but for rounding: a few weights may differ, and all together not.
+    moved, apart = (
+        torch.sqrt(sum(((value - other[name]) ** 2).sum() for name, value in runs[0][1].items()))
+        for other in (start, runs[1][1])
+    )
+    assert float(apart / moved) <= 0.001
+    largest = max(float((value - runs[1][1][name]).abs().max()) for name, value in runs[0][1].items())
+    assert largest <= 0.2 * trainer.args.learning_rate
 
 
 @pytest.mark.parametrize(("name", "reason"), [("gemma3", "both directions"), ("llava_sliding", "window of 16")])
