@@ -129,6 +129,21 @@ def test_adapters(name: str, checkpointing: bool, tmp_path: Path) -> None:
     assert_same(trainer, batch_of(trainer))
 
 
+def test_under_autocast_it_differs_by_rounding(tmp_path: Path) -> None:
+    trainer = tiny_trainer("qwen2_5_vl", tmp_path, bf16=True)
+    batch = batch_of(trainer)
+    shared, _, _ = log_probs(trainer, batch, EmoR3Trainer)
+    alone, _, _ = log_probs(trainer, batch, GRPOTrainer)
+    assert trainer._shares
+    assert 0 < float((shared - alone).abs().mean()) < shared_prompt.BOUNDS[torch.bfloat16] / 5
+
+
+def test_a_frozen_vision_tower(tmp_path: Path) -> None:
+    trainer = tiny_trainer("qwen2_5_vl", tmp_path)
+    trainer.model.model.visual.requires_grad_(False)
+    assert_same(trainer, batch_of(trainer))
+
+
 def test_a_truncated_completion_that_is_masked_is_empty(tmp_path: Path) -> None:
     trainer = tiny_trainer("qwen2_5_vl", tmp_path, mask_truncated_completions=True)
     batch = batch_of(trainer)
