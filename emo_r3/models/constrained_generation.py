@@ -23,7 +23,10 @@ _FIXED_COST_ELSEWHERE = 256
 
 def can_write(model: PreTrainedModel) -> bool:
     """Whether [`write_answers`] can use a model, going by its configuration; else its answers need `generate`."""
-    return is_reusable(_new_cache(model))
+    try:
+        return is_reusable(_new_cache(model))
+    except Exception:  # a configuration that no cache can be made of can raise anything: `generate` says what is wrong
+        return False
 
 
 def _new_cache(model: PreTrainedModel) -> DynamicCache:

@@ -256,7 +256,7 @@ def test_preparing_ahead_does_not_disturb_asking(qwen: EmoR3Pipeline) -> None:
     """A fast tokenizer breaks when a thread pads with it while another asks a question."""
     images = make_images(*[(40, 40), (60, 90)] * 20)
     for _ in range(3):
-        results = qwen(iter(images), method="think", reflect=True, max_new_tokens=8, batch_size=2)
+        results = qwen(iter(images), method="think", reflect=True, max_new_tokens=16, batch_size=2)
         for result in results:
             qwen.processor.tokenizer(["the caller's own", "use of it"], padding=True, return_tensors="pt")
             assert result.consistency is not None
