@@ -183,10 +183,11 @@ class SharedPrompt(GRPOTrainer):
         kind = computed.get(self.accelerator.mixed_precision, self.model.dtype)
         apart = (shared - alone).float().abs().sum() / mask[: len(shared), -width:].sum().clamp(min=1)
         most = float(self.accelerator.gather(apart).max())
-        if not most <= BOUNDS[kind]:
+        bound = BOUNDS.get(kind, BOUNDS[torch.float32])
+        if not most <= bound:
             raise TrainingError(
                 f"share_prompt: on the first batch, log-probabilities with a shared prompt are {most:.2g} from whole "
-                f"rows' on average (bound {BOUNDS[kind]:g} in {kind}): this model can't share; set share_prompt: off"
+                f"rows' on average (bound {bound:g} in {kind}): this model can't share; set share_prompt: off"
             )
 
 
