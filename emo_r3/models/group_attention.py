@@ -53,7 +53,6 @@ class PackedRows:
         positions (`Tensor`): of shape `(rows, width)`, or `(3, rows, width)` for M-RoPE.
         labels (`Tensor`): of shape `(rows, width)`, the token that follows; -100 where it isn't scored.
         groups ([`Groups`]): where is what.
-        found (`Tensor`): of shape `(completions, longest)`, places of the scored tokens in all rows one after another.
         scored (`Tensor`): of shape `(completions, longest)`, whether there is such a token.
     """
 
@@ -61,7 +60,6 @@ class PackedRows:
     positions: Tensor
     labels: Tensor
     groups: Groups
-    found: Tensor
     scored: Tensor
 
     def dense_mask(self) -> Tensor:
@@ -69,7 +67,7 @@ class PackedRows:
         rows, width = self.ids.shape
         part = torch.zeros(rows * width, dtype=torch.long, device=self.ids.device)
         numbers = torch.arange(1, len(self.scored) + 1, device=self.ids.device)[:, None].expand_as(self.scored)
-        part[self.found[self.scored]] = numbers[self.scored]
+        part[self.groups.columns[self.scored]] = numbers[self.scored]
         part = part.view(rows, width)
         causal = torch.ones(width, width, dtype=torch.bool, device=self.ids.device).tril()
         seen = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
@@ -77,7 +75,7 @@ class PackedRows:
 
     def per_completion(self, values: Tensor, width: int) -> Tensor:
         """Values of shape `(rows, width of a packed row)` as `(completions, width)`, 0 where there is no token."""
-        chosen = values.reshape(-1)[self.found].masked_fill(~self.scored, 0)
+        chosen = values.reshape(-1)[self.groups.columns].masked_fill(~self.scored, 0)
         return torch.nn.functional.pad(chosen, (0, width - chosen.shape[1]))
 
 
@@ -128,7 +126,6 @@ def pack(
         positions=stacked[0] if len(stacked) == 1 else stacked,
         labels=pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         groups=_groups([len(prompt) - 1 for prompt in prompts], where, found, scored, width),
-        found=found,
         scored=scored,
     )
 
