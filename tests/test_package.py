@@ -50,7 +50,12 @@ def test_every_export_is_there() -> None:
 
 @pytest.mark.parametrize(
     ("package", "names"),
-    [("training", "EmoR3Config EmoR3Trainer"), ("evaluation", "evaluate"), ("demo", "create_demo launch")],
+    [
+        ("training", "EmoR3Config EmoR3Trainer"),
+        ("evaluation", "evaluate"),
+        ("demo", "create_demo launch"),
+        ("serving", "create_api"),
+    ],
 )
 def test_rooms_give_their_names_on_first_use(package: str, names: str) -> None:
     module = importlib.import_module(f"emo_r3.{package}")
@@ -69,7 +74,7 @@ def test_version_is_the_distribution_s() -> None:
 @pytest.mark.parametrize(
     ("file", "extras"),
     [
-        ("constraints.txt", ("train", "data", "eval", "demo", "dev")),
+        ("constraints.txt", ("train", "data", "eval", "demo", "serve", "dev")),
         ("constraints-vllm.txt", ("train", "data", "vllm")),
     ],
 )
@@ -104,7 +109,7 @@ def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [
         line
-        for name in ("data", "train", "eval", "demo", "photos", "quantized")
+        for name in ("data", "train", "eval", "demo", "serve", "photos", "quantized")
         for line in project["optional-dependencies"][name]
     ]
     declared = {canonicalize_name(Requirement(line).name) for line in [*project["dependencies"], *extras]}

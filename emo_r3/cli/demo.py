@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..demo.app import check_address, create_demo, launch
+from ..demo.app import create_demo, launch
+from ..serving.limits import check_address
 from .common import check_device, quiet_libraries
 
 

@@ -20,6 +20,7 @@ from .common import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_TERMINA
 COMMANDS = {
     "predict": "read the emotion of images",
     "demo": "serve the demo in the browser",
+    "serve": "serve a REST API",
     "prepare": "make a data set of the original downloads",
     "train": "train a model as a recipe says",
     "evaluate": "measure a model on data sets",

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from functools import cache
@@ -15,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmoR3Error
-from .uploads import MAX_BODY, MAX_FILE, Answers, BodyLimit, Uploads
+from ..serving.limits import MAX_BODY, MAX_FILE, BodyLimit, check_address
+from .uploads import Answers, Uploads
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -114,28 +113,6 @@ class _Runs(dict[str, Any]):
 
     def __delitem__(self, name: str) -> None:
         self.pop(name, None)
-
-
-def check_address(host: str | None, port: int | None) -> None:
-    """Raises `EmoR3Error` unless one can listen there."""
-    if port is not None and not 1 <= port <= 65535:
-        raise EmoR3Error(f"--port {port} is no port: give one from 1 to 65535, such as 7860")
-    host = host or "127.0.0.1"
-    try:
-        # As the server will: on all addresses that the name has.
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host.strip("[]"), port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            with socket.socket(family, kind, protocol) as tried:
-                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                tried.bind(address)
-    except OSError as error:
-        wrong, remedy = f"--host {host}", "give an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all"
-        if port is not None and error.errno in (errno.EADDRINUSE, errno.EACCES):
-            wrong, remedy = f"--port {port}", "give another --port"
-        raise EmoR3Error(f"{wrong}: the demo can't be served there: {error.strerror}; {remedy}") from error
-    except UnicodeError as error:
-        raise EmoR3Error(f"--host {host}: no name of a machine; give 127.0.0.1, or 0.0.0.0 for all") from error
 
 
 def draw_examples(folder: Path) -> list[tuple[str, Path]]:

@@ -16,8 +16,9 @@ from ..errors import EmoR3Error
 from ..labels import LABEL_SETS, LabelSet
 from ..parsing import SECTIONS
 from ..results import EmotionResult
+from ..serving.limits import KEEP_SECONDS, MAX_IMAGES, MAX_LABEL_TEXT, web_words
 from . import html
-from .uploads import KEEP_SECONDS, MAX_IMAGES, MAX_LABEL_TEXT, Answers, Row, web_words
+from .uploads import Answers, Row
 
 _QUEUE_SIZE = 32
 _OWN = "own"

@@ -8,7 +8,7 @@ from gradio.mcp import GradioMCPServer
 from mcp.types import TextContent
 
 from ..formats import json_text
-from .uploads import MAX_IMAGES
+from ..serving.limits import MAX_IMAGES
 
 # As gradio describes a file: its upload tool looks for this.
 _FILE = {"type": "string", "format": "Gradio File Input - a http or https url to a file"}

@@ -1,47 +1,29 @@
-"""What stands between the demo's page and the pipeline: bounds on size and time, one reading, no traces."""
+"""Images that people send to the demo: read once, bounded, and forgotten."""
 
 from __future__ import annotations
 
 import base64
-import math
-import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..errors import EmoR3Error, ImageError, LabelError
+from ..errors import ImageError
 from ..images.loading import load_image
-from ..labels import LabelSet, resolve_labels
+from ..labels import LabelSet
 from ..results import EmotionResult
-from ..utils import without_tokens
+from ..serving.bounded import BoundedPipeline
+from ..serving.limits import KEEP_SECONDS, MAX_FILE, MAX_IMAGES
 
 if TYPE_CHECKING:
     from ..inference.pipeline import EmoR3Pipeline
 
 Row = tuple[EmotionResult, Image.Image | None]
 
-MAX_FILE = 20 * 2**20
-MAX_BODY = 64 * 2**20
-KEEP_SECONDS = 600
-TIME_LIMIT = 120.0
-"""Seconds for one call."""
-MAX_IMAGES = 16
-"""Images in one call for several."""
-MAX_LABELS = 64
-MAX_LABEL_TEXT = 1000
-"""Characters of all labels together, with the commas between them."""
-MAX_DISK = 1024 * 2**20
-MAX_FILES = 2000
-"""Bytes and files of uploads that are waiting to be read, of everybody together."""
-MAX_SENT = 256 * 2**20
-"""Bytes that one address may send in `KEEP_SECONDS`."""
 _MAX_KEPT = 256 * 2**20
 
 
@@ -125,8 +107,8 @@ class Uploads:
         threading.Thread(target=work, name="emo-r3-sweep", daemon=True).start()
 
 
-class Answers:
-    """The pipeline behind the page: one call at a time, bounded in time, with messages for the person who asked.
+class Answers(BoundedPipeline):
+    """The pipeline behind the page.
 
     Args:
         pipeline (`EmoR3Pipeline`): the model.
@@ -134,92 +116,24 @@ class Answers:
     """
 
     def __init__(self, pipeline: EmoR3Pipeline, uploads: Uploads) -> None:
-        self.pipeline, self.uploads = pipeline, uploads
-        self.method = pipeline.info.method
-        # Of a folder on this machine only its own name is anybody's business.
-        self.name = pipeline.name
-        if os.path.isabs(self.name) or os.path.isdir(self.name):
-            self.name = os.path.basename(os.path.abspath(self.name))
-        # A queue lets one call go on at a time, but it forgets one that was cancelled before the model has stopped.
-        self._turn = threading.Lock()
-        self._end = math.inf
-        # Every token that is written, every chunk of labels that is scored and every question of the self-check is a
-        # forward: there a call that takes too long ends, whatever it is at.
-        pipeline.model.register_forward_pre_hook(lambda *_: self._check_time())
+        super().__init__(pipeline)
+        self.uploads = uploads
 
     def one(self, image: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Any]:
         """The events of `EmoR3Pipeline.stream` for one upload."""
-        options = self._options(labels, self_check)
-        source = self.uploads.take(*_file(image))
-        with closing(self._in_turn(lambda: self.pipeline.stream(source, **options))) as events:
-            for event in events:
-                yield event if event.result is None else replace(event, result=self._shown(event.result))
+        labels = self.labels(labels)
+        yield from self.stream(self.uploads.take(*_file(image)), labels=labels, reflect=self_check)
 
     def many(self, images: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Row]:
         """A result and a small image for each upload, in order; one that can't be read has an error."""
-        options = self._options(labels, self_check)
+        labels = self.labels(labels)
         files = [_file(file) for file in images.root] if images else []
         if not 0 < len(files) <= MAX_IMAGES:
             raise ImageError(f"{len(files)} images given: add 1 to {MAX_IMAGES}")
         sources = [self.uploads.take(*file) for file in files]
-
-        def start() -> Any:
-            return self.pipeline(iter(sources), on_error="return", batch_size=4, **options)
-
-        with closing(self._in_turn(start)) as results:
-            for source, result in zip(sources, results, strict=True):
-                name = source["path"] if isinstance(source, dict) else result.image
-                yield self._shown(replace(result, image=name)), _thumbnail(source, result)
-
-    def labels(self, given: str | LabelSet) -> LabelSet:
-        """The labels that somebody asks for.
-
-        Raises:
-            LabelError: they can't be used, or are so many that others would have to wait for them.
-        """
-        default = self.pipeline.info.label_set.labels
-        longest = max(MAX_LABEL_TEXT, len(", ".join(default)))
-        most = max(MAX_LABELS, len(default))
-        if isinstance(given, str) and len(given) > longest:
-            raise LabelError(f"the labels are {len(given)} characters long: give at most {longest}, commas included")
-        found = resolve_labels(given)
-        if len(found.labels) > most or len(",".join(found.labels)) > longest:
-            raise LabelError(f"{len(found.labels)} labels given: at most {most}, and {longest} characters in all")
-        return found
-
-    def _options(self, labels: str | LabelSet, self_check: bool) -> dict[str, Any]:
-        if self_check and self.method == "direct":
-            raise EmoR3Error("this model answers with a label alone, so there is no text to check: no self-check")
-        return {"labels": self.labels(labels), "reflect": self_check}
-
-    def _in_turn(self, start: Callable[[], Any]) -> Generator[Any]:
-        """What a call of the pipeline yields, once no other is at work; ended with its time, or when it is closed."""
-        with self._turn:
-            self._end = time.monotonic() + TIME_LIMIT
-            events = None
-            try:
-                events = start()
-                for event in events:
-                    self._check_time()
-                    yield event
-            except EmoR3Error as error:
-                raise type(error)(self._words(str(error))) from error
-            finally:
-                self._end = 0.0  # a model that is still at it stops at its next forward
-                if events is not None:
-                    events.close()
-                self._end = math.inf
-
-    def _check_time(self) -> None:
-        if time.monotonic() > self._end:
-            raise EmoR3Error(f"this took longer than {TIME_LIMIT:.0f} seconds and was ended; send less at a time")
-
-    def _shown(self, result: EmotionResult) -> EmotionResult:
-        return replace(result, model=self.name, error=self._words(result.error) if result.error else None)
-
-    def _words(self, message: str) -> str:
-        path = self.pipeline.name
-        return web_words(message.replace(path, self.name) if os.sep in path else message)
+        results = self.results(sources, labels=labels, reflect=self_check, batch_size=4)
+        for source, result in zip(sources, results, strict=True):
+            yield result, _thumbnail(source, result)
 
 
 def _file(upload: Any) -> tuple[str | None, str | None]:
@@ -247,91 +161,3 @@ def _thumbnail(source: Any, result: EmotionResult) -> Image.Image | None:
     image = load_image(source).image
     image.thumbnail((160, 160))
     return image
-
-
-_ADVICE = {
-    ", or raise max_pixels": "",
-    ", or raise max_bytes": "",
-    " and give its path, or pass allow_private_hosts=True": " and upload it",
-}
-
-
-def web_words(message: str) -> str:
-    """An error's words without tokens, and without the advice that only a programmer can follow."""
-    for advice, instead in _ADVICE.items():
-        message = message.replace(advice, instead)
-    return without_tokens(message)
-
-
-class BodyLimit:
-    """ASGI middleware that refuses a request by its announced size, before a byte of it is read.
-
-    Bounded are one request, what one address sends in ten minutes, and, for uploads, what is on the disk together.
-
-    Args:
-        app: the application behind it.
-        limit (`int`): the most bytes of a request's body.
-        folder (`Path`): where uploads go.
-    """
-
-    def __init__(self, app: Any, limit: int, folder: Path) -> None:
-        self.app, self.limit, self.folder = app, limit, folder
-        self._sent: Counter[str] = Counter()
-        self._since = time.monotonic()
-        self._coming = 0
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers 413, 429 or 507, or 411 where no size is announced, instead of the application."""
-        from starlette.responses import PlainTextResponse
-
-        headers = dict(scope["headers"]) if scope["type"] == "http" else {}
-        length = headers.get(b"content-length", b"0")
-        size = int(length) if length.isdigit() and len(length) < 16 else self.limit + 1
-        path, app = scope.get("path", ""), self.app
-        if b"transfer-encoding" in headers:
-            app = PlainTextResponse("Say how large the request is (Content-Length).", 411)
-        elif size > self.limit:
-            app = PlainTextResponse(f"Larger than {self.limit:,} bytes; send a smaller image.", 413)
-        elif not self._may_send(_address(scope, headers), path, size):
-            app = PlainTextResponse(f"That is a lot of images: wait {KEEP_SECONDS // 60} minutes.", 429)
-        elif path.endswith("/upload") and not _room(self.folder, self._coming + size):
-            app = PlainTextResponse("Too many images are waiting here: try again in some minutes.", 507)
-        if app is not self.app:
-            size = 0
-        self._coming += size
-        try:
-            await app(scope, receive, send)
-        finally:
-            self._coming -= size
-
-    def _may_send(self, address: str, path: str, size: int) -> bool:
-        """Whether an address may send so much more, which is then counted."""
-        if address in ("127.0.0.1", "::1") and path.endswith("/queue/join"):
-            return True  # our own MCP server, on behalf of others, whose requests to it are counted
-        if time.monotonic() - self._since > KEEP_SECONDS:
-            self._sent.clear()
-            self._since = time.monotonic()
-        if self._sent[address] + size > MAX_SENT:
-            return False
-        self._sent[address] += size
-        return True
-
-
-def _address(scope: Any, headers: dict[bytes, bytes]) -> str:
-    """Who asks. In a Space that is what the Hub's proxy says; elsewhere anybody could write that header."""
-    forwarded = headers.get(b"x-forwarded-for")
-    if forwarded and "SPACE_ID" in os.environ:
-        return forwarded.decode("latin-1").split(",")[-1].strip()
-    return (scope.get("client") or ("",))[0]
-
-
-def _room(folder: Path, size: int) -> bool:
-    """Whether there is room in the folder for so many bytes more."""
-    files = 0
-    for file in folder.rglob("*"):
-        with suppress(OSError):  # it may be read and deleted in this moment
-            if file.is_file():
-                size, files = size + file.stat().st_size, files + 1
-        if files >= MAX_FILES:
-            return False
-    return size <= MAX_DISK

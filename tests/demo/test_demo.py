@@ -30,14 +30,17 @@ from PIL import Image
 from served import SAMPLES, TOKEN, Server, copied_miniature, in_folder, serve  # noqa: F401
 
 import emo_r3.demo.uploads
+import emo_r3.serving.bounded
+import emo_r3.serving.limits
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, LabelSet
 from emo_r3.cli.main import main
 from emo_r3.demo import html
-from emo_r3.demo.uploads import Answers, BodyLimit, Uploads, web_words
+from emo_r3.demo.uploads import Answers, Uploads
 from emo_r3.inference.streaming import StreamEvent, stream_events
 from emo_r3.models import reflection
 from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.results import Coherence
+from emo_r3.serving.limits import BodyLimit, web_words
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "spaces/emo-r3-demo"
@@ -232,8 +235,8 @@ def post(tmp_path: Path) -> Any:
 
 
 def test_uploads_are_bounded_for_each_address(post: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emo_r3.demo.uploads, "MAX_SENT", 2000)
-    monkeypatch.setattr(emo_r3.demo.uploads, "KEEP_SECONDS", 0.3)
+    monkeypatch.setattr(emo_r3.serving.limits, "MAX_SENT", 2000)
+    monkeypatch.setattr(emo_r3.serving.limits, "KEEP_SECONDS", 0.3)
     assert [post(900), post(900), post(900)] == [200, 200, 429]
     assert post(900, path="/gradio_api/mcp/") == 429, "an MCP call brings its image along"
     assert post(900, host="192.0.2.2") == 200, "another person"
@@ -243,7 +246,7 @@ def test_uploads_are_bounded_for_each_address(post: Any, monkeypatch: pytest.Mon
 
 
 def test_in_a_space_the_proxy_says_who_asks(post: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emo_r3.demo.uploads, "MAX_SENT", 1000)
+    monkeypatch.setattr(emo_r3.serving.limits, "MAX_SENT", 1000)
     monkeypatch.setenv("SPACE_ID", "emo-r3/demo")
     assert post(900, **{"x-forwarded-for": "198.51.100.1, 192.0.2.8"}) == 200
     assert post(900, **{"x-forwarded-for": "198.51.100.2, 192.0.2.8"}) == 429
@@ -251,12 +254,12 @@ def test_in_a_space_the_proxy_says_who_asks(post: Any, monkeypatch: pytest.Monke
 
 
 def test_uploads_on_the_disk_are_bounded_together(post: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emo_r3.demo.uploads, "MAX_DISK", 2000)
+    monkeypatch.setattr(emo_r3.serving.limits, "MAX_DISK", 2000)
     (tmp_path / "hash").mkdir()
     (tmp_path / "hash/old.png").write_bytes(bytes(1500))
     assert (post(400), post(600)) == (200, 507)
     assert post(600, path="/gradio_api/queue/join") == 200, "what is there can still be read"
-    monkeypatch.setattr(emo_r3.demo.uploads, "MAX_FILES", 1)
+    monkeypatch.setattr(emo_r3.serving.limits, "MAX_FILES", 1)
     assert post(1) == 507, "many small files"
 
 
@@ -284,7 +287,7 @@ class _Slow:
 
 
 def test_a_call_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emo_r3.demo.uploads, "TIME_LIMIT", 0.1)
+    monkeypatch.setattr(emo_r3.serving.bounded, "TIME_LIMIT", 0.1)
     pipeline: Any = _Slow()
     image = type("Upload", (), {"path": "http://example.org/image.png"})
     with pytest.raises(EmoR3Error, match="took longer"):
@@ -315,7 +318,7 @@ URL = type("Upload", (), {"path": "http://example.org/image.png"})
 
 
 def test_the_time_limit_ends_scoring_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emo_r3.demo.uploads, "TIME_LIMIT", 0.2)
+    monkeypatch.setattr(emo_r3.serving.bounded, "TIME_LIMIT", 0.2)
     pipeline: Any = _ScoresForEver()
     answers = Answers(pipeline, Uploads(tmp_path, tmp_path))
     many = type("Uploads", (), {"root": [URL]})
@@ -456,8 +459,8 @@ def test_without_gradio_the_command_says_how_to_get_it(
         (["--port", "99999"], "--port 99999 is no port: give one from 1 to 65535"),
         (["--port", "0"], "--port 0 is no port"),
         (["--port", "-1"], "--port -1 is no port"),
-        (["--host", "host.invalid"], "--host host.invalid: the demo can't be served there"),
-        (["--host", "192.0.2.1"], "--host 192.0.2.1: the demo can't be served there"),
+        (["--host", "host.invalid"], "--host host.invalid: nothing can be served there"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1: nothing can be served there"),
         (["--host", "a..b"], "--host a..b: no name of a machine"),
     ],
 )
