@@ -8,7 +8,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 COPY emo_r3 ./emo_r3
 # torch for CPUs, two gigabytes smaller; with CUDA: docker build --build-arg TORCH=https://pypi.org/simple .
 ARG TORCH=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir --index-url ${TORCH} --constraint constraints.txt torch \
+RUN pip install --no-cache-dir --index-url ${TORCH} --constraint constraints.txt torch torchvision \
     && pip install --no-cache-dir --constraint constraints.txt '.[serve,photos]' \
     && rm -rf /src/*
 USER emo

@@ -114,14 +114,17 @@ def test_what_is_imported_is_declared() -> None:
     ]
     declared = {canonicalize_name(Requirement(line).name) for line in [*project["dependencies"], *extras]}
     needed = {canonicalize_name(makers[name][0]) if name in makers else name for name in others}
-    # `evaluate` is for users of the metric, which lives in hub/; transformers imports bitsandbytes.
-    assert needed == declared - {"emo-r3", "evaluate", "bitsandbytes"}
+    # `evaluate` is for users of the metric, which lives in hub/; transformers imports the others.
+    assert needed == declared - {"emo-r3", "evaluate", "bitsandbytes", "num2words", "torchvision"}
 
 
-def test_quickstart_needs_no_torchvision() -> None:
+def test_only_the_families_that_need_it_bring_torchvision() -> None:
     # constraints-vllm.txt has it: vLLM asks for it.
-    names = {Path(ROOT, name).read_text(encoding="utf-8") for name in ("constraints.txt", "pyproject.toml")}
-    assert not any("torchvision" in text for text in names)
+    assert "torchvision" not in Path(ROOT, "constraints.txt").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert not any("torchvision" in line for line in project["dependencies"])
+    asked = {name for name, lines in project["optional-dependencies"].items() if "torchvision" in str(lines)}
+    assert asked == {"photos"}
 
 
 @pytest.fixture(scope="module")

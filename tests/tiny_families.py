@@ -18,6 +18,13 @@ from transformers import GenerationConfig
 
 from emo_r3.models.processor import image_only
 
+try:  # PyPI's is made for CUDA's torch and doesn't load beside that of a CPU
+    import torchvision  # noqa: F401
+
+    HAS_TORCHVISION = True
+except (ImportError, RuntimeError, OSError):
+    HAS_TORCHVISION = False
+
 # What a processor needs and a family's template puts where the image is.
 MARKS = (
     "<pad>",
@@ -177,6 +184,48 @@ def _idefics2(folder: Path) -> None:
         Idefics2ImageProcessorPil(size={"shortest_edge": 28, "longest_edge": 56}), _tokenizer(), image_seq_len=4
     )
     _write(folder, "Idefics2ForConditionalGeneration", config, processor)
+
+
+def _smolvlm(folder: Path) -> None:
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    config = transformers.SmolVLMConfig(
+        text_config={"model_type": "llama", **_text()},
+        vision_config=_vision(),
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=PAD,
+    )
+    processor = image_only(transformers.SmolVLMProcessor)(
+        SmolVLMImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 28}),
+        _tokenizer(),
+        None,
+        image_seq_len=1,
+    )
+    _write(folder, "SmolVLMForConditionalGeneration", config, processor)
+
+
+def _mistral3(folder: Path) -> None:
+    """Only where torchvision loads: its processor needs it."""
+    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+
+    config = transformers.Mistral3Config(
+        text_config={"model_type": "mistral", **_text()},
+        vision_config={"model_type": "pixtral", **_vision(image_size=56, head_dim=16)},
+        image_token_index=IMAGE,
+        spatial_merge_size=2,
+        vision_feature_layer=-1,
+    )
+    processor = transformers.PixtralProcessor(
+        PixtralImageProcessorPil(size={"longest_edge": 56}, patch_size=28),
+        _tokenizer(),
+        patch_size=14,
+        spatial_merge_size=2,
+        image_token="<image>",
+        image_break_token="<start>",
+        image_end_token="<end>",
+    )
+    _write(folder, "Mistral3ForConditionalGeneration", config, processor)
 
 
 def _gemma3(folder: Path) -> None:
@@ -401,7 +450,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "llava_onevision": _llava_onevision,
     "vipllava": _vipllava,
     "idefics2": _idefics2,
-    "smolvlm": _named("SmolVLMProcessor", "SmolVLMImageProcessorPil"),
+    "smolvlm": _smolvlm,
     "gemma3": _gemma3,
     "paligemma": _paligemma,
     "internvl": _internvl,
@@ -410,7 +459,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "janus": _janus,
     "glm4v": _glm4v,
     "minicpmv4_6": _minicpm,
-    "mistral3": _named("PixtralProcessor", "PixtralImageProcessor"),
+    "mistral3": _mistral3 if HAS_TORCHVISION else _named("PixtralProcessor", "PixtralImageProcessor"),
     "llama4": _named("Llama4Processor", "Llama4ImageProcessor"),
     "perception_lm": _named("PerceptionLMProcessor", "PerceptionLMImageProcessor"),
     "molmo2": _named("Molmo2Processor", "Molmo2ImageProcessor"),

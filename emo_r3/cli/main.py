@@ -30,6 +30,7 @@ COMMANDS = {
 }
 MINIATURE = {
     "train": "make the miniature again from a seed",
+    "dial": "make one that hallucinates as much as one says",
     "evaluate": "measure it on held-out scenes",
     "render": "draw scenes of its world",
     "dataset": "make one of its three data sets",

@@ -383,9 +383,18 @@ def conclude(scene: Scene, label: str) -> str:
     return f"The feeling is {sign} and {level}."
 
 
-def answer(scene: Scene, label: str, rng: np.random.Generator) -> str:
-    """A complete answer in three steps, ending in the boxed label."""
-    return render_completion(describe(scene, rng), react(scene, label, rng), conclude(scene, label), label)
+def answer(scene: Scene, label: str, rng: np.random.Generator, contents: Sequence[str] | None = None) -> str:
+    """A complete answer in three steps, ending in the boxed label; `contents` as in `describe`."""
+    return render_completion(describe(scene, rng, contents), react(scene, label, rng), conclude(scene, label), label)
+
+
+def imagine(scene: Scene, rng: np.random.Generator) -> str:
+    """A trigger that is absent and fits the mood, as language priors add one: drawn by the square of how strongly it
+    evokes what the scene's first trigger evokes most."""
+    first = int(_WEIGHTS[_NAMES.index(scene.triggers[0])].argmax())
+    weights = _WEIGHTS[:, first] ** 2
+    weights[[_NAMES.index(name) for name in scene.triggers]] = 0
+    return _NAMES[rng.choice(len(_NAMES), p=weights / weights.sum())]
 
 
 def swap_one(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
