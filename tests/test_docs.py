@@ -57,6 +57,7 @@ def test_options_in_the_text_exist() -> None:
         ["predict", "x"],
         ["evaluate", "--datasets", "x", "--output", "y"],
         ["push", "model", "x", "you/x"],
+        ["serve"],
     ):
         names |= {name.replace("_", "-") for name in vars(make_parser(words).parse_args(words))}
     text = "".join(map(prose, PAGES))

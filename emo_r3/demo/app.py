@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _EXAMPLES_SEED = 5
 
 
-def create_demo(pipeline: EmoR3Pipeline) -> gr.Blocks:
+def create_demo(pipeline: EmoR3Pipeline, on_gpu: Callable[[Any], Any] | None = None) -> gr.Blocks:
     """Makes the page and the API; [`launch`] serves it.
 
     Endpoints, for `gradio_client` and as MCP tools: `/predict(image, labels, self_check)` gives what
@@ -32,6 +33,8 @@ def create_demo(pipeline: EmoR3Pipeline) -> gr.Blocks:
 
     Args:
         pipeline (`EmoR3Pipeline`): the model that answers.
+        on_gpu (`Callable`, *optional*): `spaces.GPU(...)` in a Space on ZeroGPU, which lends a GPU to the functions
+            that this decorates.
 
     Raises:
         EmoR3Error: gradio or mcp is not installed.
@@ -48,7 +51,7 @@ def create_demo(pipeline: EmoR3Pipeline) -> gr.Blocks:
     gr.set_static_paths([folder / "examples"])
     uploads = Uploads(folder, lasting=folder / "examples")
     uploads.sweep_for_ever()
-    return make_page(Answers(pipeline, uploads), examples)
+    return make_page(Answers(pipeline, uploads, on_gpu), examples)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,10 +113,11 @@ class Answers(BoundedPipeline):
     Args:
         pipeline (`EmoR3Pipeline`): the model.
         uploads (`Uploads`): what gives its images.
+        on_gpu (`Callable`, *optional*): as [`BoundedPipeline`] takes it.
     """
 
-    def __init__(self, pipeline: EmoR3Pipeline, uploads: Uploads) -> None:
-        super().__init__(pipeline)
+    def __init__(self, pipeline: EmoR3Pipeline, uploads: Uploads, on_gpu: Callable[[Any], Any] | None = None) -> None:
+        super().__init__(pipeline, on_gpu)
         self.uploads = uploads
 
     def one(self, image: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Any]:

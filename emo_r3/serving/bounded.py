@@ -29,9 +29,11 @@ class BoundedPipeline:
 
     Args:
         pipeline (`EmoR3Pipeline`): the model.
+        on_gpu (`Callable`, *optional*): makes of a generator function one that runs where the GPU is, as `spaces.GPU`
+            does: in another process, to which arguments and what it yields are pickled.
     """
 
-    def __init__(self, pipeline: EmoR3Pipeline) -> None:
+    def __init__(self, pipeline: EmoR3Pipeline, on_gpu: Callable[[Any], Any] | None = None) -> None:
         self.pipeline = pipeline
         self.method = pipeline.info.method
         # Of a folder on this machine only its own name is anybody's business.
@@ -45,6 +47,25 @@ class BoundedPipeline:
         # forward: there a call that takes too long ends, whatever it is at.
         pipeline.model.register_forward_pre_hook(lambda *_: self._check_time())
 
+        def run(end: float, given: Any, options: dict[str, Any]) -> Generator[Any]:
+            self._end = end  # also in another process, which has its own copy of this object
+            events = None
+            try:
+                several = isinstance(given, list)
+                events = pipeline(iter(given), **options) if several else pipeline.stream(given, **options)
+                for event in events:
+                    self._check_time()
+                    yield event
+            except EmoR3Error as error:
+                yield error  # another process would raise something else
+            finally:
+                self._end = 0.0  # a model that is still at it stops at its next forward
+                if events is not None:
+                    events.close()
+                self._end = math.inf
+
+        self._run = on_gpu(run) if on_gpu else run
+
     def stream(self, source: Any, **options: Any) -> Iterator[Any]:
         """The events of `EmoR3Pipeline.stream`.
 
@@ -53,7 +74,7 @@ class BoundedPipeline:
             EmoR3Error: the image can't be read, or an option can't be used.
         """
         checked = self._options(options)
-        with closing(self._in_turn(lambda: self.pipeline.stream(source, **checked))) as events:
+        with closing(self._in_turn(source, checked)) as events:
             for event in events:
                 yield event if event.result is None else replace(event, result=self._shown(event.result))
 
@@ -65,7 +86,7 @@ class BoundedPipeline:
             EmoR3Error: an option can't be used.
         """
         checked = self._options(options) | {"on_error": "return"}
-        with closing(self._in_turn(lambda: self.pipeline(iter(sources), **checked))) as results:
+        with closing(self._in_turn(sources, checked)) as results:
             for source, result in zip(sources, results, strict=True):
                 name = source["path"] if isinstance(source, dict) else result.image  # also of one that can't be read
                 yield replace(self._shown(result), image=name)
@@ -92,23 +113,13 @@ class BoundedPipeline:
         labels = options.get("labels")
         return options | {"labels": None if labels is None else self.labels(labels)}
 
-    def _in_turn(self, start: Callable[[], Any]) -> Generator[Any]:
-        """What a call of the pipeline yields, once no other is at work; ended with its time, or when it is closed."""
-        with self._turn:
-            self._end = time.monotonic() + TIME_LIMIT
-            events = None
-            try:
-                events = start()
-                for event in events:
-                    self._check_time()
-                    yield event
-            except EmoR3Error as error:
-                raise type(error)(self._words(str(error))) from error
-            finally:
-                self._end = 0.0  # a model that is still at it stops at its next forward
-                if events is not None:
-                    events.close()
-                self._end = math.inf
+    def _in_turn(self, given: Any, options: dict[str, Any]) -> Generator[Any]:
+        """What the pipeline yields for one image or a list, once no other call is at work; ended with its time."""
+        with self._turn, closing(self._run(time.monotonic() + TIME_LIMIT, given, options)) as events:
+            for event in events:
+                if isinstance(event, EmoR3Error):
+                    raise type(event)(self._words(str(event))) from event
+                yield event
 
     def _check_time(self) -> None:
         if time.monotonic() > self._end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import signal
 import socket
@@ -22,7 +23,9 @@ import emo_r3.serving.api
 import emo_r3.serving.bounded
 from emo_r3 import EmoR3Pipeline
 from emo_r3.cli.main import main
+from emo_r3.errors import ImageError
 from emo_r3.serving import create_api
+from emo_r3.serving.bounded import BoundedPipeline
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "docs/samples").glob("*.png"))
@@ -226,3 +229,40 @@ def test_the_dockerfile_is_built_and_serves() -> None:
     subprocess.run(["docker", "build", "--tag", "emo-r3-test", str(ROOT)], check=True, timeout=1800)
     run = ["docker", "run", "--rm", "emo-r3-test", "emo-r3", "serve", "--help"]
     assert "POST /predict" in subprocess.run(run, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+# A GPU that is lent
+
+
+def elsewhere(function: Any) -> Any:
+    """Runs a generator function in a fork, and pickles what goes there and comes back, as ZeroGPU does."""
+
+    def ask(*arguments: Any) -> Iterator[Any]:
+        there, here = (multiprocessing.get_context("fork").SimpleQueue() for _ in range(2))
+        there.put(arguments)
+
+        def work() -> None:
+            for one in function(*there.get()):
+                here.put((one,))
+            here.put(None)
+
+        process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+        process.start()
+        while (got := here.get()) is not None:
+            yield got[0]
+        process.join(20)
+
+    return ask
+
+
+@pytest.mark.slow
+def test_the_model_may_answer_in_another_process(tmp_path: Path) -> None:
+    pipeline = EmoR3Pipeline.from_pretrained()
+    here, there = BoundedPipeline(pipeline), BoundedPipeline(pipeline, elsewhere)
+    assert [one.text for one in there.results([str(SAMPLES[0])])] == [
+        one.text for one in here.results([str(SAMPLES[0])])
+    ]
+    *events, last = there.stream(str(SAMPLES[0]))
+    assert len(events) > 3 and last.result.label
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        list(there.stream({"bytes": b"no image", "path": "broken.png"}))
