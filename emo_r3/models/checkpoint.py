@@ -33,6 +33,7 @@ from .adapter import (
 )
 from .checkpoint_files import MINIATURE, checkpoint_folder, entries, read_json
 from .processor import MOST_PIXELS, add_video_entry, load_processor, set_pixel_budget, try_processor
+from .quantization import keep_layout
 
 INFO_FILE = "emo_r3.json"
 FORMAT_VERSION = 1
@@ -347,6 +348,7 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
             f"{folder} holds weights that {kind} has no place for, such as {min(found['unexpected_keys'])}"
             f"{_more(found['unexpected_keys'])}; they are left out"
         )
+    keep_layout(model)
     return model
 
 

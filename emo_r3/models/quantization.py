@@ -40,3 +40,15 @@ def quantization_of(load_in: LoadIn, device_map: Any = None) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     computed = torch.float32 if on_cpu else torch.bfloat16
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
+
+
+def keep_layout(model: torch.nn.Module) -> None:
+    """Keeps 4-bit weights as they were loaded.
+
+    On some CPUs, bitsandbytes packs them for a kernel of its own at the first forward in evaluation mode. That kernel
+    takes sizes in multiples of 32 alone, which 3,420 of Qwen2.5-VL's tower isn't, and it passes no gradient on: after
+    a rollout, adapters below such a layer would learn nothing.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

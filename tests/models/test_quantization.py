@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tiny_models import tiny_checkpoint
 
 from emo_r3 import EmoR3Error, EmoR3Pipeline
 from emo_r3.models import quantization
-from emo_r3.models.quantization import quantization_of
+from emo_r3.models.checkpoint import load_for_training
+from emo_r3.models.quantization import keep_layout, quantization_of
 
 IMAGE = "docs/samples/03-mountains-fireworks.png"
 
@@ -32,6 +34,44 @@ def test_the_miniature_in_8_bits_on_a_cpu() -> None:
 def test_the_miniature_in_4_bits() -> None:
     found = EmoR3Pipeline.from_pretrained(load_in="4bit")(Image.open(IMAGE))
     assert sum(found.probabilities.values()) == pytest.approx(1)
+
+
+class _Linear4bit(torch.nn.Linear):
+    """What tells bitsandbytes' layer, where that isn't installed."""
+
+    support_avx512bf16_for_cpu = True
+
+
+def test_the_layout_of_weights_is_kept() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), _Linear4bit(2, 2))
+    keep_layout(model)
+    assert not model[1].support_avx512bf16_for_cpu
+    assert not hasattr(model[0], "support_avx512bf16_for_cpu")
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_gradients_pass_4_bits_after_an_answer() -> None:
+    """And sizes that bitsandbytes' CPU kernel doesn't take are no matter: LLaVA has some here."""
+    config = quantization_of("4bit", "cpu")
+    model, processor, _ = load_for_training(tiny_checkpoint("llava"), quantization_config=config)
+    assert any(module.out_features % 32 for module in model.modules() if type(module).__name__ == "Linear4bit")
+    inputs = processor(
+        text=["USER: <image>\nHow?"],
+        images=[[Image.new("RGB", (56, 56))]],
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    model.eval()
+    with torch.no_grad():
+        before = model(**inputs).logits
+    embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
+    model.train()
+    logits = model.model.language_model(inputs_embeds=embeddings).last_hidden_state
+    logits.sum().backward()
+    assert embeddings.grad is not None and embeddings.grad.abs().sum() > 0
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, before)
 
 
 @pytest.mark.parametrize(
