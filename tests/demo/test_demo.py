@@ -496,7 +496,7 @@ def test_the_space_says_the_version_of_gradio_that_its_requirements_give() -> No
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from serve([sys.executable, "-m", "emo_r3", "demo"], tmp_path_factory.mktemp("demo"))
+    yield from serve(partial(main, ["demo"]), tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")

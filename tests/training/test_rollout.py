@@ -159,7 +159,9 @@ def test_each_image_is_read_once_in_a_step(tmp_path: Path) -> None:
 def test_the_size_of_the_parts_changes_no_draw(tmp_path: Path) -> None:
     written = []
     for size in (None, 3, 1):
-        trainer = make_trainer(tmp_path / str(size), judge=None, max_steps=1, rollout_batch_size=size, max_completion_length=24)
+        trainer = make_trainer(
+            tmp_path / str(size), judge=None, max_steps=1, rollout_batch_size=size, max_completion_length=24
+        )
         rows = [row for row in training_rows(2) for _ in range(4)]
         trainer.model.train()
         written.append(generated(trainer, rows, EmoR3Trainer))

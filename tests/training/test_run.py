@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import tiny_models
 import torch
@@ -483,16 +484,13 @@ def test_labels_have_their_name() -> None:
 def test_two_processes(recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Under torchrun one process speaks, and a mistake is told once."""
     path = recipe(trainer="grpo", per_device_train_batch_size=2, max_steps=1, cold_start_samples=8)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "emo_r3", "train"]
-
-    def launch(*words: str) -> Any:
-        return subprocess.run([*command, "--config", str(path), *words], capture_output=True, text=True, check=False)
-
-    done = launch()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "emo_r3"]
+    words = ["train", "--config", str(path)]
+    done = subprocess.run([*torchrun, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("an update: 2 processes x 2 completions x 1 accumulated = 4 completions") == 1
     assert done.stderr.count("step 1/1, reward") == 1
     assert EmoR3Pipeline.from_pretrained(tmp_path / "run" / "final").info.method == "set"
-    wrong = launch("--seed", "7")
-    assert wrong.returncode != 0
+    wrong = forked.ranks(2, main, [*words, "--seed", "7"])
+    assert all(wrong.codes)
     assert wrong.stderr.count("holds a run of another recipe") == 1
