@@ -440,7 +440,7 @@ def test_web_words_hold_no_token_and_no_advice_for_programmers(monkeypatch: pyte
 # The command and the Space
 
 
-@pytest.mark.parametrize("missing", ["gradio", "mcp"])
+@pytest.mark.parametrize("missing", ["gradio", pytest.param("mcp", marks=pytest.mark.slow)])
 def test_without_gradio_the_command_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:

@@ -247,6 +247,7 @@ def test_the_class_that_trl_loads_the_reference_by_is_the_models(folder: Path) -
         load_for_training(folder)
 
 
+@pytest.mark.slow
 def test_a_template_that_loops_is_refused_when_the_model_is_loaded(folder: Path) -> None:
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     (folder / "chat_template.jinja").write_text(loops)

@@ -118,8 +118,9 @@ def test_images_of_a_prompt_that_begins_otherwise_are_read_again(tmp_path: Path)
     assert all(one.yes is not None for one in trainer._reflect(rows, [""] * 4, parsed))
 
 
+@pytest.mark.slow
 def test_nothing_of_a_rollout_stays_after_reflection(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer = make_trainer(tmp_path, max_steps=1, max_completion_length=24)
     trainer.train()
     assert trainer._keeps_images and trainer._read == []
 
