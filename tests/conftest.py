@@ -45,10 +45,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-width", action="store_true", help="run the tests marked full_width too")
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """A process more than there are cores: tests also wait for servers, for browsers and for other processes."""
-    return (os.cpu_count() or 1) + 1
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers() -> Iterator[Any]:
+    """A process more than there are cores: tests also wait, for servers, browsers and other processes."""
+    return (yield) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
