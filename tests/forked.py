@@ -32,6 +32,7 @@ CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
+        "uncollected",
         "emo_r3.cli.main",
         "emo_r3.cli.predict",
         "deepspeed",
@@ -93,6 +94,7 @@ def _run(
 ) -> None:
     tempfile.tempdir = None  # as the environment says
     gc.freeze()  # else each collection goes through all that was imported
+    gc.enable()
     os.environ.clear()
     os.environ.update(variables)
     for stream, path in ((1, output), (2, errors)):

@@ -86,10 +86,12 @@ def server_process(modules: tuple[str, ...]) -> None:
     import tempfile
     import traceback
 
+    gc.disable()
     for module in modules:
         importlib.import_module(module)
     assert not {"huggingface_hub", "emo_r3"} & set(sys.modules)
     gc.freeze()
+    gc.enable()
     for line in sys.stdin:
         job = json.loads(line)
         process = os.fork()
