@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import pytest
 if TYPE_CHECKING:
     from hub_server import HubServer
 
+# Until all is imported: a fifth of that time goes to collections that find nothing.
+gc.disable()
 # Before any test module imports a Hugging Face library: they read these once, at import.
 _HOME = tempfile.TemporaryDirectory(prefix="emo-r3-tests-")
 os.environ.update(HF_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -44,9 +47,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-width", action="store_true", help="run the tests marked full_width too")
 
 
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers() -> Iterator[Any]:
+    """A process more than there are cores: tests also wait, for servers, browsers and other processes."""
+    return (yield) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests first, so that no process is left alone with one of them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))  # stable: a file's tests keep their order
+
+
 def pytest_collection_finish() -> None:
     """Leave what was imported out of every later garbage collection, of which each took a second."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

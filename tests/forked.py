@@ -12,6 +12,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
+        "uncollected",
         "emo_r3.cli.main",
         "emo_r3.cli.predict",
         "deepspeed",
@@ -92,6 +94,7 @@ def _run(
 ) -> None:
     tempfile.tempdir = None  # as the environment says
     gc.freeze()  # else each collection goes through all that was imported
+    gc.enable()
     os.environ.clear()
     os.environ.update(variables)
     for stream, path in ((1, output), (2, errors)):
@@ -107,8 +110,17 @@ def _run(
 
 def emo_r3(*words: Any, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
     """`emo-r3 WORDS` in a process; `before` is called first in it."""
+    return _ended(_command, list(map(str, words)), before)
+
+
+def script(*words: Any) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` in a process."""
+    return _ended(_script, list(map(str, words)))
+
+
+def _ended(function: Callable[..., Any], words: list[str], *arguments: Any) -> subprocess.CompletedProcess[str]:
     with _streams() as (output, errors):
-        process = start(_command, list(map(str, words)), before, output=output, errors=errors)
+        process = start(function, words, *arguments, output=output, errors=errors)
         process.join(120)
         assert process.exitcode is not None, "it hangs"
         return subprocess.CompletedProcess(words, process.exitcode, output.read_text(), errors.read_text())
@@ -119,6 +131,12 @@ def _command(words: list[str], before: Callable[[], None] | None) -> int:
         before()
     sys.argv = ["emo-r3", *words]
     return main(words)
+
+
+def _script(words: list[str]) -> None:
+    sys.argv = words
+    sys.path.insert(0, str(Path(words[0]).parent))
+    runpy.run_path(words[0], run_name="__main__")
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,14 @@ SPACE = {
 def pusher_process(modules: tuple[str, ...]) -> None:
     """Read pushes from stdin, do each in a fork, and say its process id and then its exit code."""
     import argparse
+    import gc
     import importlib
     import json
     import os
     import sys
     import time
 
+    gc.disable()  # until all is imported
     import hf_xet  # noqa: F401
     import huggingface_hub.hf_api  # noqa: F401
     import pyarrow.parquet  # noqa: F401
@@ -41,6 +43,8 @@ def pusher_process(modules: tuple[str, ...]) -> None:
     for module in modules:
         importlib.import_module(module)
 
+    gc.freeze()
+    gc.enable()
     sync.PAUSE = 0.01
     for line in sys.stdin:
         job = json.loads(line)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -16,12 +14,7 @@ SCRIPT = Path(__file__).parent / "benchmarks" / "bench_gpu.py"
 
 
 def test_the_benchmark_of_a_gpu_runs_on_a_cpu() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--dry-run", "--tokens", "8", "--steps", "2", "--generations", "4"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = forked.script(SCRIPT, "--dry-run", "--tokens", 8, "--steps", 2, "--generations", 4)
     assert done.returncode == 0, done.stderr
     for name in ("TRL", "ours", "ours with reflection"):
         assert re.search(rf"^{name} +[\d.]+ s a step, [\d.]+ x; +\d+ tokens/s written", done.stdout, re.MULTILINE)
@@ -30,6 +23,5 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu() -> None:
 
 
 def test_without_a_gpu_it_says_so() -> None:
-    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=120, env=hidden)
+    done = forked.script(SCRIPT)  # which sees none
     assert done.returncode == 0 and done.stdout.startswith("no CUDA device")

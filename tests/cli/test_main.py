@@ -529,6 +529,7 @@ def test_a_port_that_is_none_is_one_line(port: str, capsys: pytest.CaptureFixtur
     assert f"--port {port} is no port" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_real_model_on_a_real_folder(tmp_path: Path) -> None:
     from PIL import Image
     from tiny_models import tiny_checkpoint

@@ -179,22 +179,16 @@ def test_rebuild(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "joy/3: no file has its bytes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_push_is_listed_and_needs_a_yes(hub: HubServer, tmp_path: Path) -> None:
     raw = make_emotion6(tmp_path / "raw")
-    command = [sys.executable, "-m", "emo_r3", "prepare", "emotion6", str(raw), "--push-to-hub", "emo-r3/with-a-yes"]
-    environment = hub.environment(tmp_path / "home", "owner", OMP_NUM_THREADS="1")
-
-    def ran(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *words], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
-        )
-
-    listed = ran()
-    assert "dataset    emo-r3/with-a-yes, new, private" in listed.stdout and "add        data/test-0" in listed.stdout
-    assert "nothing is done yet; add --yes" in listed.stderr and "the data set is not kept" in listed.stderr
+    words = ["emotion6", str(raw), "--push-to-hub", "emo-r3/with-a-yes"]
+    listed = run_client(hub, tmp_path / "home", prepare_client, words)
+    assert "dataset    emo-r3/with-a-yes, new, private" in listed and "add        data/test-0" in listed
+    assert "nothing is done yet; add --yes" in listed and "the data set is not kept" in listed
     assert hub.store.find("datasets", "emo-r3/with-a-yes") is None
-    done = ran("--yes")
-    assert f"{hub.url}/datasets/emo-r3/with-a-yes/tree/" in done.stdout
+    done = run_client(hub, tmp_path / "home", prepare_client, [*words, "--yes"])
+    assert f"{hub.url}/datasets/emo-r3/with-a-yes/tree/" in done
     assert hub.store.find("datasets", "emo-r3/with-a-yes").private
 
 
@@ -212,6 +206,7 @@ def test_a_typed_yes(monkeypatch: pytest.MonkeyPatch, typed: str, is_confirmed: 
         os.close(terminal)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_stdout_is_one_line(tmp_path: Path) -> None:
     raw = make_emotion6(tmp_path / "raw")
@@ -236,6 +231,7 @@ def test_a_login_that_is_missing_is_told_before_the_work(tmp_path: Path) -> None
         call("emotion6", tmp_path / "nowhere", "--push-to-hub", "emo-r3/x")
 
 
+@pytest.mark.slow
 def test_rebuild_from_a_repository(hub: HubServer, tmp_path: Path) -> None:
     raw = make_emotion6(tmp_path / "raw")
     call("emotion6", raw, "--output", tmp_path / "out", "--index", tmp_path / "index")
@@ -249,12 +245,18 @@ def test_rebuild_from_a_repository(hub: HubServer, tmp_path: Path) -> None:
         repo.tags.setdefault("v1", repo.branches["main"])
     hub.store.create("datasets", "emo-r3/no-index", False, "owner")
     words = ["rebuild", "emo-r3/emotion6-index@v1", str(raw), "--output", str(tmp_path / "again")]
-    said = run_client(hub, tmp_path / "home", main_client, words, user=None)
+    said = run_client(hub, tmp_path / "home", rebuild_client, words, user=None)
     assert "emo-r3/no-index is no index: it has no report.json" in said
     assert rows(tmp_path / "again", "train") == rows(tmp_path / "out", "train")
 
 
-def main_client(words: list[str]) -> None:
+def prepare_client(words: list[str]) -> None:
+    from emo_r3.cli.main import main
+
+    assert main(["prepare", *words]) == 0
+
+
+def rebuild_client(words: list[str]) -> None:
     from emo_r3.cli.main import main
 
     assert main(["prepare", *words]) == 0

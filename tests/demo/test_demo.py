@@ -443,7 +443,7 @@ def test_web_words_hold_no_token_and_no_advice_for_programmers(monkeypatch: pyte
 # The command and the Space
 
 
-@pytest.mark.parametrize("missing", ["gradio", "mcp"])
+@pytest.mark.parametrize("missing", ["gradio", pytest.param("mcp", marks=pytest.mark.slow)])
 def test_without_gradio_the_command_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
@@ -499,7 +499,7 @@ def test_the_space_says_the_version_of_gradio_that_its_requirements_give() -> No
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from serve([sys.executable, "-m", "emo_r3", "demo"], tmp_path_factory.mktemp("demo"))
+    yield from serve(partial(main, ["demo"]), tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")

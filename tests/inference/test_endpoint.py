@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +179,14 @@ def test_results_keep_their_order_and_requests_their_bound(server: ChatServer) -
 
 
 def test_leaving_early_ends_the_requests(server: ChatServer) -> None:
-    server.script = [says(GOOD)]
-    server.usual = stalls
-    results = EndpointPipeline(server.url, concurrency=2)(WHITE for _ in iter(int, 1))
+    def first_only(handler: Any, body: dict[str, Any]) -> None:
+        (says(GOOD) if body["messages"] == first else stalls)(handler, body)
+
+    EndpointPipeline(server.url)(WHITE)
+    first = server.requests.pop()["body"]["messages"]
+    server.usual = first_only  # requests may arrive in another order
+    others = (Image.new("RGB", (40, 30), "black") for _ in iter(int, 1))
+    results = EndpointPipeline(server.url, concurrency=2)(chain([WHITE], others))
     start = time.monotonic()
     assert next(results).label == "awe"
     results.close()

@@ -46,8 +46,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "rollouts": {"rolls_out": True, "max_completion_length": 8, "max_steps": 1},
     "another": {"judge": "llava", "max_steps": 1},
     "adapters": {"peft": True, **SAVED},
-    "adapters off": {"peft": True, "judge": "reference"},
-    "dynamic": {"dynamic_sampling": "accuracy", "dynamic_sampling_tries": 3},
+    "adapters off": {"peft": True, "judge": "reference", "max_steps": 1},
+    "dynamic": {"dynamic_sampling": "accuracy", "dynamic_sampling_tries": 3, "max_steps": 1},
 }
 ASKED = [name for name in JOBS if "writes" not in name]
 # A process keeps what its own rollouts give it, so that another number of processes keeps other groups.

@@ -118,8 +118,9 @@ def test_images_of_a_prompt_that_begins_otherwise_are_read_again(tmp_path: Path)
     assert all(one.yes is not None for one in trainer._reflect(rows, [""] * 4, parsed))
 
 
+@pytest.mark.slow
 def test_nothing_of_a_rollout_stays_after_reflection(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer = make_trainer(tmp_path, max_steps=1, max_completion_length=24)
     trainer.train()
     assert trainer._keeps_images and trainer._read == []
 
@@ -159,7 +160,9 @@ def test_each_image_is_read_once_in_a_step(tmp_path: Path) -> None:
 def test_the_size_of_the_parts_changes_no_draw(tmp_path: Path) -> None:
     written = []
     for size in (None, 3, 1):
-        trainer = make_trainer(tmp_path / str(size), judge=None, max_steps=1, rollout_batch_size=size)
+        trainer = make_trainer(
+            tmp_path / str(size), judge=None, max_steps=1, rollout_batch_size=size, max_completion_length=24
+        )
         rows = [row for row in training_rows(2) for _ in range(4)]
         trainer.model.train()
         written.append(generated(trainer, rows, EmoR3Trainer))

@@ -172,7 +172,7 @@ def test_the_image_and_the_prompt_go_through_the_model_once(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("steps", "fields"),
     [
-        (10, {"per_device_train_batch_size": 4}),
+        (3, {"per_device_train_batch_size": 4}),
         (2, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),  # a group in two parts
         (3, {"per_device_train_batch_size": 4, "num_iterations": 2, "beta": 0.04}),
         (1, {"dynamic_sampling": "accuracy", "loss_type": "dapo", "temperature": 1.5}),
