@@ -23,17 +23,18 @@ from emo_r3.training.rewards import accuracy_reward
 assert accuracy_reward([r"\\boxed{Awe}"], label=["awe"]) == [1.0]
 ```
 
-In a recipe, `rewards: [accuracy, format, my_package.rewards.short]` and `reward_weights: [0.8, 0.1, 0.1]` go together. A dotted path
-is a function of your own: read a stranger's recipe before you run it, since that function runs. Its arguments are columns of the
-rows: `completions`, `label`, `parsed` (what a completion says), those of the data set, and the measurements below. A measurement is
-what a model is asked about each completion. It is made once a step, only where a reward has an argument of its name.
+In a recipe, `rewards: [accuracy, format, my_package.rewards.short]` and `reward_weights: [0.8, 0.1, 0.1]` go together.
+A dotted path is a function of your own: read a stranger's recipe before you run it, since that function runs. Its
+arguments are columns of the rows: `completions`, `label`, `parsed` (what a completion says), those of the data set,
+and the measurements below. A measurement is what a model is asked about each completion. It is made once a step, only
+where a reward has an argument of its name.
 
 | measurement | who is asked |
 |---|---|
 | `reflection` | the `judge`: `policy`, `reference`, another model, or `classifier:NAME`, which reads text alone |
 
-On the miniature's data sets, where the truth is known, `truth/no_to_false` and `truth/yes_to_true` in the log say how far the judge
-can be believed.
+On the miniature's data sets, where the truth is known, `truth/no_to_false` and `truth/yes_to_true` in the log say how
+far the judge can be believed.
 
 """
 

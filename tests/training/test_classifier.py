@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import make_grpo
+from small_run import make_trainer
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from emo_r3.errors import CheckpointError
@@ -71,7 +71,7 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_is_rewarded_by_a_classifier(folder: Path, tmp_path: Path) -> None:
     weights = {"rewards": ["accuracy", "coherence"], "reward_weights": [0.9, 0.1]}
-    trainer = make_grpo(tmp_path, judge=f"classifier:{folder}", max_steps=2, **weights)
+    trainer = make_trainer(tmp_path, judge=f"classifier:{folder}", max_steps=2, **weights)
     trainer.train()
     assert isinstance(trainer.judge, TextJudge)
     logged = [row for row in trainer.state.log_history if "rewards/coherence_reward/mean" in row]
@@ -80,5 +80,5 @@ def test_a_run_is_rewarded_by_a_classifier(folder: Path, tmp_path: Path) -> None
 
 
 def test_nobody_is_asked_where_no_reward_needs_it(tmp_path: Path) -> None:
-    trainer = make_grpo(tmp_path, judge="policy", rewards=["accuracy"], reward_weights=[1.0])
+    trainer = make_trainer(tmp_path, judge="policy", rewards=["accuracy"], reward_weights=[1.0])
     assert trainer.judge is None

@@ -19,11 +19,11 @@ from emo_r3.training.rewards import (
     coherence_reward,
     completion_text,
     consistency_reward,
-    reward_called,
     format_reward,
     lenient_format_reward,
     measurements,
     parse_all,
+    reward_called,
     reward_functions,
 )
 
