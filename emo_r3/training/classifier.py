@@ -55,7 +55,7 @@ class TextJudge:
         """
         folder = checkpoint_folder(pretrained_model_name_or_path, None, None)
         with loading(f"the classifier {os.fspath(pretrained_model_name_or_path)}"):
-            check_size(AutoModelForSequenceClassification, folder)
+            check_size(AutoModelForSequenceClassification, folder, writes=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = load_weights(
                 AutoModelForSequenceClassification, folder, dtype=torch.float32, device_map={"": device}

@@ -236,7 +236,7 @@ def test_rewards_that_do_not_fit_together(fields: dict[str, Any], said: str) -> 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("niceness", "none of accuracy"),
+        ("niceness", "none of format"),
         ("no_such_package.reward", "can't be imported"),
         ("emo_r3.training.rewards.nothing", "can't be imported"),
         ("emo_r3.training.rewards.MEASUREMENTS", "not a function"),
