@@ -125,6 +125,7 @@ def to_prompts(
     method: Method = "set",
     labels: LabelSet | Sequence[str] | str | None = None,
     prompts: Prompts | None = None,
+    keep: Sequence[str] = (),
 ) -> Given:
     """
     Turns rows into questions in TRL's conversational form. The pipeline asks the same question, to the letter.
@@ -134,7 +135,8 @@ def to_prompts(
     - `prompt`: one user turn, whose content is a place for the image and then the text;
     - `image`: as it was;
     - `label`: the right answer as text;
-    - `labels`: the labels to choose from, in the order of the question.
+    - `labels`: the labels to choose from, in the order of the question;
+    - those of `keep`, as they were.
 
     Args:
         dataset (`Dataset`, `IterableDataset` or a dictionary of them): rows with `image` and `label`.
@@ -142,6 +144,7 @@ def to_prompts(
         labels (`LabelSet`, `list[str]` or `str`, *optional*): the labels to choose from; those of the column `label`
             unless given. If another `ClassLabel` column has exactly these, as WebEmo's 25 and 2, it gives the answers.
         prompts (`Prompts`, *optional*): the questions; the package's own unless given.
+        keep (`list[str]`, *optional*): other columns that stay, for rewards that read them.
 
     Raises:
         [`DataError`]: a column is missing, or rows are labelled with what is not among `labels`.
@@ -159,7 +162,7 @@ def to_prompts(
     rows: Any = dataset
     if isinstance(rows, dict):
         made: Any = type(rows)
-        return made({split: to_prompts(some, method, labels, prompts) for split, some in rows.items()})
+        return made({split: to_prompts(some, method, labels, prompts, keep) for split, some in rows.items()})
     check_columns(rows)
     column, choices = _answers(rows.features, labels)
     names = [normalize_label(name, choices) for name in rows.features[column].names]
@@ -173,10 +176,11 @@ def to_prompts(
             "image": rows.features["image"],
             "label": text,
             "labels": [text],
+            **{name: rows.features[name] for name in keep},
         }
     )
     add: Any = _add_to_table if isinstance(rows, datasets.Dataset) else _add_to_stream
-    return add(rows.select_columns(["image", column]), column, names, shared, features)
+    return add(rows.select_columns(["image", column, *keep]), column, names, shared, features)
 
 
 def from_problem_answer(dataset: Dataset, labels: LabelSet | Sequence[str] | str) -> Dataset:
@@ -258,7 +262,7 @@ def _add_to_stream(
     datasets = import_datasets()
 
     def add(row: dict[str, Any]) -> dict[str, Any]:
-        return {**shared, "image": row["image"], "label": _text(row[column], names)}
+        return {**row, **shared, "label": _text(row[column], names)}
 
     plain = rows.cast_column("image", datasets.Image(decode=False))
     # With `features` given to `map` itself, the stream would take the images for decoded.

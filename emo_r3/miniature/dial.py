@@ -74,6 +74,7 @@ def make_dialled(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums of several threads differ in their last bits
     try:
+        model: Any
         model, processor, info = load_for_training(str(CHECKPOINT), dtype="float32")
         model.set_attn_implementation("eager")  # on a CPU, the fused one has a slow backward pass
         model.model.visual.requires_grad_(False)

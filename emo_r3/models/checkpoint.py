@@ -280,15 +280,16 @@ def loading(name: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(f"{name} can't be loaded: {first_line(error)}") from error
 
 
-def check_size(model_class: Any, folder: Path) -> None:
+def check_size(model_class: Any, folder: Path, writes: bool = True) -> None:
     """Refuses a configuration of a model that is far larger than its files, before memory is taken for it.
 
     Args:
         model_class: one of transformers' `AutoModel`s.
         folder (`Path`): the checkpoint.
+        writes (`bool`, *optional*, defaults to `True`): whether the model is to write text.
 
     Raises:
-        CheckpointError: the files can't hold the weights of such a model.
+        CheckpointError: the files can't hold the weights of such a model, or it doesn't write as it has to.
     """
     for key, value in entries(read_json(folder / "config.json")):
         if _COUNTS_LAYERS.search(key) and type(value) in (int, float) and value > _MOST_LAYERS:
@@ -298,7 +299,8 @@ def check_size(model_class: Any, folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):  # takes no memory
         model = model_class.from_config(config, trust_remote_code=False)
-    _check_kind(folder, model)
+    if writes:
+        _check_kind(folder, model)
     weights = sum(parameter.numel() for parameter in model.parameters())
     there = 0
     for path in folder.glob("*.safetensors"):

@@ -49,7 +49,7 @@ class BoundedPipeline:
 
         def run(end: float, given: Any, options: dict[str, Any]) -> Generator[Any]:
             self._end = end  # also in another process, which has its own copy of this object
-            events = None
+            events: Any = None
             try:
                 several = isinstance(given, list)
                 events = pipeline(iter(given), **options) if several else pipeline.stream(given, **options)

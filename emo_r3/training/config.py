@@ -15,9 +15,13 @@ from .old_names import ActivationCheckpointing
 
 Kind = TypeVar("Kind", bound=type[Any])
 
+REFLECTIVE = ("consistency", "coherence")
+"""Names of the rewards that a judge is asked for (section 3.3)."""
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"reward_weights": (0.8, 0.1, 0.05, 0.05), "reflection_mode": "logits"},
+    "paper": {"form": "format", "reward_weights": (0.8, 0.1, 0.05, 0.05), "reflection_mode": "logits"},
     "authors-code": {
+        "form": "lenient_format",
         "reward_weights": (0.8, 0.1, 0.1, 0.1),
         "reflection_mode": "generate",
         "epsilon_high": 0.3,
@@ -25,7 +29,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Fields by preset, for a recipe that doesn't state them. Weights are of accuracy, format, consistency and coherence:
-eq. 6 with eq. 5 in it, and what the authors' code does. `delta` is its dual clip."""
+eq. 6 with eq. 5 in it, and what the authors' code does. `form` is the check of format. `delta` is its dual clip."""
+
+CLASSIFIER = "classifier:"
+"""What the name of a judge that is a text classifier begins with."""
 
 PLAIN_WEIGHTS = (0.9, 0.1)
 """Weights of accuracy and format where nothing is reflected on: the GRPO baseline."""
@@ -92,9 +99,14 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
     TRL's `GRPOConfig` with reflection and DAPO's dynamic sampling.
 
     Args:
+        rewards (`list[str]`, *optional*): names of rewards, each with its weight in `reward_weights`: of
+            docs/rewards.md, or the dotted path of a function of your own, such as `my_package.rewards.short`.
+            Accuracy and format unless given, with a judge also consistency and coherence, and the overlong penalty
+            where it has a buffer.
         judge (`str`, *optional*, defaults to `"policy"`): who answers the reflection questions (section 3.3): the
-            `"policy"` as it is now, the frozen `"reference"`, or another model by its folder or repository. `None`
-            means no reflection.
+            `"policy"` as it is now, the frozen `"reference"`, another model by its folder or repository, or
+            `"classifier:NAME"`, a text classifier, which can't see and so serves for coherence alone. `None` means no
+            reflection.
         shuffle_reflections (`bool`, *optional*, defaults to `False`): deal the judge's answers out at random, a
             control that carries no information.
         preset (`str`, *optional*, defaults to `"paper"`): `"paper"`: reward weights of eq. 5 and 6, advantages over
@@ -115,6 +127,7 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
             grows to -1 (DAPO); 0 for none.
     """
 
+    rewards: list[str] | None = None
     judge: str | None = "policy"
     shuffle_reflections: bool = False
     preset: Literal["paper", "authors-code"] = "paper"
@@ -169,10 +182,45 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
         for name in ("reflection_mode", "epsilon_high", "delta"):
             if getattr(self, name) is None:
                 setattr(self, name, preset.get(name))
-        if self.reward_weights is None:
-            weights = preset["reward_weights"] if self.judge else PLAIN_WEIGHTS
-            self.reward_weights = [*weights, *([1.0] if self.overlong_buffer else [])]
+        if self.rewards is None:
+            reflective = REFLECTIVE if self.judge else ()
+            self.rewards = ["accuracy", preset["form"], *reflective, *(["overlong"] if self.overlong_buffer else [])]
+            if self.reward_weights is None:
+                weights = preset["reward_weights"] if self.judge else PLAIN_WEIGHTS
+                self.reward_weights = [*weights, *([1.0] if self.overlong_buffer else [])]
+        self._check_rewards()
         super().__post_init__()
+
+    def _check_rewards(self) -> None:
+        """Raises `RecipeError` unless the rewards, their weights, the judge and the buffer fit together."""
+        names, weights = self.rewards or [], self.reward_weights or []
+        if len(set(names)) < len(names) or not names:
+            raise RecipeError(f"rewards is {names}; name at least one, and each once")
+        if self.reward_weights is None:
+            raise RecipeError(f"rewards without reward_weights: say a weight for each of {', '.join(names)}")
+        # A trainer may be given functions besides, whose weights stand last.
+        if len(weights) < len(names):
+            raise RecipeError(
+                f"reward_weights has {len(weights)} numbers; these settings have {len(names)} rewards: "
+                f"{', '.join(names)}"
+            )
+        asked = [name for name in names if name in REFLECTIVE]
+        if asked and self.judge is None:
+            raise RecipeError(f"rewards: {', '.join(asked)} without a judge: name one, or leave them out")
+        if "consistency" in asked and self.has_classifier:
+            raise RecipeError(f"judge {self.judge} reads text alone: leave consistency out of the rewards")
+        if ("overlong" in names) != bool(self.overlong_buffer):
+            raise RecipeError("rewards: overlong and overlong_buffer go together: give both, or leave both out")
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether a text classifier judges."""
+        return (self.judge or "").startswith(CLASSIFIER)
+
+    @property
+    def reflects(self) -> bool:
+        """Whether a vision-language model is asked about each completion."""
+        return bool(self.judge) and not self.has_classifier and not set(REFLECTIVE).isdisjoint(self.rewards or ())
 
 
 @dataclass

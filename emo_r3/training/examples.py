@@ -139,6 +139,10 @@ def prompt_length(processor: ProcessorMixin, prompt: str, size: tuple[int, int])
     return inputs["input_ids"].shape[1]
 
 
+KEPT = ("scene", "distribution")
+"""Columns of a data set that its questions keep: what is in an image, where that is known, and annotators' votes."""
+
+
 def question_rows(
     rows: Dataset, method: Method, prompts: Prompts, *, square: bool = False, budget: PixelBudget | None = None
 ) -> Dataset:
@@ -158,7 +162,8 @@ def question_rows(
     def decode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {**batch, "image": [open_image(image, square, budget) for image in batch["image"]]}
 
-    return _transformed(to_prompts(rows, method, prompts=prompts), decode)
+    kept = [name for name in KEPT if name in rows.column_names]
+    return _transformed(to_prompts(rows, method, prompts=prompts, keep=kept), decode)
 
 
 def label_rows(rows: Dataset, prompts: Prompts, *, square: bool = False, budget: PixelBudget | None = None) -> Dataset:

@@ -30,25 +30,27 @@ def is_tied(values: Tensor, num_generations: int) -> Tensor:
     return (groups.amax(1) - groups.amin(1)) <= EPSILON
 
 
-def group_statistics(rewards: Tensor, accuracy: Tensor, num_generations: int) -> dict[str, float]:
+def group_statistics(rewards: Tensor, accuracy: Tensor | None, num_generations: int) -> dict[str, float]:
     """How much of a batch teaches something, and how much of that doesn't come from right and wrong answers.
 
     Args:
         rewards (`Tensor`): of shape `(completions,)`, overall rewards of the whole batch.
-        accuracy (`Tensor`): of the same shape, accuracy rewards.
+        accuracy (`Tensor`, *optional*): of the same shape, accuracy rewards, if that is one of the rewards.
         num_generations (`int`): completions of a prompt.
 
     Returns:
-        `dict[str, float]`: shares in [0, 1]: `groups/zero_variance`, groups with one overall reward;
-        `groups/zero_variance_accuracy`, groups whose answers are all right or all wrong; and
+        `dict[str, float]`: shares in [0, 1]: `groups/zero_variance`, groups with one overall reward; with accuracy
+        also `groups/zero_variance_accuracy`, groups whose answers are all right or all wrong; and
         `groups/tied_advantage_share`, what these have of the sum of absolute advantages: the signal that accuracy
         alone would not give.
     """
+    found = {"groups/zero_variance": float(is_tied(rewards, num_generations).float().mean())}
+    if accuracy is None:
+        return found
     ties = is_tied(accuracy, num_generations)
     size = group_advantages(rewards, num_generations).abs().view(-1, num_generations).sum(1)
     total = float(size.sum())
-    return {
-        "groups/zero_variance": float(is_tied(rewards, num_generations).float().mean()),
+    return found | {
         "groups/zero_variance_accuracy": float(ties.float().mean()),
         "groups/tied_advantage_share": float(size[ties].sum()) / total if total > EPSILON else 0.0,
     }

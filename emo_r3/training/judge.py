@@ -33,6 +33,8 @@ class Reflection:
         mass (`float`, *optional*): probability of all that counts as Yes or No among all tokens.
         exact (`bool`, *optional*, defaults to `False`): the label that was read counts only as the authors' code has
             it: white space and all, but for case.
+        sentence_labels (`tuple[str | None, ...]`, *optional*): label of each sentence of steps 1 and 2, `None` for one
+            without emotion, where a text classifier judges.
     """
 
     consistency: float
@@ -42,6 +44,7 @@ class Reflection:
     yes: float | None = None
     mass: float | None = None
     exact: bool = False
+    sentence_labels: tuple[str | None, ...] | None = None
 
 
 @dataclass
@@ -132,6 +135,10 @@ class Judge:
                 )
             )
         return found
+
+    def continues(self, read: ReadImages) -> bool:
+        """Whether the questions can go on from images that were read for something else."""
+        return self.reflector.continues(read)
 
     def _written(
         self,

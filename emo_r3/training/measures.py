@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..labels import same_label
+from ..miniature import world
 from ..parsing import PROBLEMS, ParsedCompletion
 
 if TYPE_CHECKING:
@@ -69,3 +70,29 @@ def reflection_columns(reflections: Sequence[Reflection]) -> dict[str, list[Any]
         "p_yes": [one.yes for one in reflections],
         "read_label": [one.read_label for one in reflections],
     }
+
+
+def truth_metrics(rows: Sequence[Mapping[str, Any]], reflections: Sequence[Reflection]) -> dict[str, float]:
+    """How far a judge's Yes and No about step 1 are the truth, where that is known: on the miniature's data sets.
+
+    `truth/false_texts` is the share of texts that name a trigger which isn't there, `truth/no_to_false` and
+    `truth/yes_to_true` what the judge says to these and to the others. What is of nothing is left out.
+    """
+    told = []
+    for row, found in zip(rows, reflections, strict=True):
+        step = row["parsed"].steps.get("step1")
+        if found.consistency_answer is None or not step or not isinstance(row.get("scene"), str):
+            continue
+        try:
+            scene = world.read_scene(row["scene"])
+        except ValueError:  # a column of that name that says something else, as EmoSet's
+            return {}
+        told.append((world.mentioned(step) <= set(scene.triggers), found.consistency > 0.5))
+    if not told:
+        return {}
+    shares = {
+        "no_to_false": [not yes for true, yes in told if not true],
+        "yes_to_true": [yes for true, yes in told if true],
+    }
+    found_shares = {f"truth/{name}": sum(values) / len(values) for name, values in shares.items() if values}
+    return found_shares | {"truth/false_texts": sum(not true for true, _ in told) / len(told)}

@@ -238,7 +238,7 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
                 "activations": _prefill(shape, at_once * prompt, at_once * patches, width),
                 "logits": 3 * 4.0 * at_once * shape.vocabulary,
             }
-        if config.judge:
+        if config.reflects:
             asked = min(config.reflection_batch_size, local)
             images = math.ceil(asked / plan.num_generations)  # completions of a prompt share their image
             phases["reflection"] = standing | {
@@ -397,7 +397,7 @@ def _time(
         learn * plan.num_iterations + 1 + int(bool(config.beta))
     )  # log-probabilities before, and the reference's
     work = sequence * forwards
-    if config.judge:  # an image and its question once, then two questions about each answer
+    if config.reflects:  # an image and its question once, then two questions about each answer
         work += (2.0 * language * prompt + see) / plan.num_generations + 2 * 2.0 * language * (written + 60)
     write = written / _rate(given, config.use_vllm)
     seconds = rollouts * plan.rollout * (work / (given.tflops * 1e12) + write) / plan.processes

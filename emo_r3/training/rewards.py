@@ -1,20 +1,23 @@
-r"""The rewards of sections 3.2 to 3.4 as TRL calls them: completions and columns in, a number in [0, 1] each out.
+r"""The rewards as TRL calls them: completions and columns in, a number for each out.
 
 They work wherever TRL takes a reward function, also by name: `trl grpo --reward_funcs
 emo_r3.training.rewards.accuracy_reward`. Columns that a function reads are its arguments; rows of
-[`~emo_r3.data.load.to_prompts`] have `label`. `consistency_reward` and `coherence_reward` read what
-[`~emo_r3.training.EmoR3Trainer`] found in its reflection and put on each row as `reflection`.
+[`~emo_r3.data.load.to_prompts`] have `label`. What is asked of a model about a completion is a measurement:
+[`~emo_r3.training.EmoR3Trainer`] makes one where a reward has an argument of its name, once a step, and puts it on the
+row. `reflection` is such a one, which `consistency_reward` and `coherence_reward` read.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trl.rewards import get_soft_overlong_punishment
 
-from ..errors import TrainingError
+from ..errors import RecipeError, TrainingError
 from ..labels import same_label
 from ..parsing import BOX, SECTIONS, ParsedCompletion, parse_completion
 from ..prompts import Method
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
     from .config import EmoR3Config
     from .judge import Reflection
 
-ACCURACY = 0
-"""Column of the accuracy in the rewards that `reward_functions` lead to."""
+MEASUREMENTS = ("reflection",)
+"""Arguments of a reward for which the trainer asks a model."""
 
 Completion = str | list[dict[str, Any]]
 
@@ -64,6 +67,11 @@ def format_reward(
 ) -> list[float]:
     """1 for a completion that has all sections and the box, once, in order, and nothing else (section 3.2), else 0.
 
+    Formula: 1 if the form has no problem, else 0
+    Source: EMO-R3 (arXiv:2602.23802), section 3.2
+    Range: 0 or 1
+    Licence: Apache-2.0, as this package
+
     Args:
         completions (`list`): plain or conversational.
         method (`list[str]`, *optional*): form of each: `"set"` (the default), `"think"` or `"direct"`.
@@ -80,6 +88,11 @@ def lenient_format_reward(
 
     The check of the authors' code: text in between and behind, sections that are there twice or hold nothing, and
     white space inside a tag don't matter to it. A copy of the form in the question earns 1.
+
+    Formula: 1 if the marks stand there in their order, else 0
+    Source: the authors' public code, in our words
+    Range: 0 or 1
+    Licence: Apache-2.0, as this package
 
     Args:
         completions (`list`): plain or conversational.
@@ -113,6 +126,11 @@ def accuracy_reward(
 ) -> list[float]:
     """1 where the last box holds the reference label (section 3.2), as evaluation compares labels, else 0.
 
+    Formula: 1 if label = reference, else 0
+    Source: EMO-R3 (arXiv:2602.23802), section 3.2
+    Range: 0 or 1
+    Licence: Apache-2.0, as this package
+
     Args:
         completions (`list`): plain or conversational.
         label (`list[str]`): reference labels.
@@ -133,6 +151,11 @@ def consistency_reward(
     **kwargs: Any,
 ) -> list[float]:
     """1 where the judge says that step 1 can describe the image (section 3.3), else 0.
+
+    Formula: 1 if p(Yes) > p(No), else 0; the mean of this and coherence is RER
+    Source: EMO-R3 (arXiv:2602.23802), section 3.3, eq. 5
+    Range: 0 or 1
+    Licence: Apache-2.0, as this package
 
     Args:
         completions (`list`): plain or conversational.
@@ -157,6 +180,14 @@ def coherence_reward(
 ) -> list[float]:
     """1 where the judge reads the reference label out of steps 1 and 2 without the image (section 3.3), else 0.
 
+    Of a judge that is a text classifier: the share of the sentences, of those with an emotion, whose emotion is that
+    label (the idea of ERV, whose code is not used).
+
+    Formula: 1 if the label that is read = reference, else 0
+    Source: EMO-R3 (arXiv:2602.23802), section 3.3, eq. 5
+    Range: 0 or 1; with a classifier, from 0 to 1
+    Licence: Apache-2.0, as this package
+
     Args:
         completions (`list`): plain or conversational.
         label (`list[str]`): reference labels.
@@ -166,22 +197,61 @@ def coherence_reward(
         TrainingError: there is no reflection: the trainer is not [`EmoR3Trainer`], or it has no judge.
     """
     found = _found("coherence_reward", reflection)
-    return [
-        one.coherence_default if one.read_label is None else float(_reads(one, right))
-        for one, right in zip(found, label, strict=True)
-    ]
+    return [_coherence(one, right) for one, right in zip(found, label, strict=True)]
 
 
 def reward_functions(config: EmoR3Config) -> list[Callable[..., list[float]]]:
-    """The functions that the `reward_weights` of a configuration are for, in their order."""
-    form = lenient_format_reward if config.preset == "authors-code" else format_reward
-    functions: list[Callable[..., list[float]]] = [accuracy_reward, form]
-    if config.judge:
-        functions += [consistency_reward, coherence_reward]
-    if config.overlong_buffer:
-        assert config.max_completion_length is not None, "checked by the configuration"
-        functions.append(get_soft_overlong_punishment(config.max_completion_length, config.overlong_buffer))
-    return functions
+    """The functions that a configuration's `rewards` name, in their order.
+
+    Raises:
+        RecipeError: there is none of a name.
+    """
+    return [_overlong(config) if name == "overlong" else reward_called(name) for name in config.rewards or ()]
+
+
+def reward_called(name: str) -> Callable[..., list[float]]:
+    """The reward of this module with a name, such as `"accuracy"`, or the function at a dotted path.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if "." not in name:
+        found = globals().get(f"{name}_reward")
+        if found is None:
+            raise RecipeError(
+                f"rewards: {name!r} is none of {', '.join(reward_names())}, and no dotted path of a function"
+            )
+        return found
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"rewards: {name} can't be imported: {error}; is its package installed?") from error
+    if not callable(found):
+        raise RecipeError(f"rewards: {name} is a {type(found).__name__}, not a function")
+    return found
+
+
+def reward_names() -> list[str]:
+    """Names of the rewards that a recipe can list without a path."""
+    return [*(name.removesuffix("_reward") for name in globals() if name.endswith("_reward")), "overlong"]
+
+
+def measurements(functions: Iterable[Callable[..., Any]]) -> set[str]:
+    """Which of `MEASUREMENTS` the functions have as arguments."""
+    return {name for function in functions for name in inspect.signature(function).parameters if name in MEASUREMENTS}
+
+
+def _overlong(config: EmoR3Config) -> Callable[..., list[float]]:
+    assert config.max_completion_length is not None, "checked by the configuration"
+    return get_soft_overlong_punishment(config.max_completion_length, config.overlong_buffer)
+
+
+def _coherence(found: Reflection, right: str) -> float:
+    if found.sentence_labels is not None:
+        labels = [label for label in found.sentence_labels if label is not None]
+        return sum(same_label(label, right) for label in labels) / len(labels) if labels else 0.0
+    return found.coherence_default if found.read_label is None else float(_reads(found, right))
 
 
 def _reads(found: Reflection, right: str) -> bool:

@@ -23,13 +23,15 @@ from ..errors import RecipeError
 from ..models.checkpoint import load_for_training
 from ..parsing import ParsedCompletion
 from ..prompts import Method, Prompts, load_prompts
-from .config import EmoR3Config
+from .classifier import TextJudge
+from .config import CLASSIFIER, EmoR3Config
 from .contract import check_private_parts
 from .deviation import PopulationDeviation
 from .dynamic_sampling import DynamicSampling
 from .group_statistics import group_statistics, weighted
 from .judge import Judge, JudgeModel, Reflection
-from .rewards import ACCURACY, completion_text, parse_all, reward_functions
+from .measures import truth_metrics
+from .rewards import accuracy_reward, completion_text, measurements, parse_all, reward_functions
 from .rollout import mixed_seed
 from .stopping import SafeTrainer
 from .vllm_prompts import check_vllm, send_images_once
@@ -135,8 +137,13 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
         if args.use_vllm:
             send_images_once(self.vllm_generation, processing_class)
         self.method = method
-        self.judge: Judge | None = None
-        if args.judge:
+        self.judge: Judge | TextJudge | None = None
+        asked = measurements(functions)
+        if "reflection" in asked and not args.judge:
+            raise RecipeError("a reward reads `reflection`, and there is no judge: name one, or leave the reward out")
+        if "reflection" in asked and args.has_classifier:
+            self.judge = TextJudge.from_pretrained(str(args.judge).removeprefix(CLASSIFIER), self.accelerator.device)
+        elif "reflection" in asked and args.judge:
             self.judge = Judge(
                 self._judge_model(args.judge),
                 prompts or load_prompts(),
@@ -166,6 +173,8 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
             reflections = self._reflect(done, [completion_text(text) for text in completions], found)
         self._log_metric("reflection/seconds", time.perf_counter() - start)
         self._log_metric("reflection/tokens", self.judge.tokens)
+        for name, value in truth_metrics(done, reflections).items():
+            self._log_metric(name, value)
         return [{**row, "reflection": one} for row, one in zip(done, reflections, strict=True)]
 
     def _rewards(
@@ -190,7 +199,7 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
     ) -> list[Reflection]:
         assert self.judge is not None
         read = self._read if self._read and sum(len(one.of_text) for one in self._read) == len(rows) else []
-        if read and self._most(int(not all(map(self.judge.reflector.continues, read)))):
+        if read and self._most(int(not all(map(self.judge.continues, read)))):
             read = []
         reflections = self.judge([row["image"] for row in rows], texts, found, [row["labels"] for row in rows], read)
         self._read.clear()
@@ -282,9 +291,10 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
     def _log_groups(self, rewards: Tensor) -> None:
         size: int = self.num_generations if self.model.training else self.num_generations_eval
         if size > 1:
-            accuracy = rewards[:, ACCURACY]
             overall = weighted(rewards, self.reward_weights)
-            for name, value in group_statistics(overall, accuracy, size).items():
+            functions: list[Any] = self.reward_funcs
+            right = rewards[:, functions.index(accuracy_reward)] if accuracy_reward in functions else None
+            for name, value in group_statistics(overall, right, size).items():
                 self._log_metric(name, value)
 
 

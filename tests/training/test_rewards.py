@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,9 @@ from emo_r3.training.rewards import (
     consistency_reward,
     format_reward,
     lenient_format_reward,
+    measurements,
     parse_all,
+    reward_called,
     reward_functions,
 )
 
@@ -195,3 +199,65 @@ def test_what_was_parsed_before_gives_the_same_rewards(method: Method) -> None:
     parsed = parse_all(texts, methods)
     assert format_reward(texts, method=methods, parsed=parsed) == format_reward(texts, method=methods)
     assert accuracy_reward(texts, label=labels, parsed=parsed) == accuracy_reward(texts, label=labels)
+
+
+def shout(completions: Any, **columns: Any) -> list[float]:
+    """A reward of somebody's own."""
+    return [1.0] * len(completions)
+
+
+def test_a_recipe_names_its_rewards() -> None:
+    own = f"{__name__}.shout"
+    made = config(rewards=["accuracy", "coherence", own], reward_weights=[0.8, 0.1, 0.1])
+    sys.modules.setdefault(__name__, sys.modules[shout.__module__])
+    assert reward_functions(made) == [accuracy_reward, coherence_reward, shout]
+    assert measurements([accuracy_reward, format_reward, shout]) == set()
+    assert measurements([accuracy_reward, coherence_reward]) == {"reflection"}
+    assert made.reflects and not config(rewards=["accuracy"], reward_weights=[1.0]).reflects
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rewards": ["accuracy", "format"]}, "rewards without reward_weights"),
+        ({"rewards": [], "reward_weights": []}, "name at least one"),
+        ({"rewards": ["accuracy", "accuracy"], "reward_weights": [1, 1]}, "each once"),
+        ({"rewards": ["accuracy", "format"], "reward_weights": [1]}, "has 1 numbers; these settings have 2"),
+        ({"rewards": ["coherence"], "reward_weights": [1], "judge": None}, "coherence without a judge"),
+        ({"judge": "classifier:some/model"}, "leave consistency out"),
+        ({"rewards": ["overlong"], "reward_weights": [1]}, "overlong_buffer go together"),
+    ],
+)
+def test_rewards_that_do_not_fit_together(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("niceness", "none of format"),
+        ("no_such_package.reward", "can't be imported"),
+        ("emo_r3.training.rewards.nothing", "can't be imported"),
+        ("emo_r3.training.rewards.MEASUREMENTS", "not a function"),
+    ],
+)
+def test_a_reward_that_is_not_there(name: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        reward_called(name)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "expected"),
+    [(("awe", "awe"), 1.0), (("awe", None, "fear"), 0.5), ((None,), 0.0), ((), 0.0), (("fear",), 0.0)],
+)
+def test_coherence_of_a_classifier_is_a_share_of_sentences(sentences: tuple[Any, ...], expected: float) -> None:
+    found = Reflection(0.0, None, None, sentence_labels=sentences)
+    assert coherence_reward([GOOD], label=["Awe"], reflection=[found]) == [expected]
+
+
+def test_the_page_of_rewards_is_made_of_docstrings() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    made = runpy.run_path(str(docs / "make_rewards.py"))["page"]()
+    assert (docs / "rewards.md").read_text(encoding="utf-8") == made
+    assert made.count("| Formula |") == made.count("| Range |") == made.count("| Licence |") == 5
