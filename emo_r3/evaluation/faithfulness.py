@@ -247,9 +247,8 @@ def go_on(
     slots: list[Any] = [fit_image(load_image(image), pipe.info.square) for image in images]
     prompts = [request.prompt + beginning for beginning in beginnings]
     inputs = pipe._engine.encode(prompts, [slot.image for slot in slots])
-    results = pipe._engine.predict(
-        Batch(slots, [Rows(slots, inputs, [0] * len(slots), list(range(len(slots))))]), request
-    )
+    every = list(range(len(slots)))
+    results = pipe._engine.predict(Batch(slots, [Rows(slots, inputs, [0] * len(slots), every)], every), request)
     return [result.probabilities for result in results]
 
 
