@@ -162,7 +162,9 @@ class SharedPrompt(GRPOTrainer):
 
     def _why_whole_rows(self, ids: Tensor, images: Mapping[str, Any]) -> str | None:
         """Why these rows can't be packed; `None` if they can. The same on all processes."""
-        others = [name for name in ("spatial_shapes", "token_type_ids", "image_position_ids") if images[name] is not None]
+        others = [
+            name for name in ("spatial_shapes", "token_type_ids", "image_position_ids") if images[name] is not None
+        ]
         if others:
             return f"it takes {others[0]}"
         if self._window is None:

@@ -1,4 +1,4 @@
-"""Features of different images are given to the rows that show them. Whole models: `training/test_shared_prompt.py`."""
+"""Features of different images are given to the rows that show them; whole models are in `test_shared_prompt`."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import plain_varlen
 import pytest
 import test_rollout
 import torch
@@ -132,6 +133,17 @@ def test_adapters(name: str, checkpointing: bool, tmp_path: Path) -> None:
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     trainer = tiny_trainer(name, tmp_path, peft_config=lora, activation_checkpointing=checkpointing, beta=0.1)
     assert_same(trainer, batch_of(trainer))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_rows_as_sequences_without_padding(
+    checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's kernel runs on GPUs alone: here it is replaced by the same in plain words."""
+    calls = plain_varlen.use(monkeypatch)
+    trainer = tiny_trainer("qwen2_5_vl", tmp_path, activation_checkpointing=checkpointing)
+    assert_same(trainer, batch_of(trainer))
+    assert calls
 
 
 def test_under_autocast_it_differs_by_rounding(tmp_path: Path) -> None:
