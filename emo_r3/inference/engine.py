@@ -6,6 +6,7 @@ import copy
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -49,6 +50,7 @@ from ..models.prefix_cache import (
 )
 from ..models.reflection import Reflector, once, reflected_texts
 from ..models.turns import turns_of
+from ..models.vision_once import IMAGES, vision_once, why_not_once
 from ..prompts import Method
 from ..results import Coherence, EmotionResult
 from ..utils import chunks, first_line
@@ -320,15 +322,26 @@ class Engine:
         # `generate` takes what we don't say from the model: from this copy, which says nothing.
         writer: Any = copy.copy(self.model)
         writer.generation_config = GenerationConfig()
-        output = writer.generate(
-            **given,
-            generation_config=self._generation_config(request.options.max_new_tokens, given),
-            logits_processor=steering,
-            stopping_criteria=criteria,
-            streamer=streamer,
-        )
+        with nullcontext() if "past_key_values" in given else self._images_once(part, request):
+            output = writer.generate(
+                **given,
+                generation_config=self._generation_config(request.options.max_new_tokens, given),
+                logits_processor=steering,
+                stopping_criteria=criteria,
+                streamer=streamer,
+            )
         ends = [*self.end_tokens, self.tokenizer.pad_token_id]
         return [until(ids, ends) for ids in output.sequences[:, width:].tolist()], output.past_key_values
+
+    def _images_once(self, part: Rows, request: Request) -> AbstractContextManager[None]:
+        """Where rows are read whole, an image of several of them goes through the vision tower once."""
+        numbers, of_row = once(list(map(id, part.loaded)))
+        if len(numbers) == len(of_row) or why_not_once(self.model):
+            return nullcontext()
+        different = [part.loaded[of_row.index(number)].image for number in range(len(numbers))]
+        inputs = self.encode(request.prompt, different).to(self.device, dtype=self.model.dtype)
+        images = {name: inputs[name] for name in IMAGES if name in inputs}
+        return vision_once(self.model, inputs["input_ids"], images, of_row)
 
     def _form(self, request: Request) -> AnswerForm:
         key = (request.options.method, request.options.labels.labels)

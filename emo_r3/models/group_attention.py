@@ -305,7 +305,7 @@ def _attend_to_sequences(
 ) -> Tensor:
     """Outputs for all tokens, 0 for padding. Of a sequence's keys, the last is its last query: causal from there."""
     rows, heads, width, _ = query.shape
-    found = varlen_attn(
+    found: Any = varlen_attn(
         _tokens(query).index_select(0, sequences.queries),
         _tokens(key).index_select(0, sequences.keys),
         _tokens(value).index_select(0, sequences.keys),

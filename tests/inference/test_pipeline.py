@@ -478,6 +478,24 @@ def test_equal_images_of_a_batch_are_computed_once(qwen: EmoR3Pipeline, options:
         assert one == other
 
 
+def test_candidates_of_a_model_that_reads_whole_rows_share_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, calls = pipe_of("llava_sliding"), []
+    given: dict[str, Any] = {"num_candidates": 2, "max_new_tokens": TOKENS, "aggregate": "self-consistency"}
+    tower: Any = pipe.model.model.vision_tower
+    hook = tower.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    try:
+        shared = pipe(make_images(), **given)
+        first = len(calls)
+        monkeypatch.setattr(emo_r3.inference.engine, "why_not_once", lambda model: "a test says so")
+        whole = pipe(make_images(), **given)
+    finally:
+        hook.remove()
+    assert (calls[0], calls[first]) == (2, 4), "two images, with two answers each"
+    for one, other in zip(shared, whole, strict=True):
+        assert one.text == other.text
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
 @pytest.mark.parametrize("decoding", ["constrained", "free"])
 @pytest.mark.slow
 def test_batch_size_bounds_the_rows_of_every_forward(qwen: EmoR3Pipeline, decoding: Any) -> None:
