@@ -45,7 +45,7 @@ from ..models.checkpoint import check_size, load_weights, loading
 from ..models.checkpoint_files import checkpoint_folder
 from ..models.decoding import special_texts
 from ..models.prefix_cache import Tokens
-from ..models.reflection import LabelReader, quotable, reflected_texts
+from ..models.reflection import LabelReader, distinct_images, quotable, reflected_texts
 from ..parsing import parse_completion
 from ..utils import chunks
 from .examples import SEED, Items, Row
@@ -182,20 +182,25 @@ class Probe:
             text = None if place is None else self._steps(place).get("step1")
             return f"<step1>{quotable(text, special)}</step1>\n{NEXT}" if text else None
 
-        begun: dict[str, dict[int, tuple[int, str]]] = {change: {} for change in CONTINUED}
+        begun: list[tuple[str, int, int, str]] = []  # change, item, item whose image is shown, beginning
         for place in places:
             partner = self.partners[place]
             own, other = first_step(place), first_step(partner)
             if own:
-                begun["step1_removed"][place] = (place, NEXT)
+                begun.append(("step1_removed", place, place, NEXT))
             if own and other and partner is not None:
-                begun["step1_swapped"][place] = (place, other)
-                begun["image_shuffled"][place] = (partner, own)
-        for change, started in begun.items():
-            images = [self._image(shown) for shown, _ in started.values()]
-            beginnings = [beginning for _, beginning in started.values()]
-            after = go_on(self.pipe, images, beginnings, self.items.labels, self.options["max_new_tokens"])
-            yield from ((change, place, label_of(spread)) for place, spread in zip(started, after, strict=True))
+                begun.append(("step1_swapped", place, place, other))
+                begun.append(("image_shuffled", place, partner, own))
+        begun.sort(key=lambda one: one[2])  # one image beside itself
+        found = []
+        for rows in chunks(begun, max(1, len(places))):
+            images = {shown: self._image(shown) for _, _, shown, _ in rows}
+            every, beginnings = [images[shown] for _, _, shown, _ in rows], [text for _, _, _, text in rows]
+            after = go_on(self.pipe, every, beginnings, self.items.labels, self.options["max_new_tokens"])
+            found += [
+                (change, place, label_of(spread)) for (change, place, _, _), spread in zip(rows, after, strict=True)
+            ]
+        yield from sorted(found, key=lambda one: CONTINUED.index(one[0]))
 
     def _ask_again(self, places: Sequence[int]) -> Iterator[tuple[str, int, str | None]]:
         changed: dict[str, dict[int, Image.Image]] = {change: {} for change in ASKED_AGAIN}
@@ -244,12 +249,13 @@ def go_on(
     request = pipe._request(
         labels=labels, method="set", decoding="free", max_new_tokens=max_new_tokens, batch_size=len(images)
     )
-    slots: list[Any] = [fit_image(load_image(image), pipe.info.square) for image in images]
+    different, of_row = distinct_images(images)
+    fitted = [fit_image(load_image(image), pipe.info.square) for image in different]
+    slots: list[Any] = [fitted[number] for number in of_row]
     prompts = [request.prompt + beginning for beginning in beginnings]
     inputs = pipe._engine.encode(prompts, [slot.image for slot in slots])
-    results = pipe._engine.predict(
-        Batch(slots, [Rows(slots, inputs, [0] * len(slots), list(range(len(slots))))]), request
-    )
+    every = list(range(len(slots)))
+    results = pipe._engine.predict(Batch(slots, [Rows(slots, inputs, [0] * len(slots), every)], every), request)
     return [result.probabilities for result in results]
 
 

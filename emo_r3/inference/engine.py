@@ -6,6 +6,7 @@ import copy
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -47,8 +48,9 @@ from ..models.prefix_cache import (
     prefill,
     splice_image,
 )
-from ..models.reflection import Reflector, reflected_texts
+from ..models.reflection import Reflector, once, reflected_texts
 from ..models.turns import turns_of
+from ..models.vision_once import IMAGES, vision_once, why_not_once
 from ..prompts import Method
 from ..results import Coherence, EmotionResult
 from ..utils import chunks, first_line
@@ -80,10 +82,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in input order with those that failed, and the rows of the others, in parts of `batch_size`."""
+    """Images in input order with those that failed, and the rows of the others, in parts of `batch_size`.
+
+    Equal images are one: what is said of one is said of the other, as samples depend on pixels alone.
+    """
 
     slots: list[LoadedImage | EmotionResult]
     parts: list[Rows]
+    of_slot: list[int]
+    """Per image that didn't fail, its number among the different ones."""
 
 
 class Engine:
@@ -145,40 +152,38 @@ class Engine:
                 slots.append(fit_image(loaded, self.info.square, request.options.max_pixels))
             except ImageError as error:
                 slots.append(_failed(source_name(source), error, request))
-        parts = self._parts(slots, request)
+        batch = self._batch(slots, request)
         budget = request.options.max_new_tokens
-        too_long = {}
-        for part in parts:
-            lengths = part.inputs["attention_mask"].sum(-1)[part.prompts]
-            for loaded, tokens in zip(part.loaded, lengths.tolist(), strict=True):
-                if self.positions is not None and tokens + budget > self.positions:
-                    too_long[id(loaded)] = tokens
-        if not too_long:
-            return Batch(slots, parts)
+        lengths = [part.inputs["attention_mask"].sum(-1)[part.prompts] for part in batch.parts]
+        of_image = [int(tokens) for some in lengths for tokens in some][:: request.options.num_candidates]
+        numbers, refused = iter(batch.of_slot), False
         for at, slot in enumerate(slots):
-            if isinstance(slot, LoadedImage) and id(slot) in too_long:
-                tokens = too_long[id(slot)]
+            if isinstance(slot, EmotionResult):
+                continue
+            tokens = of_image[next(numbers)]
+            if self.positions is not None and tokens + budget > self.positions:
                 refusal = ImageError(
                     f"{slot.name}: {tokens:,} tokens with its question, and max_new_tokens={budget} are more than "
                     f"the {self.positions:,} positions of {self.name}; use a smaller image or max_pixels, fewer "
                     "labels, or a smaller max_new_tokens"
                 )
-                slots[at] = _failed(slot.name, refusal, request)
-        return Batch(slots, self._parts(slots, request))
+                slots[at], refused = _failed(slot.name, refusal, request), True
+        return self._batch(slots, request) if refused else batch
 
-    def _parts(self, slots: Sequence[LoadedImage | EmotionResult], request: Request) -> list[Rows]:
-        rows = []
-        for slot in slots:
-            if isinstance(slot, LoadedImage):
-                digest = "" if request.options.temperature is None else image_digest(slot.image)
-                for candidate in range(request.options.num_candidates):
-                    rows.append((slot, sampling_seed(request.options.seed, digest, candidate)))
+    def _batch(self, slots: list[LoadedImage | EmotionResult], request: Request) -> Batch:
+        readable = [slot for slot in slots if isinstance(slot, LoadedImage)]
+        digests, of_slot = once([image_digest(slot.image) for slot in readable])
+        rows = [
+            (readable[of_slot.index(number)], sampling_seed(request.options.seed, digest, candidate))
+            for number, digest in enumerate(digests)
+            for candidate in range(request.options.num_candidates)
+        ]
         parts = []
         for part in chunks(rows, request.options.batch_size):
             loaded, seeds = [slot for slot, _ in part], [seed for _, seed in part]
             distinct, prompts = self._distinct(loaded)
             parts.append(Rows(loaded, self.encode(request.prompt, distinct), seeds, prompts))
-        return parts
+        return Batch(slots, parts, of_slot)
 
     def _distinct(self, loaded: Sequence[LoadedImage]) -> tuple[list[Image.Image], list[int]]:
         """The images to encode, and for each row which it is: candidates have one for all of them."""
@@ -239,9 +244,18 @@ class Engine:
                     self._result(loaded, answer, request) for loaded, answer in zip(part.loaded, answers, strict=True)
                 ]
                 results += self._reflect(cached, found, request) if request.options.reflect else found
-        groups = chunks(results, request.options.num_candidates)
-        one = iter([self._one_of(candidates, request) for candidates in groups])
-        return [slot if isinstance(slot, EmotionResult) else next(one) for slot in batch.slots]
+        count, numbers = request.options.num_candidates, iter(batch.of_slot)
+        chosen = [self._one_of(candidates, request) for candidates in chunks(results, count)]
+        images = [loaded for part in batch.parts for loaded in part.loaded][::count]
+        every: list[EmotionResult] = []
+        for slot in batch.slots:
+            if isinstance(slot, LoadedImage):
+                number = next(numbers)
+                notes = slot.notes + chosen[number].notes[len(images[number].notes) :]
+                every.append(replace(chosen[number], image=slot.name, notes=notes))
+            else:
+                every.append(slot)
+        return every
 
     def _one_of(self, candidates: Sequence[EmotionResult], request: Request) -> EmotionResult:
         if len(candidates) == 1:
@@ -308,15 +322,26 @@ class Engine:
         # `generate` takes what we don't say from the model: from this copy, which says nothing.
         writer: Any = copy.copy(self.model)
         writer.generation_config = GenerationConfig()
-        output = writer.generate(
-            **given,
-            generation_config=self._generation_config(request.options.max_new_tokens, given),
-            logits_processor=steering,
-            stopping_criteria=criteria,
-            streamer=streamer,
-        )
+        with nullcontext() if "past_key_values" in given else self._images_once(part, request):
+            output = writer.generate(
+                **given,
+                generation_config=self._generation_config(request.options.max_new_tokens, given),
+                logits_processor=steering,
+                stopping_criteria=criteria,
+                streamer=streamer,
+            )
         ends = [*self.end_tokens, self.tokenizer.pad_token_id]
         return [until(ids, ends) for ids in output.sequences[:, width:].tolist()], output.past_key_values
+
+    def _images_once(self, part: Rows, request: Request) -> AbstractContextManager[None]:
+        """Where rows are read whole, an image of several of them goes through the vision tower once."""
+        numbers, of_row = once(list(map(id, part.loaded)))
+        if len(numbers) == len(of_row) or why_not_once(self.model):
+            return nullcontext()
+        different = [part.loaded[of_row.index(number)].image for number in range(len(numbers))]
+        inputs = self.encode(request.prompt, different).to(self.device, dtype=self.model.dtype)
+        images = {name: inputs[name] for name in IMAGES if name in inputs}
+        return vision_once(self.model, inputs["input_ids"], images, of_row)
 
     def _form(self, request: Request) -> AnswerForm:
         key = (request.options.method, request.options.labels.labels)

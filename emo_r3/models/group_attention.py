@@ -8,16 +8,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "sdpa_groups"
 """The attention's name among those of transformers."""
 
+FLASH = "flash_attention_2"
+"""A name of transformers' that serves packed rows too: it looks flash attention up by its name."""
+
 IGNORED = -100
 """Label of a position that isn't scored."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Packed rows as sequences of their own lengths, without padding: prompts, and completions that see theirs.
+
+    Args:
+        queries (`Tensor`): of shape `(tokens,)`, places of all tokens in all rows one after another.
+        keys (`Tensor`): places of what each sequence sees, up to its last token: itself, and its prompt before it.
+        query_starts, key_starts (`Tensor`): of shape `(sequences + 1,)`, where each begins in these.
+        longest (`tuple[int, int]`): most queries and most keys of a sequence.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    query_starts: Tensor
+    key_starts: Tensor
+    longest: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -32,6 +55,7 @@ class Groups:
             prompts, then those of completions.
         mask (`Tensor`): of shape `(completions, 1, longest, prompt_width + longest)`, what a completion's token sees
             of its prompt and of its own completion.
+        sequences ([`Sequences`]): the same for attention of variable length.
     """
 
     prompt_width: int
@@ -39,6 +63,7 @@ class Groups:
     columns: Tensor
     back: Tensor
     mask: Tensor
+    sequences: Sequences
 
 
 @dataclass(frozen=True)
@@ -125,12 +150,45 @@ def pack(
         ids=packed,
         positions=stacked[0] if len(stacked) == 1 else stacked,
         labels=pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-        groups=_groups([len(prompt) - 1 for prompt in prompts], where, found, scored, width),
+        groups=_groups(
+            [len(prompt) - 1 for prompt in prompts],
+            where,
+            found,
+            scored,
+            width,
+            _sequences([len(prompt) - 1 for prompt in prompts], lengths, of_completion, width, device),
+        ),
         scored=scored,
     )
 
 
-def _groups(lengths: Sequence[int], of_completion: Tensor, found: Tensor, scored: Tensor, width: int) -> Groups:
+def _sequences(
+    prompts: Sequence[int], completions: Sequence[int], of_completion: Sequence[int], width: int, device: torch.device
+) -> Sequences:
+    """The sequences of packed rows, from the lengths of their parts."""
+    queries, keys, sizes = [], [], [(0, 0)]
+    for row, length in enumerate(prompts):
+        start = column = row * width
+        prompt = torch.arange(start, start + length, device=device)
+        own = [size for size, of_row in zip(completions, of_completion, strict=True) if of_row == row and size]
+        for size, before in [(length, prompt[:0]), *((size, prompt) for size in own)]:
+            queries.append(torch.arange(column, column + size, device=device))
+            keys += [before, queries[-1]]
+            sizes.append((size, len(before) + size))
+            column += size
+    asked, seen = torch.tensor(sizes, dtype=torch.int32).T
+    return Sequences(
+        torch.cat(queries),
+        torch.cat(keys),
+        asked.cumsum(0, dtype=torch.int32).to(device),
+        seen.cumsum(0, dtype=torch.int32).to(device),
+        (int(asked.max()), int(seen.max())),
+    )
+
+
+def _groups(
+    lengths: Sequence[int], of_completion: Tensor, found: Tensor, scored: Tensor, width: int, sequences: Sequences
+) -> Groups:
     """Where is what, from the prompts' lengths in the rows, and the places of completions' tokens."""
     device, longest, rows = found.device, found.shape[1], len(lengths)
     prompt_width = max(lengths)
@@ -142,7 +200,7 @@ def _groups(lengths: Sequence[int], of_completion: Tensor, found: Tensor, scored
     sees_prompt = torch.arange(prompt_width, device=device) < ends[:, None]
     causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
     mask = torch.cat([sees_prompt[:, None].expand(-1, longest, -1), causal.expand(len(found), -1, -1)], -1)
-    return Groups(prompt_width, of_completion, found, back, mask[:, None])
+    return Groups(prompt_width, of_completion, found, back, mask[:, None], sequences)
 
 
 def attend(
@@ -156,7 +214,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """
     transformers' scaled dot-product attention; on packed rows in two calls. A prompt attends to itself, a completion
-    to its prompt and itself.
+    to its prompt and itself. On a GPU that has flash attention, in one call of variable-length attention, which
+    computes no padding.
 
     Where is what comes as an argument of each forward: with gradient checkpointing, a layer is computed again later,
     when a variable set around the forward would be gone.
@@ -172,6 +231,38 @@ def attend(
     """
     if groups is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return _attend_in_groups(module, query, key, value, groups, **kwargs), None
+
+
+def attend_flash(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    groups: Groups | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As [`attend`], but rows that aren't packed are computed by transformers' flash attention."""
+    if groups is None:
+        return flash_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return _attend_in_groups(module, query, key, value, groups, **kwargs), None
+
+
+def _attend_in_groups(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: Groups,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    kind = _varlen_kind(query, value)
+    if kind is not None and not dropout:
+        return _attend_to_sequences(query.to(kind), key.to(kind), value.to(kind), groups.sequences, scaling)
+    kwargs |= {"dropout": dropout, "scaling": scaling}
     rows, heads, width, _ = query.shape
     end = groups.prompt_width
     of_prompts, _ = sdpa_attention_forward(
@@ -179,7 +270,7 @@ def attend(
     )
 
     def own(states: Tensor) -> Tensor:
-        tokens = states.transpose(1, 2).reshape(rows * width, *states.shape[1::2])
+        tokens = _tokens(states)
         return (
             tokens.index_select(0, groups.columns.flatten())
             .view(*groups.columns.shape, *tokens.shape[1:])
@@ -191,7 +282,42 @@ def attend(
 
     of_completions, _ = sdpa_attention_forward(module, own(query), seen(key), seen(value), groups.mask, **kwargs)
     outputs = torch.cat([of_prompts.flatten(0, 1), of_completions.flatten(0, 1)])
-    return outputs.index_select(0, groups.back).view(rows, width, heads, -1), None
+    return outputs.index_select(0, groups.back).view(rows, width, heads, -1)
+
+
+def _tokens(states: Tensor) -> Tensor:
+    """Heads' states of rows as those of their tokens, of shape `(rows * width, heads, head size)`."""
+    return states.transpose(1, 2).flatten(0, 1)
+
+
+def _varlen_kind(query: Tensor, value: Tensor) -> torch.dtype | None:
+    """The type in which variable-length attention can compute these states; `None` if it can't."""
+    if not query.is_cuda or not torch.backends.cuda.is_flash_attention_available():
+        return None
+    kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    size = query.shape[-1]
+    fits = kind in (torch.bfloat16, torch.float16) and size == value.shape[-1] and size % 8 == 0 and size <= 256
+    return kind if fits and torch.cuda.get_device_capability(query.device) >= (8, 0) else None
+
+
+def _attend_to_sequences(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None
+) -> Tensor:
+    """Outputs for all tokens, 0 for padding. Of a sequence's keys, the last is its last query: causal from there."""
+    rows, heads, width, _ = query.shape
+    found: Any = varlen_attn(
+        _tokens(query).index_select(0, sequences.queries),
+        _tokens(key).index_select(0, sequences.keys),
+        _tokens(value).index_select(0, sequences.keys),
+        sequences.query_starts,
+        sequences.key_starts,
+        *sequences.longest,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=key.shape[1] != heads,
+    )
+    outputs = found.new_zeros(rows * width, *found.shape[1:])
+    return outputs.index_copy(0, sequences.queries, found).view(rows, width, heads, -1)
 
 
 AttentionInterface.register(NAME, attend)
@@ -214,8 +340,8 @@ def why_not(config: PreTrainedConfig) -> str | None:
         return "its attention is capped (softcap)"
     if getattr(text, "use_bidirectional_attention", False) or config.model_type in ("gemma3", "paligemma"):
         return "its image tokens see each other in both directions"
-    if text._attn_implementation not in (None, "sdpa", NAME):
-        return f"its attention is {text._attn_implementation!r}, not 'sdpa'"
+    if text._attn_implementation not in (None, "sdpa", NAME, FLASH):
+        return f"its attention is {text._attn_implementation!r}, not 'sdpa' or {FLASH!r}"
     return None
 
 
@@ -227,6 +353,9 @@ def attention_window(config: PreTrainedConfig) -> int | None:
 
 def use_group_attention(model: PreTrainedModel) -> None:
     """Gives the text model [`attend`], which without packed rows does what it did before."""
+    if model.config.get_text_config()._attn_implementation == FLASH:
+        AttentionInterface.register(FLASH, attend_flash)
+        return
     text = next(
         (name for name in model.config.sub_configs if getattr(model.config, name) is model.config.get_text_config()),
         "",

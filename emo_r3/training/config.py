@@ -118,7 +118,8 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
             model's probabilities; `"generate"` (`authors-code`) lets it write one.
         reflection_batch_size (`int`, *optional*, defaults to 32): completions in one forward.
         share_prompt (`str`, *optional*, defaults to `"auto"`): `"auto"` computes a group's prompt, image and all, once
-            for its completions where the model allows it; `"off"` computes it for each, as TRL does.
+            for its completions where the model allows it, and else the image alone; `"off"` computes both for each,
+            as TRL does.
         rollout_batch_size (`int`, *optional*): completions that are generated at once; all of them unless given.
         dynamic_sampling (`str`, *optional*): replace groups that teach nothing: those whose `"accuracy"` rewards are
             equal (DAPO), or whose overall `"reward"` is.

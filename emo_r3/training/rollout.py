@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from ..models.decoding import Sampling
 from ..models.prefix_cache import CachedPrompts, cache_part, position_offsets, prefill, prompt_tokens, splice_image
 from ..models.reflection import ReadImages, distinct_images, once
 from ..models.roomy_cache import with_room
+from ..models.vision_once import IMAGES, vision_once
 from ..utils import chunks
 from .config import EmoR3Config
 from .shared_prompt import SharedPrompt
@@ -129,16 +130,20 @@ class SharedRollout(SharedPrompt):
         width = inputs["input_ids"].shape[1]
         repeated = {name: inputs[name][index] for name in ("input_ids", "attention_mask")}
         cache = prefill(model, inputs, index) if self._shares_prompts else None
+        once_seen: AbstractContextManager[None] = nullcontext()
         if cache is None:  # this model can't go on from a prompt's cache: whole rows, as TRL does it
             self._shares_prompts = False
-            inputs = self._encode_prompts([distinct[place[row]] for row in rows])
-            repeated = dict(inputs)
-        ids = model.generate(
-            **repeated,
-            **({} if cache is None else {"past_key_values": with_room(cache)}),
-            generation_config=greedy(self.generation_config),
-            logits_processor=sampling(self.generation_config, seeds, index.device),
-        )[:, width:]
+            repeated = self._encode_prompts([distinct[place[row]] for row in rows])
+            images = {name: inputs[name] for name in IMAGES if name in inputs}
+            if self._why_not_once is None and images:
+                once_seen = vision_once(model, inputs["input_ids"], images, of_row)
+        with once_seen:
+            ids = model.generate(
+                **repeated,
+                **({} if cache is None else {"past_key_values": with_room(cache)}),
+                generation_config=greedy(self.generation_config),
+                logits_processor=sampling(self.generation_config, seeds, index.device),
+            )[:, width:]
         if cache is not None and self._keeps_images:
             self._read.append(self._images_of(cache, [distinct[at] for at in used], inputs, of_row))
         return [through_end(row, self.eos_token_ids) for row in ids.tolist()]

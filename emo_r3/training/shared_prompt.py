@@ -20,6 +20,7 @@ from ..models.group_attention import (
     use_group_attention,
     why_not,
 )
+from ..models.vision_once import IMAGES, vision_once, why_not_once
 from ..utils import chunks
 from .config import EmoR3Config
 
@@ -43,6 +44,8 @@ class SharedPrompt(GRPOTrainer):
 
     Groups stay whole in a microbatch, where TRL scatters their completions. A group that is larger than a microbatch
     is shared in parts.
+
+    A model that can't share prompts still computes an image once; see [`vision_once`].
     """
 
     args: EmoR3Config
@@ -54,23 +57,33 @@ class SharedPrompt(GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._shares = False
+        self._why_not_once: str | None = "share_prompt is off"
+        """Why images of whole rows aren't computed once; `None` if they are."""
         self._compared = False
         self._window: int | None = None
         if self.args.share_prompt == "off":
             return
         models = [self.model, self.ref_model] if self.ref_model is not None else [self.model]
         plain = [base_model(self.accelerator.unwrap_model(model)) for model in models]
+        self._why_not_once = next((why for model in plain if (why := why_not_once(model))), None)
         reason = next((why for model in plain if (why := why_not(model.config))), None)
         if reason is None and self.aux_loss_enabled:
             reason = "its experts' loss is over whole rows"
         if reason is not None:
-            logger.warning(f"share_prompt: each completion computes its prompt again, as {reason}")
+            self._say_whole_rows(reason)
             return
         for model in plain:
             use_group_attention(model)
         self._shares = True
         self._window = min([window for model in plain if (window := attention_window(model.config))], default=None)
         logger.info("share_prompt: a group computes its prompt once")
+
+    def _say_whole_rows(self, reason: str) -> None:
+        if self._why_not_once is None:
+            way = f"vision once: an image is computed once and its prompt for each completion, as {reason}"
+        else:
+            way = f"each completion computes its image and prompt again, as {reason}, and {self._why_not_once}"
+        logger.warning(f"share_prompt: {way}")
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """As TRL's, but for the order: whole groups are shuffled, so that those of a prompt stay together."""
@@ -117,16 +130,11 @@ class SharedPrompt(GRPOTrainer):
             "mm_token_type_ids": mm_token_type_ids,
             "image_position_ids": image_position_ids,
         }
-        plain = super()._get_per_token_logps_and_entropies
-        others = (spatial_shapes, token_type_ids, image_position_ids)
-        if self._window is not None and input_ids.shape[1] > self._window:
-            logger.warning(
-                f"share_prompt: each completion computes its prompt again, as rows of {input_ids.shape[1]} tokens are "
-                f"longer than the attention's window of {self._window}"
-            )
-            self._shares = False
-        if not self._shares or any(value is not None for value in others):
-            return plain(
+        if self._shares and (reason := self._why_whole_rows(input_ids, images)):
+            self._say_whole_rows(reason)
+            self._shares = self._compared = False
+        if not self._shares and (self._why_not_once is not None or pixel_values is None):
+            return super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
                 attention_mask,
@@ -139,17 +147,48 @@ class SharedPrompt(GRPOTrainer):
         if not self._compared:
             self._compared = True
             self._compare(model, input_ids, attention_mask, logits_to_keep, images)
+        forward = self._packed_forward if self._shares else self._whole_forward
         batch = by_row(input_ids, attention_mask, images)
         parts = [
-            self._packed_forward(model, rows_of(batch, part), logits_to_keep, compute_entropy)
+            forward(model, rows_of(batch, part), logits_to_keep, compute_entropy, compute_aux_loss)
             for part in chunks(range(len(input_ids)), batch_size or len(input_ids))
         ]
-        log_probs, entropies = zip(*parts, strict=True)
-        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+        log_probs, entropies, losses = zip(*parts, strict=True)
+        return (
+            torch.cat(log_probs),
+            torch.cat(entropies) if compute_entropy else None,
+            torch.stack(losses).mean() if compute_aux_loss else None,
+        )
+
+    def _why_whole_rows(self, ids: Tensor, images: Mapping[str, Any]) -> str | None:
+        """Why these rows can't be packed; `None` if they can. The same on all processes."""
+        others = [
+            name for name in ("spatial_shapes", "token_type_ids", "image_position_ids") if images[name] is not None
+        ]
+        if others:
+            return f"it takes {others[0]}"
+        if self._window is None:
+            return None
+        longest = int(self.accelerator.gather(torch.tensor([ids.shape[1]], device=ids.device)).max())
+        if longest <= self._window:
+            return None
+        return f"rows of {longest} tokens are longer than the attention's window of {self._window}"
+
+    def _whole_forward(
+        self, model: Any, batch: dict[str, Any], width: int, entropy: bool = False, aux_loss: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As TRL's on whole rows, but an image goes through the vision tower once."""
+        images = {name: batch[name] for name in IMAGES if name in batch}
+        first, of_row = distinct_rows(images, len(batch["input_ids"]))
+        distinct = unsplit_pixel_values_by_grid(rows_of(images, first))
+        few = unsplit_pixel_values_by_grid(batch)
+        ids, mask = few.pop("input_ids"), few.pop("attention_mask")
+        with vision_once(self.accelerator.unwrap_model(model), ids[first], distinct, of_row):
+            return super()._get_per_token_logps_and_entropies(model, ids, mask, width, None, entropy, aux_loss, **few)
 
     def _packed_forward(
-        self, model: Any, batch: dict[str, Any], width: int, entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self, model: Any, batch: dict[str, Any], width: int, entropy: bool = False, aux_loss: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log-probabilities and, if asked for, entropies of completions, of shape `(rows, width)`."""
         plain = self.accelerator.unwrap_model(model)
         packed, images = packed_rows(plain, batch, width, self._tokenizer.pad_token_id)
@@ -163,16 +202,16 @@ class SharedPrompt(GRPOTrainer):
                 **images,
             )
         log_probs = packed.per_completion(output.log_probs, width)
-        return log_probs, packed.per_completion(output.entropy, width) if entropy else None
+        return log_probs, packed.per_completion(output.entropy, width) if entropy else None, None
 
     @torch.no_grad()
     def _compare(self, model: Any, ids: Tensor, mask: Tensor, width: int, images: Mapping[str, Any]) -> None:
-        """Raises [`TrainingError`] if packed rows give other log-probabilities than the model's plain forward."""
+        """Raises [`TrainingError`] if sharing gives other log-probabilities than the model's plain forward."""
         few = rows_of(by_row(ids, mask, images), range(min(2, len(ids))))
         training = model.training
         model.eval()  # no dropout
         try:
-            shared, _ = self._packed_forward(model, few, width)
+            shared, _, _ = (self._packed_forward if self._shares else self._whole_forward)(model, few, width)
             few = unsplit_pixel_values_by_grid(few)
             alone, _, _ = super()._get_per_token_logps_and_entropies(
                 model, few.pop("input_ids"), few.pop("attention_mask"), width, **few
@@ -219,7 +258,7 @@ def packed_rows(
     """
     start = batch["input_ids"].shape[1] - width
     prompts = {name: value[:, :start] if name in PER_TOKEN else value for name, value in batch.items()}
-    first, of_row = distinct_prompts(prompts)
+    first, of_row = distinct_rows(prompts, len(prompts["input_ids"]))
     prompts = unsplit_pixel_values_by_grid(rows_of(prompts, first))
     positions = prompt_positions(model, prompts)
     kept = prompts["attention_mask"].bool()
@@ -235,15 +274,15 @@ def packed_rows(
     return packed, {name: prompts[name] for name in names if name in prompts}
 
 
-def distinct_prompts(prompts: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """The rows with which another prompt begins, and for each row, which of these prompts it has.
+def distinct_rows(values: Mapping[str, Any], count: int) -> tuple[list[int], list[int]]:
+    """The rows of a batch that differ from the one before, and for each row, which of these it equals.
 
-    Images count, and not ids alone: prompts about images of one size have the same ids.
+    Of prompts, images count, and not ids alone: prompts about images of one size have the same ids.
     """
     first: list[int] = []
     of_row = []
-    for row in range(len(prompts["input_ids"])):
-        if not first or not all(equal(value[row], value[first[-1]]) for value in prompts.values()):
+    for row in range(count):
+        if not first or not all(equal(value[row], value[first[-1]]) for value in values.values()):
             first.append(row)
         of_row.append(len(first) - 1)
     return first, of_row

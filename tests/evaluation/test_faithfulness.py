@@ -101,6 +101,24 @@ def test_an_answer_goes_on_from_what_it_is_given(items: Items, rows: list[Row]) 
     assert [label_of(spread) for spread in after][1:] == [row["prediction"] for row in rows[1:3]]
 
 
+def test_an_image_with_several_beginnings_is_computed_once(items: Items) -> None:
+    first, second = make_images(items)[:2]
+    beginnings = ["<step2>", "<step1>A red kite.</step1>\n<step2>", "<step2>"]
+    patches: list[int] = []
+    visual: Any = miniature().model.model.visual
+    hook = visual.register_forward_pre_hook(lambda _, args: patches.append(len(args[0])))
+    try:
+        together = go_on(miniature(), [first, first.copy(), second], beginnings, LABELS, 16)
+        once, patches = patches, []
+        pairs = zip([first, first, second], beginnings, strict=True)
+        alone = [go_on(miniature(), [image], [beginning], LABELS, 16)[0] for image, beginning in pairs]
+    finally:
+        hook.remove()
+    assert sum(once) * 3 == sum(patches) * 2
+    for spread, expected in zip(together, alone, strict=True):
+        assert spread == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.slow
 def test_changes_are_those_of_the_definition(items: Items, rows: list[Row], records: list[Row]) -> None:
     images, scenes = make_images(items), [read_scene(scene) for scene in items.rows["scene"]]

@@ -444,6 +444,58 @@ def test_a_resumed_predict_with_candidates_gives_the_same_rows(tmp_path: Path) -
     assert texts == expected and len(set(texts.values())) == 3
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"reflect": True}, {"decoding": "free"}, {"num_candidates": 2, "seed": 3}],
+    ids=["constrained", "free", "candidates"],
+)
+def test_equal_images_of_a_batch_are_computed_once(qwen: EmoR3Pipeline, options: dict[str, Any]) -> None:
+    """Of six images two are different: each is read by the processor, the vision tower and the model once."""
+    first, second = make_images((60, 40), (90, 60))
+    turned = second.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned back, it is `second`
+    stream = io.BytesIO()
+    turned.save(stream, "PNG", exif=exif)
+    images = [first, second, b"no image", first.copy(), stream.getvalue(), first]
+    given: dict[str, Any] = {"max_new_tokens": TOKENS, "batch_size": 12, "on_error": "return", **options}
+    patches: list[int] = []
+    hook = qwen.model.model.visual.register_forward_pre_hook(lambda _, args: patches.append(len(args[0])))
+    try:
+        results = qwen(images, **given)
+        once_each, patches = sum(patches), []
+        expected = qwen([first, second], **given)
+    finally:
+        hook.remove()
+    assert once_each == sum(patches) > 0
+    assert results[2].error and not any(result.error for at, result in enumerate(results) if at != 2)
+    for at, number in ((0, 0), (1, 1), (3, 0), (4, 1), (5, 0)):
+        one, other = results[at].to_dict(), expected[number].to_dict()
+        assert one.pop("image") == ("image bytes" if at == 4 else other.pop("image"))
+        other.pop("image", None)
+        notes = one.pop("notes"), other.pop("notes")
+        assert notes[0] == [*(["rotated by EXIF"] if at == 4 else []), *notes[1]]
+        assert one == other
+
+
+def test_candidates_of_a_model_that_reads_whole_rows_share_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, calls = pipe_of("llava_sliding"), []
+    given: dict[str, Any] = {"num_candidates": 2, "max_new_tokens": TOKENS, "aggregate": "self-consistency"}
+    tower: Any = pipe.model.model.vision_tower
+    hook = tower.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    try:
+        shared = pipe(make_images(), **given)
+        first = len(calls)
+        monkeypatch.setattr(emo_r3.inference.engine, "why_not_once", lambda model: "a test says so")
+        whole = pipe(make_images(), **given)
+    finally:
+        hook.remove()
+    assert (calls[0], calls[first]) == (2, 4), "two images, with two answers each"
+    for one, other in zip(shared, whole, strict=True):
+        assert one.text == other.text
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
 @pytest.mark.parametrize("decoding", ["constrained", "free"])
 @pytest.mark.slow
 def test_batch_size_bounds_the_rows_of_every_forward(qwen: EmoR3Pipeline, decoding: Any) -> None:

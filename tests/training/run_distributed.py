@@ -23,7 +23,9 @@ from torch.distributed.tensor import DTensor
 
 from emo_r3.labels import LABEL_SETS
 from emo_r3.models.checkpoint import load_for_training
+from emo_r3.models.group_attention import why_not
 from emo_r3.prompts import load_prompts
+from emo_r3.training import shared_prompt
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.trainer import EmoR3Trainer
 
@@ -198,7 +200,10 @@ def whole_weights(trainer: EmoR3Trainer) -> dict[str, torch.Tensor]:
 
 def train(mode: str, name: str, job: dict[str, Any], out: Path) -> None:
     """One run; what it found goes to `out`."""
-    settings = {key: value for key, value in job.items() if key not in ("model", "peft", "from", "rolls_out")}
+    settings = {
+        key: value for key, value in job.items() if key not in ("model", "peft", "from", "rolls_out", "whole_rows")
+    }
+    shared_prompt.why_not = (lambda config: job["whole_rows"]) if "whole_rows" in job else why_not
     if mode.startswith("zero"):
         settings["deepspeed"] = zero(int(mode[-1]))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -242,7 +247,7 @@ def train(mode: str, name: str, job: dict[str, Any], out: Path) -> None:
 
 
 def run(mode: str, jobs: dict[str, dict[str, Any]], out: Path) -> None:
-    """Does all jobs: `{name: {"model": folder, "peft": bool, "from": checkpoint, **settings}}`."""
+    """Does all jobs: `{name: {"model": folder, "peft": bool, "from": checkpoint, "whole_rows": why, **settings}}`."""
     torch.set_num_threads(1)
     if mode == "fsdp2":
         use_fsdp_on_cpu()

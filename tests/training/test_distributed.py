@@ -44,6 +44,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "reference": {"judge": "reference", "beta": 0.1},
     "reference writes": {"judge": "reference", "beta": 0.1, **WRITTEN},
     "rollouts": {"rolls_out": True, "max_completion_length": 8, "max_steps": 1},
+    "vision once": {"whole_rows": "a test says so", "beta": 0.1, "max_steps": 1},
     "another": {"judge": "llava", "max_steps": 1},
     "adapters": {"peft": True, **SAVED},
     "adapters off": {"peft": True, "judge": "reference", "max_steps": 1},

@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import plain_varlen
 import pytest
+import test_rollout
 import torch
 from miniature_rows import make_trainer, training_rows
 from peft import LoraConfig
-from test_rollout import rows_of_two_sizes
+from test_rollout import generated, rows_of_two_sizes
+from test_rollout import tiny_trainer as rollout_trainer
 from tiny_families import tiny_family
 from tiny_models import ARCHITECTURES, tiny_checkpoint
 from transformers import AutoConfig
@@ -68,7 +71,9 @@ def batch_of(trainer: EmoR3Trainer) -> dict[str, Any]:
     return trainer._generate_and_score_completions(rows)
 
 
-def log_probs(trainer: EmoR3Trainer, batch: dict[str, Any], way: type[GRPOTrainer]) -> tuple[Any, ...]:
+def log_probs(
+    trainer: EmoR3Trainer, batch: dict[str, Any], way: type[GRPOTrainer], batch_size: int | None = None
+) -> tuple[Any, ...]:
     """Log-probabilities and entropies, and the gradient of some weighted sum of them, in one class's way."""
     names = (
         *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "num_tiles", "image_sizes"),
@@ -81,6 +86,7 @@ def log_probs(trainer: EmoR3Trainer, batch: dict[str, Any], way: type[GRPOTraine
         torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
         torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
         batch["completion_ids"].shape[1],
+        batch_size,
         compute_entropy=True,
         **{name: batch.get(name) for name in names},
     )
@@ -94,9 +100,9 @@ def log_probs(trainer: EmoR3Trainer, batch: dict[str, Any], way: type[GRPOTraine
     return found.detach(), entropies.detach(), gradients
 
 
-def assert_same(trainer: EmoR3Trainer, batch: dict[str, Any]) -> None:
-    assert trainer._shares
+def assert_same(trainer: EmoR3Trainer, batch: dict[str, Any], shares: bool = True) -> None:
     shared, shared_entropies, gradients = log_probs(trainer, batch, EmoR3Trainer)
+    assert trainer._shares == shares
     alone, entropies, others = log_probs(trainer, batch, GRPOTrainer)
     torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(shared_entropies * (alone != 0), entropies * (alone != 0), atol=1e-5, rtol=0)
@@ -127,6 +133,17 @@ def test_adapters(name: str, checkpointing: bool, tmp_path: Path) -> None:
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     trainer = tiny_trainer(name, tmp_path, peft_config=lora, activation_checkpointing=checkpointing, beta=0.1)
     assert_same(trainer, batch_of(trainer))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_rows_as_sequences_without_padding(
+    checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's kernel runs on GPUs alone: here it is replaced by the same in plain words."""
+    calls = plain_varlen.use(monkeypatch)
+    trainer = tiny_trainer("qwen2_5_vl", tmp_path, activation_checkpointing=checkpointing)
+    assert_same(trainer, batch_of(trainer))
+    assert calls
 
 
 def test_under_autocast_it_differs_by_rounding(tmp_path: Path) -> None:
@@ -170,20 +187,26 @@ def test_the_image_and_the_prompt_go_through_the_model_once(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("steps", "fields"),
+    ("steps", "reason", "fields"),
     [
-        (3, {"per_device_train_batch_size": 4}),
-        (2, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),  # a group in two parts
-        (3, {"per_device_train_batch_size": 4, "num_iterations": 2, "beta": 0.04}),
-        (1, {"dynamic_sampling": "accuracy", "loss_type": "dapo", "temperature": 1.5}),
+        (10, None, {"per_device_train_batch_size": 4}),
+        (2, None, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),  # a group in two parts
+        (3, None, {"per_device_train_batch_size": 4, "num_iterations": 2, "beta": 0.04}),
+        (1, None, {"dynamic_sampling": "accuracy", "loss_type": "dapo", "temperature": 1.5}),
+        (2, "a test says so", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "beta": 0.04}),
     ],
-    ids=["plain", "parts", "iterations", "dynamic"],
+    ids=["plain", "parts", "iterations", "dynamic", "vision_once"],
 )
-def test_a_run_gives_the_same_losses_and_weights(steps: int, fields: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_gives_the_same_losses_and_weights(
+    steps: int, reason: str | None, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = []
     for share in ("auto", "off"):
+        if reason:
+            monkeypatch.setattr(shared_prompt, "why_not", lambda config: reason)
         trainer = make_trainer(tmp_path / share, share_prompt=share, max_steps=steps, **fields)
-        assert trainer._shares == (share == "auto")
+        assert trainer._shares == (share == "auto" and not reason)
+        assert (trainer._why_not_once is None) == (share == "auto")
         start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
         trainer.train()
         history = [line for line in trainer.state.log_history if "loss" in line]
@@ -201,18 +224,87 @@ def test_a_run_gives_the_same_losses_and_weights(steps: int, fields: dict[str, A
     assert largest <= 0.2 * trainer.args.learning_rate
 
 
-@pytest.mark.parametrize(("name", "reason"), [("gemma3", "both directions"), ("llava_sliding", "window of 16")])
-def test_models_that_can_t_share_compute_whole_rows(
-    name: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def tower_of(trainer: EmoR3Trainer) -> torch.nn.Module:
+    """A module of the vision tower that a forward calls once for all images that it is given."""
+    names = ("vision_tower", "vision_model", "visual")
+    found = [module for name, module in trainer.model.named_modules() if name.split(".")[-1] in names]
+    return found[0]
+
+
+def count_images(trainer: EmoR3Trainer) -> list[int]:
+    """How much the tower was given in each call, in numbers of its pixels' tensor."""
+    calls: list[int] = []
+    tower_of(trainer).register_forward_pre_hook(
+        lambda _, given, named: calls.append([*given, *named.values()][0].numel()), with_kwargs=True
+    )
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("name", "forced", "checkpointing"),
+    [
+        ("gemma3", False, False),
+        ("gemma3", False, True),
+        ("llava_sliding", False, False),
+        *((name, True, False) for name in (*ARCHITECTURES, "internvl", "llava_next", "llava_onevision", "idefics2")),
+        ("llava", True, True),
+        ("qwen3_vl", True, True),
+    ],
+)
+def test_vision_once_gives_what_whole_rows_give(
+    name: str,
+    forced: bool,
+    checkpointing: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trainer = tiny_trainer(name, tmp_path)
+    """The prompt can't be shared, its image can: half as much goes through the tower, in as many calls."""
+    if forced:
+        monkeypatch.setattr(shared_prompt, "why_not", lambda config: "a test says so")
+    trainer = tiny_trainer(name, tmp_path, activation_checkpointing=checkpointing)
     batch = batch_of(trainer)
-    shared, _, gradients = log_probs(trainer, batch, EmoR3Trainer)
-    assert not trainer._shares
-    assert re.search(f"share_prompt: each completion computes its prompt again.*{reason}", caplog.text)
-    alone, _, others = log_probs(trainer, batch, GRPOTrainer)
-    assert torch.equal(shared, alone)
-    assert all(torch.equal(gradients[key], value) for key, value in others.items())
+    assert_same(trainer, batch, shares=False)
+    reason = {"gemma3": "both directions", "llava_sliding": "window of 16"}
+    assert re.search(f"share_prompt: vision once: .*{reason.get(name, 'a test says so')}", caplog.text)
+    assert caplog.text.count("share_prompt:") == 1
+    calls = count_images(trainer)
+    log_probs(trainer, batch, EmoR3Trainer)
+    log_probs(trainer, batch, GRPOTrainer)
+    assert len(calls) % 2 == 0
+    half = len(calls) // 2
+    assert [2 * count for count in calls[:half]] == calls[half:]
+
+
+def test_vision_once_with_adapters_and_another_image_in_each_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_prompt, "why_not", lambda config: "a test says so")
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    trainer = tiny_trainer("qwen2_5_vl", tmp_path, peft_config=lora, beta=0.1)
+    batch = batch_of(trainer)
+    assert_same(trainer, batch, shares=False)
+    whole, _, _ = log_probs(trainer, batch, EmoR3Trainer)
+    calls = count_images(trainer)
+    parts, _, _ = log_probs(trainer, batch, EmoR3Trainer, batch_size=3)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava_sliding"])
+def test_a_rollout_of_whole_rows_computes_an_image_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, dataset = rows_of_two_sizes()
+    written, calls = [], []
+    for share in ("auto", "off"):
+        monkeypatch.setattr(test_rollout, "tiny_checkpoint", folder_of)
+        trainer = rollout_trainer(name, tmp_path / share, dataset, share_prompt=share)
+        trainer._shares_prompts = False
+        calls.append(count_images(trainer))
+        written.append(generated(trainer, rows, EmoR3Trainer))
+    assert written[0] == written[1]
+    assert [2 * count for count in calls[0]] == calls[1] != []
 
 
 def test_a_model_that_computes_otherwise_is_found_in_the_first_batch(
