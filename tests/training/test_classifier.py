@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=64,
         id2label=dict(enumerate(CLASSES)),
         label2id={name: number for number, name in enumerate(CLASSES)},
+        initializer_range=0.3,  # with less, it learns nothing
         hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     torch.manual_seed(0)
     model = BertForSequenceClassification(config)
@@ -40,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     texts = ["a calm .", "calm", "calm .", "a wolf .", "wolf", "wolf .", "a chair .", "chair", "a"]
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
-    for _ in range(200):
+    for _ in range(60):
         loss = model(**inputs, labels=torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])).loss
         loss.backward()
         optimizer.step()
@@ -56,7 +58,8 @@ def said(step1: str, step2: str) -> str:
 def test_sentences_are_read_one_by_one(folder: Path) -> None:
     judge = TextJudge.from_pretrained(folder)
     texts = [said("A wolf. A chair.", "Calm."), said("A chair.", "A chair."), "no answer", said("Wolf.", "Wolf.")]
-    found = judge([None] * 4, texts, [parse_completion(text) for text in texts], [["joy", "fear"]] * 3 + [["awe", "joy"]])
+    choices = [["joy", "fear"]] * 3 + [["awe", "joy"]]
+    found = judge([None] * 4, texts, [parse_completion(text) for text in texts], choices)
     assert [one.sentence_labels for one in found] == [("fear", None, "joy"), (None, None), (), (None, None)]
     assert [one.read_label for one in found] == ["fear", None, None, None]
     assert all(one.consistency_answer is None for one in found), "it sees no image"
