@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     except EmoR3Error:
         # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.
         if rank():
-            time.sleep(10)
+            time.sleep(30)
         raise
     finally:  # or a thread of it may end the process with SIGABRT on its way out
         PartialState().destroy_process_group()
