@@ -30,6 +30,7 @@ COMMANDS = {
 MINIATURE = {
     "train": "make the miniature again from a seed",
     "evaluate": "measure it on held-out scenes",
+    "explain": "measure where its evidence maps point",
     "render": "draw scenes of its world",
     "dataset": "make one of its three data sets",
 }

@@ -8,18 +8,23 @@ from PIL import Image
 from ..results import EvidenceMap
 
 FULL = 0.1
-"""A fall of the probability that is coloured in full even if it is the map's largest is at least this: a label that
-hangs on no cell gets a faint map."""
+"""A map's largest value is coloured in full, or this if it is larger: what hangs on no cell gets a faint map."""
 _OPACITY = 0.75
 # From a dark violet over a red to a light yellow, told apart by lightness alone; between them straight in Oklab.
 _COLOURS = ((60, 20, 110), (215, 70, 60), (255, 240, 150))
 _TO_CONES = np.array(
-    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566]]
-    + [[0.0883024619, 0.2817188376, 0.6299787005]]
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
 )
 _TO_LAB = np.array(
-    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099]]
-    + [[0.0259040371, 0.7827717662, -0.8086757660]]
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
 )
 
 

@@ -20,6 +20,7 @@ from ..images.loading import is_file
 from ..labels import LabelSet
 from ..lexicon import Affect, load_lexicon
 from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
+from ..models.image_tokens import check_places
 from ..models.prefix_cache import prompt_tokens, render_prompt
 from ..models.quantization import LoadIn, quantization_of
 from ..models.reflection import Reflector
@@ -335,6 +336,8 @@ class EmoR3Pipeline:
     def _request(self, **options: Any) -> Request:
         """The options of a call, checked, and the prompt that they lead to."""
         checked = CallOptions.of(self.info, self.batch_size, **options)
+        if checked.explain:
+            check_places(self.model)
         question = self.info.prompts.question(checked.method, checked.labels)
         prompt = render_prompt(self.processor, question, with_image=True)
         plain = prompt_tokens(self.processor, prompt)

@@ -23,6 +23,21 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
+def check_places(model: PreTrainedModel) -> None:
+    """Raises [`EmoR3Error`] for a model whose image tokens have no place in the image, or none that is known here."""
+    kind = model.config.model_type
+    in_grid = hasattr(getattr(model.config, "vision_config", None), "spatial_merge_size")
+    if not in_grid and kind not in (*_TILED, *_IN_ROWS):
+        raise _unknown(kind)
+
+
+def _unknown(kind: str) -> EmoR3Error:
+    return EmoR3Error(
+        f"explain: which part of an image each token of a {kind} model stands for isn't known; leave explain out, or "
+        "use a model of another family: docs/models.md lists them"
+    )
+
+
 def seen_part(model: PreTrainedModel, processor: ProcessorMixin, size: tuple[int, int]) -> Box:
     """The part of an image that a model sees: left, top, right and bottom, in parts of its sides.
 
@@ -36,8 +51,8 @@ def seen_part(model: PreTrainedModel, processor: ProcessorMixin, size: tuple[int
     if model.config.model_type not in _CROPPED or not getattr(images, "do_center_crop", False) or not shortest:
         return WHOLE
     scale = shortest / min(size)
-    shares = [min(1.0, images.crop_size[name] / (scale * side)) for name, side in zip(("width", "height"), size)]
-    wide, high = shares
+    wide = min(1.0, images.crop_size["width"] / (scale * size[0]))
+    high = min(1.0, images.crop_size["height"] / (scale * size[1]))
     return ((1 - wide) / 2, (1 - high) / 2, (1 + wide) / 2, (1 + high) / 2)
 
 
@@ -70,10 +85,7 @@ def token_boxes(
     elif kind in _IN_ROWS:
         boxes = _rows(model, inputs)
     if boxes is None or len(boxes) != _image_tokens(model, inputs):
-        raise EmoR3Error(
-            f"where in the image the tokens of a {kind} model are isn't known: leave explain out, or use a model of "
-            "another family, as docs/models.md lists them"
-        )
+        raise _unknown(kind)
     return boxes
 
 

@@ -75,7 +75,9 @@ def hidden_parts(model: PreTrainedModel, fill: Fill) -> Iterator[HiddenParts]:
     """
     holders: list[Any] = [module for module in model.modules() if hasattr(module, "get_image_features")]
     if not holders:
-        raise EmoR3Error(f"{type(model).__name__} computes no features of images that could be hidden: leave explain out")
+        raise EmoR3Error(
+            f"{type(model).__name__} computes no features of images that could be hidden: leave explain out"
+        )
     holder = holders[-1]  # the innermost: what is around it hands on to it
     parts = HiddenParts(holder.get_image_features, fill)
     holder.get_image_features = parts
@@ -135,7 +137,7 @@ def masked_log_probs(
             longest = max(map(len, texts))
             rows = {
                 name: value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
-                for name, value in _with_texts(inputs, [[*context, *text] for text in texts]).items()
+                for name, value in with_texts(inputs, [[*context, *text] for text in texts]).items()
             }
             logits = model(**rows, use_cache=False, logits_to_keep=longest + 1).logits
             for line, (mask, number) in enumerate(chunk):
@@ -154,7 +156,7 @@ def masked_log_probs(
     return found
 
 
-def _with_texts(inputs: Mapping[str, Tensor], texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def with_texts(inputs: Mapping[str, Tensor], texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """A prompt's tensors for as many rows as there are texts, which stand behind it, padded on the right."""
     shape, longest = inputs["input_ids"].shape, max(map(len, texts))
     rows = {}
@@ -223,6 +225,7 @@ def evidence_map(
     label: Tokens,
     trie: LabelTrie,
     *,
+    context: Sequence[int] = (),
     fill: Fill = "zero",
     max_rows: int = 8,
     stopped: Callable[[], bool] | None = None,
@@ -237,7 +240,7 @@ def evidence_map(
         size (`tuple[int, int]`): width and height of the image.
         label (`list[int]`): the label's tokens after the question, its box included.
         trie ([`LabelTrie`]): the list that the label is of.
-        fill, max_rows, stopped (*optional*): as for [`masked_log_probs`].
+        context, fill, max_rows, stopped (*optional*): as for [`masked_log_probs`].
 
     Returns:
         `EvidenceMap`: the map; `None` if it was stopped.
@@ -254,6 +257,7 @@ def evidence_map(
         inputs,
         masks,
         [label],
+        context=context,
         choices=[choices_of_label(trie, label)],
         fill=fill,
         max_rows=max_rows,
