@@ -149,11 +149,23 @@ class Answers:
 
     def one(self, image: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Any]:
         """The events of `EmoR3Pipeline.stream` for one upload."""
-        options = self._options(labels, self_check)
+        with closing(self.one_explained(image, labels, self_check, False)) as events:
+            for event, _ in events:
+                yield event
+
+    def one_explained(
+        self, image: Any, labels: str | LabelSet, self_check: bool, explain: bool
+    ) -> Generator[tuple[Any, Image.Image | None]]:
+        """The same, and with the last of them a small copy of the upload if it has an evidence map."""
+        options = self._options(labels, self_check) | {"explain": explain}
         source = self.uploads.take(*_file(image))
         with closing(self._in_turn(lambda: self.pipeline.stream(source, **options))) as events:
             for event in events:
-                yield event if event.result is None else replace(event, result=self._shown(event.result))
+                if event.result is None:
+                    yield event, None
+                else:
+                    copy = _thumbnail(source, event.result, 480) if event.result.evidence_map is not None else None
+                    yield replace(event, result=self._shown(event.result)), copy
 
     def many(self, images: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Row]:
         """A result and a small image for each upload, in order; one that can't be read has an error."""
@@ -240,12 +252,12 @@ def _decoded(url: str) -> bytes:
         raise ImageError(f"this data: URL can't be read: {error}") from error
 
 
-def _thumbnail(source: Any, result: EmotionResult) -> Image.Image | None:
-    """A small copy of an upload; none of what is broken or would have to be fetched again."""
+def _thumbnail(source: Any, result: EmotionResult, side: int = 160) -> Image.Image | None:
+    """A copy of an upload, no side longer than `side`; none of what is broken or would have to be fetched again."""
     if result.error or not isinstance(source, dict):
         return None
     image = load_image(source).image
-    image.thumbnail((160, 160))
+    image.thumbnail((side, side))
     return image
 
 
