@@ -166,8 +166,8 @@ def evidence_card(result: EmotionResult, image: Image.Image | None) -> str:
         '<label><input type="checkbox" checked> Show the layer</label>'
         f'<p class="images"><img src="{_data_url(image)}" alt="The image that was read">'
         f'<img class="layer" src="{_data_url(layer)}" alt="Strongest in row {row + 1} of {values.shape[0]}, column '
-        f'{column + 1} of {values.shape[1]}"></p><p class="soft">The brighter the colour of a place, the more of the label\'s'
-        f" probability goes when the model doesn't see it: {_percent(fall)} at most, of"
+        f'{column + 1} of {values.shape[1]}"></p><p class="soft">The brighter the colour of a place, the more of the '
+        f"label's probability goes when the model doesn't see it: {_percent(fall)} at most, of"
         f" {_percent(result.evidence_map.probability)} where it is asked for the label alone.</p></section>"
     )
 

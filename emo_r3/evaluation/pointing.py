@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import EmoR3Error
 from ..inference.pipeline import EmoR3Pipeline
 from ..miniature import world
-from ..miniature.datasets import SIZES, miniature_records
+from ..miniature.datasets import voted_scenes
 from ..miniature.drawing import SIZE, Box, render_with_boxes
 from ..miniature.model import GRID
 from ..models.decoding import BOX, box_sequences, encode_after
@@ -41,7 +41,7 @@ from .miniature import rate
 DATASET, SPLIT = "miniature-8", "test"
 MAPS = {
     "occlusion": "occlusion, asked for the label alone (`explain=True`)",
-    "occlusion_mean": "the same, the mean of all features for hidden ones",
+    "occlusion_zero": "the same, zeros in the place of the mean",
     "occlusion_chain": "occlusion, at the end of the chain of thought",
     "attention": "attention, asked for the label alone",
     "attention_chain": "attention, at the end of the chain of thought",
@@ -54,19 +54,10 @@ _LAYERS = 3
 
 
 def pointing_scenes(count: int) -> list[world.Scene]:
-    """The first scenes of the test split whose triggers are all objects.
-
-    Raises:
-        [`EmoR3Error`]: there are not so many.
-    """
-    scenes: list[world.Scene] = []
-    for record in miniature_records(DATASET, {SPLIT: SIZES[DATASET][SPLIT]})[SPLIT].records:
-        scene = world.read_scene(record.fields["scene"])
-        if all(world.TRIGGERS[name].kind == "object" for name in scene.triggers):
-            scenes.append(scene)
-        if len(scenes) == count:
-            return scenes
-    raise EmoR3Error(f"{DATASET} has {len(scenes)} test scenes whose triggers are all objects: take no more")
+    """The first scenes of the test split whose triggers are all objects; beyond its 2,000, more are drawn."""
+    scenes = (scene for scene, _ in voted_scenes(DATASET, SPLIT))
+    kinds = (scene for scene in scenes if all(world.TRIGGERS[name].kind == "object" for name in scene.triggers))
+    return list(islice(kinds, count))
 
 
 def measure_pointing(pipe: EmoR3Pipeline, count: int, report: Callable[[str], None]) -> dict[str, Any]:
@@ -78,8 +69,9 @@ def measure_pointing(pipe: EmoR3Pipeline, count: int, report: Callable[[str], No
         report (`Callable[[str], None]`): is told what is done.
 
     Returns:
-        `dict`: for each of `MAPS` its `hit`, a share with its 95 % interval; for maps also `trigger` and `distractor`,
-        how often each was hit on the scenes that hold a distractor.
+        `dict`: for each of `MAPS` its `hit`, a share with its 95 % interval; for maps also `within`, how much of what
+        is above 0 lies in boxes of triggers, and `trigger` and `distractor`, how often each was hit on the scenes that
+        hold a distractor.
     """
     scenes = pointing_scenes(count)
     drawn = [render_with_boxes(scene) for scene in scenes]
@@ -90,8 +82,8 @@ def measure_pointing(pipe: EmoR3Pipeline, count: int, report: Callable[[str], No
         for image, result in zip(some, results, strict=True):
             assert result.evidence_map is not None, "constrained answers have a label"
             maps["occlusion"].append(result.evidence_map.array)
-            maps["occlusion_mean"].append(asker.occlusion(image, result, "direct", "mean"))
-            maps["occlusion_chain"].append(asker.occlusion(image, result, "set", "zero"))
+            maps["occlusion_zero"].append(asker.occlusion(image, result, "direct", "zero"))
+            maps["occlusion_chain"].append(asker.occlusion(image, result, "set", "mean"))
         report(f"{len(maps['occlusion'])} of {count} explained")
         with asker.attention_weights():
             for image, result in zip(some, results, strict=True):
@@ -168,8 +160,10 @@ def summary(
     found: dict[str, Any] = {}
     for name, some in maps.items():
         top = np.array([values.argmax() for values in some])
+        above = np.array([values.ravel() for values in some]).clip(1e-9)  # a map of nothing is one of all
         found[name] = {
             "hit": rate(right[rows, top].sum(), count),
+            "within": rate(((above * right).sum(1) / above.sum(1)).sum(), count),
             "trigger": rate(right[rows, top][both].sum(), both.sum()),
             "distractor": rate(wrong[rows, top][both].sum(), both.sum()),
         }
@@ -200,8 +194,13 @@ def table(numbers: Mapping[str, Any]) -> str:
         entry = found[name]
         return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
 
-    columns = {"hit": "a trigger", "trigger": "a trigger, beside a distractor", "distractor": "the distractor"}
-    lines = [f"| points at | {' | '.join(columns.values())} |", f"|---|{'---|' * len(columns)}"]
+    columns = {
+        "hit": "hits a trigger",
+        "within": "lies in triggers",
+        "trigger": "with a distractor: hits a trigger",
+        "distractor": "hits the distractor",
+    }
+    lines = [f"| | {' | '.join(columns.values())} |", f"|---|{'---|' * len(columns)}"]
     for name, title in MAPS.items():
         lines.append(f"| {title} | {' | '.join(cell(numbers['results'][name], column) for column in columns)} |")
     return "\n".join(lines) + "\n"

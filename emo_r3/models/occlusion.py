@@ -19,7 +19,7 @@ from ..utils import chunks
 from .image_tokens import seen_part, token_boxes
 from .prefix_cache import LabelTrie, Tokens, input_device
 
-Fill = Literal["zero", "mean"]
+Fill = Literal["mean", "zero"]
 
 MAX_CELLS = 64
 """Cells of a map: each is a forward of the question and the image's tokens."""
@@ -96,7 +96,7 @@ def masked_log_probs(
     *,
     context: Sequence[int] = (),
     choices: Sequence[Sequence[Sequence[int]]] | None = None,
-    fill: Fill = "zero",
+    fill: Fill = "mean",
     max_rows: int = 8,
     stopped: Callable[[], bool] | None = None,
 ) -> Tensor:
@@ -114,8 +114,8 @@ def masked_log_probs(
         context (`list[int]`, *optional*): token ids between the prompt and each text.
         choices (`list[list[list[int]]]`, *optional*): for each token of each text, the tokens to choose it from, among
             which its probability is. All tokens of the vocabulary unless given.
-        fill (`str`, *optional*, defaults to `"zero"`): what stands in the place of a hidden token's features:
-            `"zero"`, or the `"mean"` of the image's.
+        fill (`str`, *optional*, defaults to `"mean"`): what stands in the place of a hidden token's features: the
+            `"mean"` of the image's, or `"zero"`.
         max_rows (`int`, *optional*, defaults to 8): pairs of mask and text in one forward.
         stopped (`Callable[[], bool]`, *optional*): asked before each forward whether to leave it at that.
 
@@ -226,7 +226,7 @@ def evidence_map(
     trie: LabelTrie,
     *,
     context: Sequence[int] = (),
-    fill: Fill = "zero",
+    fill: Fill = "mean",
     max_rows: int = 8,
     stopped: Callable[[], bool] | None = None,
 ) -> EvidenceMap | None:
