@@ -20,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", type=Path, default=CHECKPOINT, help="folder of the miniature (default: the shipped one)"
     )
     parser.add_argument("--count", type=positive, default=500, help="scenes of the test split of miniature-8")
+    parser.add_argument(
+        "--others",
+        type=int,
+        default=0,
+        metavar="N",
+        help="try on N of them also what takes longer: zeros, and the end of a chain of thought",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the numbers there too, as JSON")
 
 
@@ -33,11 +40,14 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         check_output(args.output)
     pipe = EmoR3Pipeline.from_pretrained(args.model)
+    results = measure_pointing(
+        pipe, args.count, lambda line: print(line, file=sys.stderr, flush=True), others=args.others
+    )
     numbers = {
         "dataset": DATASET,
         "split": SPLIT,
         "count": args.count,
-        "results": measure_pointing(pipe, args.count, lambda line: print(line, file=sys.stderr, flush=True)),
+        "results": results,
         "emo_r3": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

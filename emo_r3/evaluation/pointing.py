@@ -7,8 +7,7 @@ What a map has to beat:
 - `random_cell`: a cell drawn at random; its expected value, of the same boxes.
 - `random_thing`: the middle of a thing of the image drawn at random, which may be a distractor; its expected value.
 - `best_cell`: the one cell that is right most often, chosen on these very scenes: objects stand on the ground.
-- `attention`: of the token before the label to the image's, mean over the heads of the last three layers, when asked
-  for the label alone, as the maps are (`attention`), and at the end of a chain of thought (`attention_chain`).
+- `attention`: of the token before the label to the image's, mean over the heads of the last three layers.
 
 Scenes have objects for triggers: surroundings and what covers the image lie everywhere.
 """
@@ -31,7 +30,8 @@ from ..miniature.datasets import voted_scenes
 from ..miniature.drawing import SIZE, Box, render_with_boxes
 from ..miniature.model import GRID
 from ..models.decoding import BOX, box_sequences, encode_after
-from ..models.occlusion import Fill, evidence_map, with_texts
+from ..models.image_tokens import token_boxes
+from ..models.occlusion import CellProbabilities, Fill, cell_probabilities, with_texts
 from ..models.prefix_cache import LabelTrie, Tokens, render_prompt
 from ..prompts import Method
 from ..results import EmotionResult
@@ -40,18 +40,18 @@ from .miniature import rate
 
 DATASET, SPLIT = "miniature-8", "test"
 MAPS = {
-    "occlusion": "occlusion, asked for the label alone (`explain=True`)",
-    "occlusion_zero": "the same, zeros in the place of the mean",
-    "occlusion_chain": "occlusion, at the end of the chain of thought",
-    "attention": "attention, asked for the label alone",
-    "attention_chain": "attention, at the end of the chain of thought",
+    "occlusion": "occlusion (`explain=True`)",
+    "without": "its first half: the cell hidden",
+    "alone": "its second half: all but the cell hidden",
+    "zero": "zeros for hidden features",
+    "chain": "at the end of the chain of thought",
+    "attention": "attention",
+    "attention_chain": "attention at the end of the chain of thought",
     "best_cell": "the best cell, the same in all images",
     "random_thing": "a thing of the image, drawn at random",
     "random_cell": "a cell, drawn at random",
 }
 """What is measured, and what to call it."""
-OTHERS = 150
-"""Scenes on which the other ways of occlusion are measured: a chain of thought takes as long again for each cell."""
 _LAYERS = 3
 
 
@@ -62,13 +62,17 @@ def pointing_scenes(count: int) -> list[world.Scene]:
     return list(islice(kinds, count))
 
 
-def measure_pointing(pipe: EmoR3Pipeline, count: int, report: Callable[[str], None]) -> dict[str, Any]:
+def measure_pointing(
+    pipe: EmoR3Pipeline, count: int, report: Callable[[str], None], others: int = 0
+) -> dict[str, Any]:
     """How often each of `MAPS` hits.
 
     Args:
         pipe ([`EmoR3Pipeline`]): the miniature.
         count (`int`): scenes; see [`pointing_scenes`].
         report (`Callable[[str], None]`): is told what is done.
+        others (`int`, *optional*, defaults to 0): of these scenes, on how many to try also what takes longer: zeros,
+            and the end of a chain of thought.
 
     Returns:
         `dict`: for each of `MAPS` its `hit`, a share with its 95 % interval; for maps also `within`, how much of what
@@ -77,21 +81,28 @@ def measure_pointing(pipe: EmoR3Pipeline, count: int, report: Callable[[str], No
     """
     scenes = pointing_scenes(count)
     drawn = [render_with_boxes(scene) for scene in scenes]
-    maps: dict[str, list[np.ndarray]] = {name: [] for name in list(MAPS)[:5]}
+    maps: dict[str, list[np.ndarray]] = {}
     asker = _Asker(pipe)
+
+    def note(name: str, values: Tensor) -> None:
+        maps.setdefault(name, []).append(values.numpy())
+
     for some in chunks([image for image, _ in drawn], 32):
-        results = pipe(some, labels=asker.labels, method="set", explain=True, batch_size=32)
-        for image, result in zip(some, results, strict=True):
-            assert result.evidence_map is not None, "constrained answers have a label"
-            maps["occlusion"].append(result.evidence_map.array)
-            if len(maps["occlusion_zero"]) < OTHERS:
-                maps["occlusion_zero"].append(asker.occlusion(image, result, "direct", "zero"))
-                maps["occlusion_chain"].append(asker.occlusion(image, result, "set", "mean"))
+        tried = some[: max(0, others - len(maps.get("occlusion", ())))]
+        for image, result in zip(some, pipe(some, labels=asker.labels, method="direct", batch_size=32), strict=True):
+            found = asker.probabilities(image, result)
+            note("occlusion", (found.all - found.without + found.alone - found.none) / 2)
+            note("without", found.all - found.without)
+            note("alone", found.alone - found.none)
+            with asker.attention_weights():
+                note("attention", asker.attention(image, result))
+        for image, result in zip(tried, pipe(tried, labels=asker.labels, method="set", batch_size=32), strict=True):
+            for name, method, fill in (("zero", "direct", "zero"), ("chain", "set", "mean")):
+                found = asker.probabilities(image, result, method, fill)
+                note(name, (found.all - found.without + found.alone - found.none) / 2)
+            with asker.attention_weights():
+                note("attention_chain", asker.attention(image, result, "set"))
         report(f"{len(maps['occlusion'])} of {count} explained")
-        with asker.attention_weights():
-            for image, result in zip(some, results, strict=True):
-                maps["attention"].append(asker.attention(image, result, "direct"))
-                maps["attention_chain"].append(asker.attention(image, result, "set"))
     return summary(maps, scenes, [boxes for _, boxes in drawn])
 
 
@@ -114,21 +125,20 @@ class _Asker:
         before = result.text[: result.text.rindex(BOX)] if method == "set" else ""
         return encode_after(self.processor.tokenizer, before) if before else []
 
-    def occlusion(self, image: Image.Image, result: EmotionResult, method: Method, fill: Fill) -> np.ndarray:
-        label = self.sequences[self.labels.labels.index(result.label or "")]
-        found = evidence_map(
+    def probabilities(
+        self, image: Image.Image, result: EmotionResult, method: Method = "direct", fill: Fill = "mean"
+    ) -> CellProbabilities:
+        inputs = self.inputs(image, method)
+        return cell_probabilities(
             self.model,
-            self.processor,
-            self.inputs(image, method),
-            image.size,
-            label,
+            inputs,
+            token_boxes(self.model, self.processor, inputs, image.size),
+            self.sequences[self.labels.labels.index(result.label or "")],
             self.trie,
             context=self.written(result, method),
             fill=fill,
-            max_rows=32,
+            max_rows=64,
         )
-        assert found is not None, "nobody stops it"
-        return found.array
 
     @contextmanager
     def attention_weights(self) -> Iterator[None]:
@@ -141,7 +151,7 @@ class _Asker:
             self.model.set_attn_implementation(usual)
 
     @torch.no_grad()
-    def attention(self, image: Image.Image, result: EmotionResult, method: Method) -> np.ndarray:
+    def attention(self, image: Image.Image, result: EmotionResult, method: Method = "direct") -> Tensor:
         """From the token after which the label comes to those of the image: mean over heads and the last layers."""
         inputs = self.inputs(image, method)
         opening = self.trie.paths[0]  # where the labels part
@@ -149,7 +159,7 @@ class _Asker:
         layers = self.model(**rows, output_attentions=True, logits_to_keep=1).attentions[-_LAYERS:]
         of_image = rows["input_ids"][0] == self.model.config.image_token_id
         weights = torch.stack([layer[0, :, -1] for layer in layers]).float().mean((0, 1))[of_image]
-        return weights.reshape(GRID, GRID).numpy()
+        return weights.reshape(GRID, GRID)
 
 
 def summary(
@@ -206,7 +216,7 @@ def table(numbers: Mapping[str, Any]) -> str:
         "distractor": "hits the distractor",
     }
     lines = [f"| | images | {' | '.join(columns.values())} |", f"|---|---|{'---|' * len(columns)}"]
-    for name, title in MAPS.items():
+    for name, title in ((name, title) for name, title in MAPS.items() if name in numbers["results"]):
         count = numbers["results"][name]["hit"]["n"]
         lines.append(
             f"| {title} | {count} | {' | '.join(cell(numbers['results'][name], column) for column in columns)} |"

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from .prefix_cache import LabelTrie, Tokens, input_device
 
 Fill = Literal["mean", "zero"]
 
-MAX_CELLS = 64
-"""Cells of a map: each is a forward of the question and the image's tokens."""
+MAX_CELLS = 48
+"""Cells of a map: each takes two rows of the question and the image's tokens."""
 
 
 class HiddenParts:
@@ -217,6 +217,60 @@ def cell_masks(boxes: Tensor, rows: int, columns: int) -> Tensor:
     return torch.stack(masks)
 
 
+class CellProbabilities(NamedTuple):
+    """A label's probability by what is seen of the image.
+
+    Args:
+        all, none (`float`): everything, and nothing.
+        without, alone (`Tensor`): of shape `(rows, columns)`, everything but a cell, and nothing but a cell.
+    """
+
+    all: float
+    none: float
+    without: Tensor
+    alone: Tensor
+
+
+def cell_probabilities(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    boxes: Tensor,
+    label: Tokens,
+    trie: LabelTrie,
+    *,
+    context: Sequence[int] = (),
+    fill: Fill = "mean",
+    max_rows: int = 8,
+    stopped: Callable[[], bool] | None = None,
+) -> CellProbabilities:
+    """A label's probability where each cell of the image is hidden, and where all others are.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        inputs (`dict[str, Tensor]`): the processor's tensors of a question for the label.
+        boxes (`Tensor`): of [`~emo_r3.models.image_tokens.token_boxes`].
+        label (`list[int]`): the label's tokens after the question, its box included.
+        trie ([`LabelTrie`]): the list that the label is of.
+        context, fill, max_rows, stopped (*optional*): as for [`masked_log_probs`].
+    """
+    rows, columns = grid_of(boxes)
+    cells = cell_masks(boxes, rows, columns)
+    none = torch.zeros(1, len(boxes), dtype=torch.bool)
+    found = masked_log_probs(
+        model,
+        inputs,
+        torch.cat([none, ~none, cells, ~cells]),
+        [label],
+        context=context,
+        choices=[choices_of_label(trie, label)],
+        fill=fill,
+        max_rows=max_rows,
+        stopped=stopped,
+    )[:, 0].exp()
+    without, alone = found[2:].reshape(2, rows, columns)
+    return CellProbabilities(float(found[0]), float(found[1]), without, alone)
+
+
 def evidence_map(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -225,13 +279,20 @@ def evidence_map(
     label: Tokens,
     trie: LabelTrie,
     *,
-    context: Sequence[int] = (),
-    fill: Fill = "mean",
     max_rows: int = 8,
     stopped: Callable[[], bool] | None = None,
 ) -> EvidenceMap | None:
     """
-    What of an image a label hangs on: how much of its probability goes where a cell's tokens are hidden.
+    What of an image a label hangs on.
+
+    A cell's value is the mean of two differences of the label's probability: how much goes when the cell alone is
+    hidden, and how much comes when all but the cell is hidden. The first says that the label needs the cell, the
+    second that the cell is enough for it: of two things that both speak for a label, none is needed, as the other is
+    still there. (They are the first and the last of the contributions of which a Shapley value is the mean.)
+
+    The label is asked for alone. At the end of a chain of thought it is in the text already, and hardly changes with
+    the image. Hidden features become the mean of the image's, and not zero. Both were tried on the miniature, and
+    `emo-r3 miniature explain --others` measures them again.
 
     Args:
         model (`PreTrainedModel`): the model.
@@ -240,7 +301,7 @@ def evidence_map(
         size (`tuple[int, int]`): width and height of the image.
         label (`list[int]`): the label's tokens after the question, its box included.
         trie ([`LabelTrie`]): the list that the label is of.
-        context, fill, max_rows, stopped (*optional*): as for [`masked_log_probs`].
+        max_rows, stopped (*optional*): as for [`masked_log_probs`].
 
     Returns:
         `EvidenceMap`: the map; `None` if it was stopped.
@@ -249,22 +310,9 @@ def evidence_map(
         [`EmoR3Error`]: the model's image features can't be hidden, or have no place in the image.
     """
     boxes = token_boxes(model, processor, inputs, size)
-    rows, columns = grid_of(boxes)
-    cells = cell_masks(boxes, rows, columns)
-    masks = torch.cat([torch.zeros(1, len(boxes), dtype=torch.bool), cells])
-    log_probs = masked_log_probs(
-        model,
-        inputs,
-        masks,
-        [label],
-        context=context,
-        choices=[choices_of_label(trie, label)],
-        fill=fill,
-        max_rows=max_rows,
-        stopped=stopped,
-    )
-    whole, *hidden = log_probs[:, 0].exp().tolist()
-    if any(map(math.isnan, hidden)):
+    found = cell_probabilities(model, inputs, boxes, label, trie, max_rows=max_rows, stopped=stopped)
+    values = found.all - found.without + found.alone - found.none
+    if values.isnan().any():
         return None
-    drops = [[whole - hidden[row * columns + column] for column in range(columns)] for row in range(rows)]
-    return EvidenceMap(tuple(map(tuple, drops)), whole, seen_part(model, processor, size), size)
+    rows = tuple(tuple(row) for row in (values / 2).tolist())
+    return EvidenceMap(rows, found.all, seen_part(model, processor, size), size)
