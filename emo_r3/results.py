@@ -35,10 +35,10 @@ class EvidenceMap:
     """What of an image the label hangs on, cell by cell: see [`~emo_r3.models.occlusion.evidence_map`].
 
     Args:
-        values (`tuple[tuple[float, ...], ...]`): rows from the top, cells from the left: by how much the label's
-            probability falls where the language model doesn't see the cell, from -1 to 1. Below 0 it rises.
-        probability (`float`): the label's probability where all is seen, asked for the label alone. The values are
-            parts of it.
+        values (`tuple[tuple[float, ...], ...]`): rows from the top, cells from the left, from -1 to 1: the mean of how
+            much of the label's probability goes when the language model doesn't see the cell, and of how much comes
+            when it sees nothing else. Below 0, the cell speaks against the label.
+        probability (`float`): the label's probability where all is seen, when asked for the label alone.
         box (`tuple[float, float, float, float]`): what the cells cover: left, top, right and bottom, in parts of the
             sides of the image as the model was given it.
         size (`tuple[int, int]`): width and height of that image, which may be reduced, or have a margin.

@@ -159,7 +159,6 @@ def evidence_card(result: EmotionResult, image: Image.Image | None) -> str:
         return ""
     values = result.evidence_map.array
     row, column = divmod(int(values.argmax()), values.shape[1])
-    fall = max(0.0, float(values.max()))
     layer = evidence_layer(result.evidence_map, image.size)
     return (
         '<section class="card evidence" aria-label="What the label hangs on"><h3>What the label hangs on</h3>'
@@ -167,8 +166,9 @@ def evidence_card(result: EmotionResult, image: Image.Image | None) -> str:
         f'<p class="images"><img src="{_data_url(image)}" alt="The image that was read">'
         f'<img class="layer" src="{_data_url(layer)}" alt="Strongest in row {row + 1} of {values.shape[0]}, column '
         f'{column + 1} of {values.shape[1]}"></p><p class="soft">The brighter the colour of a place, the more of the '
-        f"label's probability goes when the model doesn't see it: {_percent(fall)} at most, of"
-        f" {_percent(result.evidence_map.probability)} where it is asked for the label alone.</p></section>"
+        "label's probability goes when the model doesn't see it, and comes when it sees nothing else: "
+        f"{_percent(max(0.0, float(values.max())))} at most. Seeing all, and asked for the label alone, it gives it "
+        f"{_percent(result.evidence_map.probability)}.</p></section>"
     )
 
 

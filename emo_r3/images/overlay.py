@@ -51,8 +51,8 @@ def evidence_layer(evidence: EvidenceMap, size: tuple[int, int]) -> Image.Image:
     """
     A layer to put over an image: the more the label hangs on a place, the lighter and the less transparent.
 
-    The strongest cell is coloured in full if the label's probability falls by `FULL` or more there. Where it doesn't
-    fall, the layer is clear. Colours run into each other from the middle of a cell to the middle of the next.
+    The strongest cell is coloured in full if its value is `FULL` or more. Where the values are 0 or below, the layer
+    is clear. Colours run into each other from the middle of a cell to the middle of the next.
 
     Args:
         evidence ([`~emo_r3.results.EvidenceMap`]): the map.
@@ -61,8 +61,8 @@ def evidence_layer(evidence: EvidenceMap, size: tuple[int, int]) -> Image.Image:
     Returns:
         `Image`: of this size, RGBA.
     """
-    falls = evidence.array.clip(0)
-    strengths = Image.fromarray(falls / max(FULL, float(falls.max())))
+    values = evidence.array.clip(0)
+    strengths = Image.fromarray(values / max(FULL, float(values.max())))
     # The image lies in the middle of what the model was given, with a margin on two sides where that was padded.
     scale = min(given / own for given, own in zip(evidence.size, size, strict=True))
     edges = []

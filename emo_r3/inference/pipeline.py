@@ -253,8 +253,8 @@ class EmoR3Pipeline:
             max_pixels (`int`, *optional*): reduce an image that has more; the checkpoint's budget unless given, or
                 1,048,576 where it has none.
             explain (`bool`, *optional*, defaults to `False`): tell in `evidence_map` what of the image the label
-                hangs on: parts are hidden from the language model, 64 at most, each in a forward of its own. Asked is
-                for the label alone, as a chain of thought says it before the box.
+                hangs on, by hiding parts of it from the language model: up to 98 rows more, `batch_size` at once. It
+                is asked for the label alone, as a chain of thought says it before the box.
 
         Returns:
             `EmotionResult`, `list[EmotionResult]` or `Iterator[EmotionResult]`: in the order of the images.
