@@ -97,7 +97,8 @@ def measure_pointing(
             with asker.attention_weights():
                 note("attention", asker.attention(image, result))
         for image, result in zip(tried, pipe(tried, labels=asker.labels, method="set", batch_size=32), strict=True):
-            for name, method, fill in (("zero", "direct", "zero"), ("chain", "set", "mean")):
+            ways: list[tuple[str, Method, Fill]] = [("zero", "direct", "zero"), ("chain", "set", "mean")]
+            for name, method, fill in ways:
                 found = asker.probabilities(image, result, method, fill)
                 note(name, (found.all - found.without + found.alone - found.none) / 2)
             with asker.attention_weights():
