@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,22 +30,27 @@ from ..lexicon import Affect
 from ..models.checkpoint import CheckpointInfo
 from ..models.constrained_generation import can_write, write_answers
 from ..models.decoding import (
+    BOX,
     AnswerForm,
     BoxClosed,
     ConstrainedDecoding,
     FreeDecoding,
     Sampling,
     Vocabulary,
+    box_sequences,
     end_tokens,
     vocabulary_size,
 )
+from ..models.occlusion import evidence_map
 from ..models.prefix_cache import (
     CachedPrompts,
+    LabelTrie,
     Tokens,
     adds_special_tokens,
     input_device,
     position_offsets,
     prefill,
+    render_prompt,
     splice_image,
 )
 from ..models.reflection import Reflector, once, reflected_texts
@@ -244,9 +249,13 @@ class Engine:
                     self._result(loaded, answer, request) for loaded, answer in zip(part.loaded, answers, strict=True)
                 ]
                 results += self._reflect(cached, found, request) if request.options.reflect else found
-        count, numbers = request.options.num_candidates, iter(batch.of_slot)
-        chosen = [self._one_of(candidates, request) for candidates in chunks(results, count)]
-        images = [loaded for part in batch.parts for loaded in part.loaded][::count]
+            count, numbers = request.options.num_candidates, iter(batch.of_slot)
+            chosen = [self._one_of(candidates, request) for candidates in chunks(results, count)]
+            images = [loaded for part in batch.parts for loaded in part.loaded][::count]
+            if request.options.explain:
+                stopped = None if cancelled is None else cancelled.event.is_set
+                pairs = zip(images, chosen, strict=True)
+                chosen = [self._explained(loaded, one, request, stopped) for loaded, one in pairs]
         every: list[EmotionResult] = []
         for slot in batch.slots:
             if isinstance(slot, LoadedImage):
@@ -263,6 +272,29 @@ class Engine:
         if request.options.aggregate == "best":
             return best_of(candidates)
         return self_consistent(candidates, self.lexicon)
+
+    def _explained(
+        self, loaded: LoadedImage, result: EmotionResult, request: Request, stopped: Callable[[], bool] | None
+    ) -> EmotionResult:
+        """Adds what the label hangs on; a result without a label stays as it is."""
+        if result.label is None:
+            return result
+        options = request.options
+        question = self.info.prompts.question("direct", options.labels)
+        inputs = self.encode(render_prompt(self.processor, question, with_image=True), [loaded.image])
+        sequences = box_sequences(self.tokenizer, BOX, options.labels.labels)
+        label = sequences[options.labels.labels.index(result.label)]
+        found = evidence_map(
+            self.model,
+            self.processor,
+            inputs,
+            loaded.image.size,
+            label,
+            LabelTrie(sequences),
+            max_rows=options.batch_size,
+            stopped=stopped,
+        )
+        return replace(result, evidence_map=found)
 
     def _answer(
         self,

@@ -66,7 +66,7 @@ class BoundedPipeline:
 
         self._run = on_gpu(run) if on_gpu else run
 
-    def stream(self, source: Any, **options: Any) -> Iterator[Any]:
+    def stream(self, source: Any, **options: Any) -> Generator[Any]:
         """The events of `EmoR3Pipeline.stream`.
 
         Raises:

@@ -337,6 +337,7 @@ def test_the_only_model_is_found_and_many_are_listed(server: ChatServer) -> None
         ({"decoding": "constrained"}, "needs the model itself"),
         ({"reflect": True}, "reflect: not with a server"),
         ({"num_candidates": 3}, "num_candidates: not with a server"),
+        ({"explain": True}, "explain: not with a server"),
         ({"temperature": 0}, "temperature=0 is not above 0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"batch_size": -1}, "batch_size=-1"),
