@@ -20,8 +20,11 @@ Row = dict[str, Any]
 FORMATS = ("text", "json", "jsonl", "csv")
 STEP_TITLES = {"step1": "triggers", "step2": "reflection", "step3": "conclusion", "think": "thinking"}
 BAR_WIDTH = 24
-# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection").
-_FORMULA = re.compile("'*[-=+@\t\r\n＝＋－＠]")
+# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection"). Where it separates
+# cells by something else than commas, as in many countries, one may begin within a text.
+_FORMULA = re.compile("^(?='*[-=+@\t\r\n＝＋－＠])|(?<=[;\t\r\n])(?=\"*'*[-=+@＝＋－＠])")
+BOM = "\ufeff"
+"""What a CSV file begins with, so that Excel takes it for UTF-8."""
 _CSV_PLAIN = ("image", "label", "confidence", "valence", "arousal", "consistency")
 _CSV_FIRST = (*_CSV_PLAIN, "coherence_label", "coherence_probability", "score")
 _CSV_LAST = (*STEP_TITLES, "problems", "notes", "error")
@@ -53,6 +56,13 @@ def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence
         stream.flush()
     if style == "json":
         stream.write("\n]\n" if count else "[]\n")
+
+
+def write_table(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence[str]) -> None:
+    """Write rows as [`write_rows`] does, into a file of their own: a CSV file begins with `BOM`."""
+    if style == "csv":
+        stream.write(BOM)
+    write_rows(rows, stream, style, labels)
 
 
 def json_text(row: Mapping[str, Any]) -> str:
@@ -128,11 +138,11 @@ def _number_lines(row: Mapping[str, Any]) -> list[str]:
 
 
 def formula_safe(text: str) -> str:
-    """The text as a CSV cell that no spreadsheet takes for a formula: with a `'` before it where it could be one.
+    """The text as a CSV cell that no spreadsheet takes for a formula: with a `'` before whatever could be one.
 
-    A text that has such quotes already gets one more, so that taking one away always gives the text back.
+    A text that has such quotes already gets one more, so that taking one away at each place gives the text back.
     """
-    return f"'{text}" if _FORMULA.match(text) else text
+    return _FORMULA.sub("'", text)
 
 
 def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> None:
@@ -165,7 +175,7 @@ def check_ours(path: Path, style: str) -> None:
         return
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-            head = stream.read(2**20)
+            head = stream.read(2**20).removeprefix(BOM)
     except OSError as error:
         raise EmoR3Error(f"--output {path} can't be read: {reason(error)}") from error
     if head and not _is_ours(head, style):
@@ -266,5 +276,5 @@ class ResultFile:
         """Render the other formats, in the order of `images`."""
         if self.style != "jsonl":
             rows = [self.rows[image] for image in images]
-            replace_file(self.path, lambda stream: write_rows(rows, stream, self.style, labels))
+            replace_file(self.path, lambda stream: write_table(rows, stream, self.style, labels))
             self.rows_path.unlink()

@@ -380,7 +380,7 @@ def test_names_that_look_like_options_and_formulas(pipeline: type[StrawPipeline]
     names = ["-x.png", "--format", "=1+1.png", "a\nb.png", "b\udcff.png", "-x.png"]
     assert main(["predict", "--format", "csv", "--output", "rows.csv", "--", *names]) == 0
     assert pipeline.seen == names[:-1]  # the same one is read once
-    with (tmp_path / "rows.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with (tmp_path / "rows.csv").open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         found = [row["image"] for row in csv.DictReader(stream)]
     assert found == ["'-x.png", "'--format", "'=1+1.png", *names[3:5]]
 
