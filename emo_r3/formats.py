@@ -165,6 +165,35 @@ def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> No
         stream.flush()
 
 
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file that `emo-r3 predict` wrote as JSON lines or JSON: the last one of each image.
+
+    Raises:
+        EmoR3Error: the file can't be read, or is another one.
+    """
+    try:
+        check_regular(path, "the file")
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise EmoR3Error(f"{path} can't be read: {reason(error)}") from error
+    if text.startswith("["):
+        lines = [line.rstrip(",") for line in text.split("\n")[1:] if line not in ("]", "")]
+    else:
+        *lines, _ = text.split("\n")  # the last one is empty, or an interrupted run's half a line
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows[row["image"] + ""] = row
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise EmoR3Error(
+                f"{path} line {number} is not a row of emo-r3 predict: give a file of --format jsonl or json"
+            ) from None
+    if not rows:
+        raise EmoR3Error(f"{path} holds no rows: give the JSON lines of emo-r3 predict")
+    return list(rows.values())
+
+
 def check_ours(path: Path, style: str) -> None:
     """Raises `EmoR3Error` for a file that `emo-r3 predict` didn't write in this format, and is not empty.
 

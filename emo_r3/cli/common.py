@@ -48,18 +48,18 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_output(output: Path, sources: Sequence[str] = ()) -> None:
+def check_output(output: Path, sources: Sequence[str] = (), option: str = "--output") -> None:
     """Refuse, before the model is loaded, an output that can't be written or is one of the images."""
     from ..files import check_regular, link_target, writing
 
-    check_regular(output)
+    check_regular(output, option)
     if any(os.path.realpath(output) == os.path.realpath(source) for source in sources):
-        raise EmoR3Error(f"--output {output} is one of the images: name another file")
+        raise EmoR3Error(f"{option} {output} is one of the images: name another file")
     folder = link_target(output).parent
-    with writing(f"--output {output}"):
+    with writing(f"{option} {output}"):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise EmoR3Error(f"--output {output} can't be written: {folder} is read-only: write elsewhere")
+        raise EmoR3Error(f"{option} {output} can't be written: {folder} is read-only: write elsewhere")
 
 
 def check_device(device: str | None) -> None:
@@ -87,7 +87,11 @@ def quiet_libraries() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if transformers := sys.modules.get("transformers"):
         transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # and huggingface_hub's, which tell of a download
+        if sys.stderr.isatty():
+            from huggingface_hub.utils import enable_progress_bars
+
+            enable_progress_bars()
     if datasets := sys.modules.get("datasets"):
         datasets.utils.logging.set_verbosity_error()
         datasets.disable_progress_bars()
