@@ -228,7 +228,8 @@ def _choices(filters: Sequence[_Filter]) -> str:
             f'<input type="radio" name="show" id="f-{one.name}"{checked}>'
             f'<label for="f-{one.name}">{_text(one.title)} <span>{one.count:,}</span></label>\n'
         )
-    return f'<form class="filters" aria-label="Filter" role="search"><fieldset><legend>Show</legend><div>\n{"".join(parts)}</div></fieldset></form>\n'
+    fieldset = f"<fieldset><legend>Show</legend><div>\n{''.join(parts)}</div></fieldset>"
+    return f'<form class="filters" role="search" aria-label="Filter">{fieldset}</form>\n'
 
 
 def _tile(tile: _Tile, thumbnail: str | None) -> str:
@@ -260,7 +261,7 @@ def _answer(result: EmotionResult) -> str:
         f'<h2><span>{label}</span> <span class="share">{_percent(result.confidence)}</span></h2>'
         '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect width="{100 * share:.1f}" height="8"/></svg>'
-        + (f'<p class="also">then {also}</p>' if also else "")
+        + (f'<p class="also">{"then" if result.label else "likeliest"} {also}</p>' if also else "")
         + (f'<p class="remark">{remark}</p>' if remark else "")
     )
 

@@ -42,10 +42,8 @@ class Sidecars:
             return None
         if not os.path.isfile(image) or entries.get(_DIGEST) != _digest(image):
             return None
-        return {
-            **{name: entries[name] for name in entries if name not in (_MARK, _DIGEST, "settings")},
-            "image": image,
-        }
+        ours = (_MARK, _DIGEST, "settings")
+        return {name: value for name, value in entries.items() if name not in ours} | {"image": image}
 
     def write(self, row: Row) -> None:
         """Writes the sidecar of a row's image, whole or not at all; none for an image that failed, or is no file."""
