@@ -127,10 +127,10 @@ def check_report_option(args: argparse.Namespace, sources: Sequence[str]) -> Non
     """Refuse, before the model is loaded, a report that can't be written."""
     from ..contact_sheet import check_report
 
-    check_output(args.report, sources, "--report")
-    check_report(args.report)
     if args.output and os.path.realpath(args.report) == os.path.realpath(args.output):
         raise EmoR3Error(f"--report and --output are both {args.report}: name another file")
+    check_output(args.report, sources, "--report")
+    check_report(args.report)
 
 
 def predict(args: argparse.Namespace, sources: Sequence[str]) -> int:
