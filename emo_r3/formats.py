@@ -31,7 +31,14 @@ _CSV_LAST = (*STEP_TITLES, "problems", "notes", "error")
 _TEXT_BLOCK = re.compile(rf"[^\n]+\n  (?:{'|'.join([*STEP_TITLES.values(), 'label', 'error'])}) +\S")
 
 
-def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence[str], width: int = 100) -> None:
+def write_rows(
+    rows: Iterable[Row],
+    stream: TextIO,
+    style: str,
+    labels: Sequence[str],
+    width: int = 100,
+    more: Sequence[str] = (),
+) -> None:
     """Write each row as it comes, so that a long run can be watched and a short one is the same code.
 
     Args:
@@ -41,9 +48,10 @@ def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence
         labels (`Sequence[str]`): the label list, which names the columns of a CSV file. Texts in it are
             [`formula_safe`]; numbers stay numbers.
         width (`int`, *optional*, defaults to 100): columns of the text format.
+        more (`Sequence[str]`, *optional*): further entries of the rows that get a column of a CSV file, the last ones.
     """
     if style == "csv":
-        _write_csv(rows, stream, labels)
+        _write_csv(rows, stream, labels, more)
         return
     count = 0
     for count, row in enumerate(rows, start=1):
@@ -58,11 +66,13 @@ def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence
         stream.write("\n]\n" if count else "[]\n")
 
 
-def write_table(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence[str]) -> None:
+def write_table(
+    rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence[str], more: Sequence[str] = ()
+) -> None:
     """Write rows as [`write_rows`] does, into a file of their own: a CSV file begins with `BOM`."""
     if style == "csv":
         stream.write(BOM)
-    write_rows(rows, stream, style, labels)
+    write_rows(rows, stream, style, labels, more=more)
 
 
 def json_text(row: Mapping[str, Any]) -> str:
@@ -145,11 +155,11 @@ def formula_safe(text: str) -> str:
     return _FORMULA.sub("'", text)
 
 
-def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> None:
+def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str], more: Sequence[str]) -> None:
     # The csv module quotes a return character only where lines end with one.
     lines = SimpleNamespace(write=lambda line: stream.write(line.removesuffix("\r\n") + "\n"))
     writer = csv.writer(lines, lineterminator="\r\n")
-    writer.writerow([*_CSV_FIRST, *(f"p_{label}" for label in labels), *_CSV_LAST])
+    writer.writerow([*_CSV_FIRST, *(f"p_{label}" for label in labels), *_CSV_LAST, *more])
     for row in rows:
         read_back, probabilities, steps = (row.get(name) or {} for name in ("coherence", "probabilities", "steps"))
         cells = [
@@ -160,6 +170,7 @@ def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> No
             *(steps.get(step) for step in STEP_TITLES),
             *("; ".join(row.get(name) or ()) for name in ("problems", "notes")),
             row.get("error"),
+            *(row.get(name) for name in more),
         ]
         writer.writerow([formula_safe(cell) if isinstance(cell, str) else cell for cell in cells])
         stream.flush()

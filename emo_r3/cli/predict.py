@@ -247,8 +247,8 @@ def predict_rows(
     pipe: Any, sources: Sequence[str], args: argparse.Namespace, failed: list[str]
 ) -> Iterator[dict[str, Any]]:
     """A row for each image, in order, as the batches come; the images that failed are noted in `failed`."""
-    pairs = zip(sources, timed_first(sources, lambda some: read(pipe, some, args)), strict=True)
-    for source, result in pairs:
+    results = timed_first(sources, len(sources), lambda some: read(pipe, some, args))
+    for source, result in zip(sources, results, strict=True):
         if result.error:
             failed.append(source)
         yield {**result.to_dict(), "image": source}
@@ -274,21 +274,20 @@ def read(pipe: Any, images: Iterable[Any], args: argparse.Namespace) -> Iterator
     return results
 
 
-def timed_first(images: Sequence[Any], read: Callable[[Iterable[Any]], Iterator[Any]]) -> Iterator[Any]:
+def timed_first(images: Iterable[Any], count: int, read: Callable[[Iterable[Any]], Iterator[Any]]) -> Iterator[Any]:
     """What `read` makes of images; if it looks like a long run, says so once the first one is read, alone."""
-    position = 0
-    while len(images) >= MANY and position < len(images):
+    images = iter(images)
+    for position, image in enumerate(images if count >= MANY else (), start=1):
         begun = time.monotonic()
-        result = next(read(images[position : position + 1]))
+        result = next(read([image]))
         seconds = time.monotonic() - begun
         yield result
-        position += 1
         if not result.error:  # what can't be read takes no time
-            if (left := seconds * (len(images) - position)) >= LONG:
-                count = f"{len(images) - position:,} more images: about {duration(left)}"
-                say_beside_bar(f"emo-r3: the first image took {seconds:.1f} s; {count}, less in batches")
+            if (left := seconds * (count - position)) >= LONG:
+                more = f"{count - position:,} more images: about {duration(left)}"
+                say_beside_bar(f"emo-r3: the first image took {seconds:.1f} s; {more}, less in batches")
             break
-    yield from read(images[position:])
+    yield from read(images)
 
 
 def say_beside_bar(line: str) -> None:
