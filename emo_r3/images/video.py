@@ -68,8 +68,7 @@ def draw_frames(
         EmoR3Error: the rate is none.
         ImageError: there is no video, it can't be read at all, or PyAV is not installed.
     """
-    if not 0 < rate <= 1000:
-        raise EmoR3Error(f"rate={rate!r} must be above 0 and at most 1000 frames a second")
+    _check_rate(rate)
     frames = _of_folder(source, rate) if os.path.isdir(source) else _of_file(os.fspath(source), rate, notes)
     with closing(frames):  # which then tells of the damage that it met
         for count, frame in enumerate(frames):
@@ -84,13 +83,19 @@ def count_frames(source: str | os.PathLike[str], rate: float) -> int:
     """How many frames there may be, going by the header of a video: at least 1.
 
     Raises:
-        ImageError: as [`draw_frames`].
+        EmoR3Error, ImageError: as [`draw_frames`].
     """
+    _check_rate(rate)
     if os.path.isdir(source):
         return len(find_images(source))
     name = source_name(source)
     with _opened(os.fspath(source), name) as container:
         return max(1, math.ceil(min(_seconds(container, _stream(container, name)) or 0.0, MAX_SECONDS) * rate))
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 < rate <= 1000:
+        raise EmoR3Error(f"rate={rate!r} must be above 0 and at most 1000 frames a second")
 
 
 def _of_folder(folder: str | os.PathLike[str], rate: float) -> Generator[Frame, None, None]:
@@ -152,7 +157,7 @@ def _opened(path: str, name: str) -> Iterator[InputContainer]:
         try:
             # A file, not a path: FFmpeg would take that for an address, too.
             container = av.open(file, options=options, metadata_errors="replace")
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError) as error:  # of the second kind where FFmpeg seeks too far
             raise ImageError(
                 f"{name}: not a video that is read, or damaged at its beginning; MP4, MOV, MKV, WebM and AVI are read"
             ) from error
@@ -190,14 +195,12 @@ def _decoded(
     packets = container.demux(stream)
     while len(damage) < _MAX_DAMAGED:
         try:
-            packet = next(packets, None)
+            packet = next(packets, None)  # after an error of the container itself there is none
             if packet is None:
                 return
             frames = packet.decode()
-        except av.FFmpegError:
+        except (av.FFmpegError, OSError):
             damage.append(last)
-            if packet is None:  # of the container itself, which will not get any better
-                return
             continue
         for frame in frames:
             if frame.is_corrupt:

@@ -108,5 +108,6 @@ def plot_timeline(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """Draws valence and arousal of a timeline's rows over time; a frame without them is a gap."""
     from ..plotting import draw_timeline
 
-    points = [(row["time"], row.get("valence"), row.get("arousal")) for row in rows]
-    draw_timeline(*map(list, zip(*points, strict=True)), path=path)
+    rows = list(rows)
+    times, valence, arousal = ([row.get(name) for row in rows] for name in ("time", "valence", "arousal"))
+    draw_timeline(times, valence, arousal, path)
