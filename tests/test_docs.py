@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from small_video import scenes, write_video
 
 from emo_r3.cli import train
@@ -56,7 +55,7 @@ def test_commands_parse() -> None:
 def test_the_walk_with_photographs_can_be_walked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Every command of photographs.md in its order, with the miniature in the model's place and scenes for photographs."""
+    """Every command of photographs.md in its order: the miniature for the model, and scenes for the photographs."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for number, name in enumerate(("beach.jpg", "IMG_1.JPG", "party.webp")):
