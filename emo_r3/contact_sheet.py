@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import math
 import os
 import re
 from collections import Counter
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import quote
 
 from .errors import EmoR3Error, ImageError, reason
@@ -123,7 +122,7 @@ def _result(row: Row) -> EmotionResult:
     shares = row.get("probabilities") or {}
     steps = row.get("steps") or {}
     numbers = [row.get(name) for name in ("valence", "arousal", "chain_agreement", "consistency")]
-    known = (
+    sound = (
         isinstance(shares, dict)
         and isinstance(steps, dict)
         and all(_is_number(share) for share in shares.values())
@@ -131,9 +130,10 @@ def _result(row: Row) -> EmotionResult:
         and all(isinstance(row.get(name) or "", str) for name in ("label", "error", "model"))
         and all(isinstance(row.get(name) or [], (list, tuple)) for name in ("problems", "notes"))
     )
-    if not known:
+    if not sound:
         raise EmoR3Error(f"{source_name(row['image'])}: not a row of emo-r3 predict: give its JSON lines")
     names = ("label", "valence", "arousal", "chain_agreement", "consistency", "error")
+    known: dict[str, Any] = {name: row.get(name) for name in names}
     return EmotionResult(
         row["image"],
         probabilities={str(label): float(share) for label, share in shares.items()},
@@ -141,12 +141,12 @@ def _result(row: Row) -> EmotionResult:
         problems=tuple(map(str, row.get("problems") or ())),
         notes=tuple(map(str, row.get("notes") or ())),
         model=row.get("model") or "",
-        **{name: row.get(name) for name in names},
+        **known,
     )
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) < 1e9  # which is also false of NaN
 
 
 def _doubt(result: EmotionResult) -> tuple[bool, float, float]:

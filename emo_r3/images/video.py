@@ -156,7 +156,7 @@ def _opened(path: str, name: str) -> Iterator[InputContainer]:
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "", "codec_whitelist": ",".join(_CODECS)}
         try:
             # A file, not a path: FFmpeg would take that for an address, too.
-            container = av.open(file, options=options, metadata_errors="replace")
+            container = av.open(file, "r", options=options, metadata_errors="replace")
         except (av.FFmpegError, OSError, ValueError) as error:  # of the second kind where FFmpeg seeks too far
             raise ImageError(
                 f"{name}: not a video that is read, or damaged at its beginning; MP4, MOV, MKV, WebM and AVI are read"
@@ -166,8 +166,10 @@ def _opened(path: str, name: str) -> Iterator[InputContainer]:
 
 
 def _stream(container: InputContainer, name: str) -> av.VideoStream:
+    import av
+
     stream = container.streams.best("video")
-    if stream is None or stream.codec_context is None or not stream.width:
+    if not isinstance(stream, av.VideoStream) or not stream.width:
         raise ImageError(f"{name}: no video in it; give a video file or a folder of frames")
     if stream.codec_context.name not in _CODECS:
         raise ImageError(f"{name}: a video of a rare kind ({stream.codec_context.name}); save it as MP4 (H.264)")
@@ -191,7 +193,8 @@ def _decoded(
     """The frames that can be decoded and their times, which never go back; `damage` gets the times of the others."""
     import av
 
-    begin, last = None, 0.0
+    begin: float | None = None
+    last = 0.0
     packets = container.demux(stream)
     while len(damage) < _MAX_DAMAGED:
         try:

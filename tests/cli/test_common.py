@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from hub_server import HubServer, run_client
 from hub_server.clients import PACKAGE, client_command
 
