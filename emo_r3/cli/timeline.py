@@ -42,6 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
     # What can't be read is told before a model is loaded.
     count = min(count_frames(args.video, args.rate), args.max_frames or MAX_FRAMES)
+    if Path(os.path.realpath(args.output)).is_relative_to(
+        os.path.realpath(args.video)
+    ):  # where the plot would be a frame
+        raise EmoR3Error(f"--output {args.output} is within {args.video}: name a folder elsewhere")
     for name in (ROWS, TABLE, PLOT):
         check_output(args.output / name, [args.video])
         if not (args.output / ROWS).exists() and (args.output / name).exists():

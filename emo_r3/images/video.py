@@ -169,7 +169,7 @@ def _stream(container: InputContainer, name: str) -> av.VideoStream:
     import av
 
     stream = container.streams.best("video")
-    if not isinstance(stream, av.VideoStream) or not stream.width:
+    if not isinstance(stream, av.VideoStream) or not getattr(stream, "width", 0):  # none where no decoder is known
         raise ImageError(f"{name}: no video in it; give a video file or a folder of frames")
     if stream.codec_context.name not in _CODECS:
         raise ImageError(f"{name}: a video of a rare kind ({stream.codec_context.name}); save it as MP4 (H.264)")
@@ -209,7 +209,7 @@ def _decoded(
             if frame.is_corrupt:
                 damage.append(last)
                 continue
-            if frame.time is None:
+            if frame.pts is None or frame.time_base is None:  # it has no time
                 continue
             begin = frame.time if begin is None else begin
             if (time := frame.time - begin) >= last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,25 @@ def test_a_file_that_was_cut_short_gives_what_is_there(name: str, tmp_path: Path
     times, _, notes = drawn(whole)
     assert 3 <= len(times) < 9 and times == list(range(len(times)))
     assert any("ends at" in note and "though it says to have 12.0 s: damaged or cut short" in note for note in notes)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "mpeg4")])
+def test_whatever_is_in_a_file_it_is_read_or_refused(name: str, codec: str, tmp_path: Path) -> None:
+    whole = write_video(tmp_path / name, plain(), codec=codec).read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    for changes in [1, 5, 40] * 10:
+        data = bytearray(whole)
+        for _ in range(changes):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        (tmp_path / name).write_bytes(data)
+        try:
+            count_frames(tmp_path / name, 2)
+            assert len(drawn(tmp_path / name, 2)[0]) <= 8
+        except ImageError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 0 < refused < 30
 
 
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n"

@@ -88,6 +88,7 @@ def test_a_video_on_the_command_line(
         (["notes.txt", "--output", "out"], "notes.txt: not a video that is read"),
         (["frames", "--rate", "0", "--output", "out"], "rate=0.0 must be above 0"),
         (["frames", "--output", "notes.txt"], "notes.txt"),
+        (["frames", "--output", "frames/out"], "frames/out is within frames: name a folder elsewhere"),
         (["frames", "--output", "mine"], "timeline.csv is there, and no timeline of ours"),
     ],
 )
