@@ -109,5 +109,5 @@ def plot_timeline(rows: Iterable[dict[str, Any]], path: Path) -> None:
     from ..plotting import draw_timeline
 
     rows = list(rows)
-    times, valence, arousal = ([row.get(name) for row in rows] for name in ("time", "valence", "arousal"))
-    draw_timeline(times, valence, arousal, path)
+    valence, arousal = ([row.get(name) for row in rows] for name in ("valence", "arousal"))
+    draw_timeline([row["time"] for row in rows], valence, arousal, path)
