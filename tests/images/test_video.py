@@ -30,7 +30,8 @@ def drawn(path: Path, rate: float = 1.0, max_frames: int | None = None) -> tuple
 
 
 @pytest.mark.parametrize(
-    ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.avi", "mjpeg")]
+    ("name", "codec"),
+    [("a.mp4", "libx264"), ("a.mkv", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.avi", "mjpeg"), ("a.mov", "libx265")],
 )
 def test_frames_come_at_their_times(name: str, codec: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / name, plain(), codec=codec)
