@@ -28,7 +28,7 @@ def link_target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: Path, option: str = "--output") -> None:
     """Raises `EmoR3Error` for what is there and no regular file: a device or a FIFO is neither read nor replaced."""
     with writing(path):
         try:
@@ -36,9 +36,10 @@ def check_regular(path: Path) -> None:
         except (FileNotFoundError, NotADirectoryError):
             return
     if stat.S_ISDIR(mode):
-        raise EmoR3Error(f"--output {path} is a folder: name a file")
+        raise EmoR3Error(f"{option} {path} is a folder: name a file")
     if not stat.S_ISREG(mode):
-        raise EmoR3Error(f"--output {path} is a pipe, socket or device: name a file (without --output it is stdout)")
+        without = " (without --output it is stdout)" if option == "--output" else ""
+        raise EmoR3Error(f"{option} {path} is a pipe, socket or device: name a file{without}")
 
 
 @contextmanager

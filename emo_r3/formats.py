@@ -20,15 +20,25 @@ Row = dict[str, Any]
 FORMATS = ("text", "json", "jsonl", "csv")
 STEP_TITLES = {"step1": "triggers", "step2": "reflection", "step3": "conclusion", "think": "thinking"}
 BAR_WIDTH = 24
-# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection").
-_FORMULA = re.compile("'*[-=+@\t\r\n＝＋－＠]")
+# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection"). Where it separates
+# cells by something else than commas, as in many countries, one may begin within a text.
+_FORMULA = re.compile("^(?='*[-=+@\t\r\n＝＋－＠])|(?<=[;\t\r\n])(?=\"*'*[-=+@＝＋－＠])")
+BOM = "\ufeff"
+"""What a CSV file begins with, so that Excel takes it for UTF-8."""
 _CSV_PLAIN = ("image", "label", "confidence", "valence", "arousal", "consistency")
 _CSV_FIRST = (*_CSV_PLAIN, "coherence_label", "coherence_probability", "score")
 _CSV_LAST = (*STEP_TITLES, "problems", "notes", "error")
 _TEXT_BLOCK = re.compile(rf"[^\n]+\n  (?:{'|'.join([*STEP_TITLES.values(), 'label', 'error'])}) +\S")
 
 
-def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence[str], width: int = 100) -> None:
+def write_rows(
+    rows: Iterable[Row],
+    stream: TextIO,
+    style: str,
+    labels: Sequence[str],
+    width: int = 100,
+    more: Sequence[str] = (),
+) -> None:
     """Write each row as it comes, so that a long run can be watched and a short one is the same code.
 
     Args:
@@ -38,9 +48,10 @@ def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence
         labels (`Sequence[str]`): the label list, which names the columns of a CSV file. Texts in it are
             [`formula_safe`]; numbers stay numbers.
         width (`int`, *optional*, defaults to 100): columns of the text format.
+        more (`Sequence[str]`, *optional*): further entries of the rows that get a column of a CSV file, the last ones.
     """
     if style == "csv":
-        _write_csv(rows, stream, labels)
+        _write_csv(rows, stream, labels, more)
         return
     count = 0
     for count, row in enumerate(rows, start=1):
@@ -53,6 +64,15 @@ def write_rows(rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence
         stream.flush()
     if style == "json":
         stream.write("\n]\n" if count else "[]\n")
+
+
+def write_table(
+    rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence[str], more: Sequence[str] = ()
+) -> None:
+    """Write rows as [`write_rows`] does, into a file of their own: a CSV file begins with `BOM`."""
+    if style == "csv":
+        stream.write(BOM)
+    write_rows(rows, stream, style, labels, more=more)
 
 
 def json_text(row: Mapping[str, Any]) -> str:
@@ -128,18 +148,18 @@ def _number_lines(row: Mapping[str, Any]) -> list[str]:
 
 
 def formula_safe(text: str) -> str:
-    """The text as a CSV cell that no spreadsheet takes for a formula: with a `'` before it where it could be one.
+    """The text as a CSV cell that no spreadsheet takes for a formula: with a `'` before whatever could be one.
 
-    A text that has such quotes already gets one more, so that taking one away always gives the text back.
+    A text that has such quotes already gets one more, so that taking one away at each place gives the text back.
     """
-    return f"'{text}" if _FORMULA.match(text) else text
+    return _FORMULA.sub("'", text)
 
 
-def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> None:
+def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str], more: Sequence[str]) -> None:
     # The csv module quotes a return character only where lines end with one.
     lines = SimpleNamespace(write=lambda line: stream.write(line.removesuffix("\r\n") + "\n"))
     writer = csv.writer(lines, lineterminator="\r\n")
-    writer.writerow([*_CSV_FIRST, *(f"p_{label}" for label in labels), *_CSV_LAST])
+    writer.writerow([*_CSV_FIRST, *(f"p_{label}" for label in labels), *_CSV_LAST, *more])
     for row in rows:
         read_back, probabilities, steps = (row.get(name) or {} for name in ("coherence", "probabilities", "steps"))
         cells = [
@@ -150,9 +170,39 @@ def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str]) -> No
             *(steps.get(step) for step in STEP_TITLES),
             *("; ".join(row.get(name) or ()) for name in ("problems", "notes")),
             row.get("error"),
+            *(row.get(name) for name in more),
         ]
         writer.writerow([formula_safe(cell) if isinstance(cell, str) else cell for cell in cells])
         stream.flush()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file that `emo-r3 predict` wrote as JSON lines or JSON: the last one of each image.
+
+    Raises:
+        EmoR3Error: the file can't be read, or is another one.
+    """
+    try:
+        check_regular(path, "the file")
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise EmoR3Error(f"{path} can't be read: {reason(error)}") from error
+    if text.startswith("["):
+        lines = [line.rstrip(",") for line in text.split("\n")[1:] if line not in ("]", "")]
+    else:
+        *lines, _ = text.split("\n")  # the last one is empty, or an interrupted run's half a line
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows[row["image"] + ""] = row
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise EmoR3Error(
+                f"{path} line {number} is not a row of emo-r3 predict: give a file of --format jsonl or json"
+            ) from None
+    if not rows:
+        raise EmoR3Error(f"{path} holds no rows: give the JSON lines of emo-r3 predict")
+    return list(rows.values())
 
 
 def check_ours(path: Path, style: str) -> None:
@@ -165,7 +215,7 @@ def check_ours(path: Path, style: str) -> None:
         return
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-            head = stream.read(2**20)
+            head = stream.read(2**20).removeprefix(BOM)
     except OSError as error:
         raise EmoR3Error(f"--output {path} can't be read: {reason(error)}") from error
     if head and not _is_ours(head, style):
@@ -266,5 +316,5 @@ class ResultFile:
         """Render the other formats, in the order of `images`."""
         if self.style != "jsonl":
             rows = [self.rows[image] for image in images]
-            replace_file(self.path, lambda stream: write_rows(rows, stream, self.style, labels))
+            replace_file(self.path, lambda stream: write_table(rows, stream, self.style, labels))
             self.rows_path.unlink()

@@ -87,6 +87,33 @@ def draw_curves(panels: Sequence[Panel], path: Path) -> None:
             _draw_panel(figure.add_subplot(rows, columns, place), panel)
 
 
+def draw_timeline(
+    times: Sequence[float], valence: Sequence[float | None], arousal: Sequence[float | None], path: Path
+) -> None:
+    """
+    Draws valence and arousal over time, on their scale from 1 to 9.
+
+    Args:
+        times (`list[float]`): in seconds.
+        valence, arousal (`list[float]`): at these times; the line has a gap where one is `None`.
+        path (`Path`): the file, which is there in full or as it was before.
+    """
+    with _figure(9, HEIGHT, path) as figure:
+        axes = figure.add_subplot()
+        for number, (name, values) in enumerate((("valence", valence), ("arousal", arousal))):
+            known = [math.nan if value is None else value for value in values]
+            marker = MARKERS[number] if len(known) <= 120 else None
+            axes.plot(times, known, color=COLOURS[number], label=name, marker=marker, markersize=3.5)
+        axes.axhline(5, color=INK, linewidth=0.6, linestyle=(0, (4, 4)))
+        axes.set_ylim(1, 9)
+        axes.set_yticks(range(1, 10, 2), ["1", "3", "5 (middle)", "7", "9"])
+        axes.margins(x=0.01)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xlabel("seconds")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+
+
 def draw_intervals(systems: Sequence[str], blocks: Sequence[Block], axis: str, path: Path) -> None:
     """
     Draws a block for each place, and in it for each system a point with its interval, from 0 to 100 %.

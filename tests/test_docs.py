@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+from small_video import scenes, write_video
 
+from emo_r3 import EmoR3Pipeline
 from emo_r3.cli import train
-from emo_r3.cli.main import make_parser
+from emo_r3.cli.main import main, make_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,6 +53,34 @@ def test_commands_parse() -> None:
     assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
+@pytest.mark.slow
+def test_the_walk_with_photographs_can_be_walked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Every command of photographs.md in its order: the miniature for the model, and scenes for the photographs."""
+    miniature = EmoR3Pipeline.from_pretrained()  # once: `--dtype` is read and not obeyed, as the numbers are not told
+    monkeypatch.setattr(EmoR3Pipeline, "from_pretrained", lambda name, **options: miniature)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(("beach.jpg", "IMG_1.JPG")):
+        scenes(2)[number].save(tmp_path / "photos" / name)
+    (tmp_path / "photos/notes.txt").write_text("beach on Monday")
+    write_video(tmp_path / "holiday.mp4", scenes(2))
+    page = (ROOT / "docs/photographs.md").read_text(encoding="utf-8")
+    lines = [line for kind, code in FENCE.findall(page) if kind == "sh" for line in code.splitlines()]
+    commands = [re.sub(r" --model \S+", "", line).split()[1:] for line in lines if line.startswith("emo-r3 ")]
+    assert len(commands) == 7 and len(lines) == 8
+    for command in commands:
+        assert main(command) == 0, command
+    for name in ("emotions.jsonl", "emotions.csv", "four.jsonl", "small.jsonl"):
+        assert (tmp_path / name).read_text(encoding="utf-8").count("\n") >= 2
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('<li class="tile') == 2
+    assert sorted(path.name for path in tmp_path.glob("photos/*.json"))[0] == "IMG_1.JPG.emo-r3.json"
+    assert sorted(path.name for path in tmp_path.glob("holiday-timeline/*"))[2] == "timeline.png"
+    err = capsys.readouterr().err
+    assert "emo-r3: 1 other file left out:\n  photos/notes.txt: " in err and "emo-r3.json" not in err
+
+
 def test_options_in_the_text_exist() -> None:
     names = {"help", *re.findall(r"--([a-z-]+)", train.HELP)}
     for words in (
@@ -58,6 +88,7 @@ def test_options_in_the_text_exist() -> None:
         ["evaluate", "--datasets", "x", "--output", "y"],
         ["push", "model", "x", "you/x"],
         ["serve"],
+        ["timeline", "x", "--output", "y"],
     ):
         names |= {name.replace("_", "-") for name in vars(make_parser(words).parse_args(words))}
     text = "".join(map(prose, PAGES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -58,7 +59,27 @@ def fifo(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_a_formula_is_escaped_and_one_quote_less_is_the_text(text: str) -> None:
-    assert formula_safe(text) == "'" + text
+    assert formula_safe(text) == "'" + (f"{text[0]}'{text[1:]}" if text[0] in "\t\r\n" else text)
+
+
+@pytest.mark.parametrize("text", ["a;=1+1", "a\n=1", "a\t@b;-c", 'a;"=1"', "a;'=1", "a\r\n＝1"])
+def test_a_formula_within_a_text_is_escaped_for_spreadsheets_with_other_separators(text: str) -> None:
+    for cell in re.split(r"[;\t\r\n]", formula_safe(text)):
+        assert not cell.lstrip('"').startswith(tuple("=+-@＝"))
+    assert re.sub("(^|(?<=[;\t\r\n]))'(?=\"*'*[-=+@＝])", "", formula_safe(text)) == text
+    assert formula_safe("two\n\nparagraphs; and more") == "two\n\nparagraphs; and more"
+
+
+def test_a_csv_file_begins_so_that_excel_reads_it_as_utf_8(tmp_path: Path) -> None:
+    for _ in range(2):  # the second time it is there, and ours
+        check_ours(tmp_path / "rows.csv", "csv")
+        file = ResultFile(tmp_path / "rows.csv", "csv", SETTINGS)
+        file.append([row("été.png")])
+        file.finish(["été.png"], LABELS)
+    data = (tmp_path / "rows.csv").read_bytes()
+    assert data.startswith(b"\xef\xbb\xbfimage,label,") and data.count(b"\xef\xbb\xbf") == 1
+    assert list(pandas.read_csv(tmp_path / "rows.csv")["image"]) == ["été.png"]
+    assert not written("csv", row("a.png")).startswith("\ufeff"), "on stdout it would be in another program's way"
 
 
 @pytest.mark.parametrize("text", HARMLESS)
@@ -101,7 +122,7 @@ def test_a_resumed_csv_knows_its_formulas_by_their_names(tmp_path: Path) -> None
     assert list(second.rows) == names[:3]
     second.append(row(name) for name in names[3:])
     second.finish(names, LABELS)
-    with (tmp_path / "rows.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with (tmp_path / "rows.csv").open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         assert [entry["image"] for entry in csv.DictReader(stream)] == [formula_safe(name) for name in names]
 
 

@@ -52,7 +52,7 @@ def check_output(output: Path, sources: Sequence[str] = (), option: str = "--out
     """Refuse, before the model is loaded, an output that can't be written or is one of the images."""
     from ..files import check_regular, link_target, writing
 
-    check_regular(output)
+    check_regular(output, option)
     if any(os.path.realpath(output) == os.path.realpath(source) for source in sources):
         raise EmoR3Error(f"{option} {output} is one of the images: name another file")
     folder = link_target(output).parent
@@ -87,7 +87,11 @@ def quiet_libraries() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if transformers := sys.modules.get("transformers"):
         transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # and huggingface_hub's, which tell of a download
+        if sys.stderr.isatty():
+            from huggingface_hub.utils import enable_progress_bars
+
+            enable_progress_bars()
     if datasets := sys.modules.get("datasets"):
         datasets.utils.logging.set_verbosity_error()
         datasets.disable_progress_bars()

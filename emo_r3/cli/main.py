@@ -19,6 +19,8 @@ from .common import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_TERMINA
 # Each is a module of this package with `add_arguments` and `run`.
 COMMANDS = {
     "predict": "read the emotion of images",
+    "report": "make a page to look through of what predict wrote",
+    "timeline": "read the emotion of a video over time",
     "demo": "serve the demo in the browser",
     "serve": "serve a REST API",
     "prepare": "make a data set of the original downloads",

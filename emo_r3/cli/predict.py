@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .. import __version__
@@ -18,11 +20,23 @@ from ..errors import EmoR3Error
 from ..utils import printable, with_progress
 from .common import EXIT_SOME_FAILED, check_device, check_output, positive, quiet_libraries, terminable
 
+if TYPE_CHECKING:
+    from ..formats import ResultFile
+    from ..sidecars import Sidecars
+
+# A run of so many images or more, for so many seconds or more, is told how long it will take.
+MANY, LONG = 9, 60.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `emo-r3 predict`."""
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|URL", help="a folder means all images below it")
+    add_model_arguments(parser)
+    add_output_arguments(parser)
 
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model is asked, and how."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", metavar="PATH|REPO", help="folder or Hub repository (default: the miniature, offline)"
@@ -65,6 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     answer.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer, in tokens")
 
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say where results go."""
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=("text", "json", "jsonl", "csv"), default="text")
     output.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout; an interrupted run goes on")
@@ -74,6 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.png|FOLDER",
         help="show on each image what its label hangs on: a PNG, or a folder of them",
     )
+    output.add_argument(
+        "--write-sidecar", action="store_true", help="photo.jpg.emo-r3.json beside each image; a later run goes on"
+    )
+    output.add_argument("--report", type=Path, metavar="FILE", help="an HTML page of all images, to look through")
     output.add_argument("--batch-size", type=positive, metavar="N", help="images in one pass")
     output.add_argument(
         "--on-error",
@@ -96,12 +117,29 @@ def run(args: argparse.Namespace) -> int:
         check_ours(args.output, args.format)
     else:
         prepare_stdout(args.format)
+    if args.write_sidecar:
+        from ..sidecars import check_sidecars
+
+        check_sidecars(sources)
+    if args.report:
+        check_report_option(args, sources)
     overlays = overlay_files(args.explain, sources) if args.explain else {}
     quiet_libraries()
     with locked(args.output) if args.output else nullcontext(), terminable():
         status = predict(args, sources, overlays)
-    tell_left_out(left_out(args.images))
+    own = {os.path.realpath(path) for path in (args.output, args.report) if path}
+    tell_left_out([entry for entry in left_out(args.images) if os.path.realpath(entry[0]) not in own])
     return status
+
+
+def check_report_option(args: argparse.Namespace, sources: Sequence[str]) -> None:
+    """Refuse, before the model is loaded, a report that can't be written."""
+    from ..contact_sheet import check_report
+
+    if args.output and os.path.realpath(args.report) == os.path.realpath(args.output):
+        raise EmoR3Error(f"--report and --output are both {args.report}: name another file")
+    check_output(args.report, sources, "--report")
+    check_report(args.report)
 
 
 def predict(args: argparse.Namespace, sources: Sequence[str], overlays: Mapping[str, Path]) -> int:
@@ -110,26 +148,58 @@ def predict(args: argparse.Namespace, sources: Sequence[str], overlays: Mapping[
 
     pipe, labels, settings = load_pipeline(args)
     stored = ResultFile(args.output, args.format, settings) if args.output else None
-    todo = [source for source in sources if not stored or source not in stored.rows]
-    if stored and len(todo) < len(sources):
+    beside = find_sidecars(sources, settings, stored) if args.write_sidecar else None
+    known = {**(beside.rows if beside else {}), **(stored.rows if stored else {})}
+    todo = [source for source in sources if source not in known]
+    if len(todo) < len(sources):
         print(f"emo-r3: {len(sources) - len(todo)} of {len(sources)} done before, going on", file=sys.stderr)
 
     failed: list[str] = []
-    rows = with_progress(predict_rows(pipe, todo, args, failed, overlays), len(todo), show=bool(stored))
+    found: list[dict[str, Any]] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        """Of the images that the output lacks, in order."""
+        new = iter(with_progress(predict_rows(pipe, todo, args, failed, overlays), len(todo), show=bool(stored)))
+        for source in sources:
+            if stored and source in stored.rows:
+                continue
+            row = known[source] if source in known else next(new)
+            if beside and source not in known:
+                beside.write(row)
+            if args.report and not stored:
+                found.append(row)
+            yield row
+        next(new, None)  # so that the bar is closed
+
     try:
         if stored:
-            stored.append(rows)
+            stored.append(rows())
+            found = [stored.rows[source] for source in sources]
             stored.finish(sources, labels)
         else:
-            write_rows(rows, sys.stdout, args.format, labels, shutil.get_terminal_size((100, 24)).columns)
+            write_rows(rows(), sys.stdout, args.format, labels, shutil.get_terminal_size((100, 24)).columns)
+        if args.report:
+            from ..contact_sheet import write_report
+
+            write_report(found, args.report)
     except KeyboardInterrupt as interrupt:
-        hint = (
-            f": {len(stored.rows)} of {len(sources)} are kept, the same command goes on from there" if stored else ""
-        )
+        kept = len(stored.rows) if stored else len(beside.rows) if beside else 0
+        hint = f": {kept} of {len(sources)} are kept, the same command goes on from there" if stored or beside else ""
         raise type(interrupt)(hint) from None
     if failed:
         print(f"emo-r3: {len(failed)} of {len(todo)} failed, see their rows", file=sys.stderr)
     return EXIT_SOME_FAILED if failed else 0
+
+
+def find_sidecars(sources: Sequence[str], settings: dict[str, Any], stored: ResultFile | None) -> Sidecars:
+    """The sidecars of earlier runs that hold still, and those of rows that the output has already."""
+    from ..sidecars import Sidecars
+
+    beside = Sidecars(sources, settings)
+    for source in sources:
+        if stored and source in stored.rows and source not in beside.rows:
+            beside.write({name: value for name, value in stored.rows[source].items() if name != "settings"})
+    return beside
 
 
 def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[str, Any]]:
@@ -188,6 +258,17 @@ def predict_rows(
     pipe: Any, sources: Sequence[str], args: argparse.Namespace, failed: list[str], overlays: Mapping[str, Path]
 ) -> Iterator[dict[str, Any]]:
     """A row for each image, in order, as the batches come, and its overlay; what failed is noted in `failed`."""
+    results = timed_first(sources, len(sources), lambda some: read(pipe, some, args))
+    for source, result in zip(sources, results, strict=True):
+        if result.error:
+            failed.append(source)
+        if result.evidence_map is not None:
+            save_overlay(result, source, overlays[source], args.allow_private_hosts)
+        yield {**result.to_dict(), "image": source}
+
+
+def read(pipe: Any, images: Iterable[Any], args: argparse.Namespace) -> Iterator[Any]:
+    """The pipeline's results, with the options of the command."""
     options = {
         "labels": args.labels,
         "method": args.method,
@@ -203,13 +284,38 @@ def predict_rows(
         "explain": True if args.explain else None,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    results = pipe(iter(sources), reflect=args.reflect, num_candidates=args.candidates, **given)
-    for source, result in zip(sources, results, strict=True):
-        if result.error:
-            failed.append(source)
-        if result.evidence_map is not None:
-            save_overlay(result, source, overlays[source], args.allow_private_hosts)
-        yield {**result.to_dict(), "image": source}
+    results: Iterator[Any] = pipe(iter(images), reflect=args.reflect, num_candidates=args.candidates, **given)
+    return results
+
+
+def timed_first(images: Iterable[Any], count: int, read: Callable[[Iterable[Any]], Iterator[Any]]) -> Iterator[Any]:
+    """What `read` makes of images; if it looks like a long run, says so once the first one is read, alone."""
+    images = iter(images)
+    for position, image in enumerate(images if count >= MANY else (), start=1):
+        begun = time.monotonic()
+        result = next(read([image]))
+        seconds = time.monotonic() - begun
+        yield result
+        if not result.error:  # what can't be read takes no time
+            if (left := seconds * (count - position)) >= LONG:
+                more = f"{count - position:,} more images: about {duration(left)}"
+                say_beside_bar(f"emo-r3: the first image took {seconds:.1f} s; {more}, less in batches")
+            break
+    yield from read(images)
+
+
+def say_beside_bar(line: str) -> None:
+    """Prints a line on stderr where a progress bar may be."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """A time to wait, as one would say it."""
+    if seconds < 90 * 60:
+        return f"{max(1, round(seconds / 60))} minute{'' if seconds < 90 else 's'}"
+    return f"{round(seconds / 3600)} hours"
 
 
 def overlay_files(target: Path, sources: Sequence[str]) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from html import escape
 
 from PIL import Image
 
-from ..formats import Row, write_rows
+from ..formats import Row, write_table
 from ..images.overlay import evidence_layer
 from ..labels import LabelSet
 from ..lexicon import expected_affect
@@ -213,7 +213,7 @@ def downloads(rows: Sequence[Row], labels: LabelSet) -> str:
     links = []
     for style, kind in (("csv", "text/csv"), ("json", "application/json")):
         text = io.StringIO()
-        write_rows(rows, text, style, labels.labels)
+        write_table(rows, text, style, labels.labels)
         data = base64.b64encode(text.getvalue().encode("utf-8", "backslashreplace")).decode()
         url = f"data:{kind};charset=utf-8;base64,{data}"
         links.append(f'<a class="download" download="emo-r3.{style}" href="{url}">Download {style.upper()}</a>')

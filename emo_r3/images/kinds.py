@@ -14,8 +14,11 @@ SUFFIXES = frozenset(
         *(".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
+SIDECAR_SUFFIX = ".emo-r3.json"
+"""What is added to an image's whole name for the file beside it that says what was found: `photo.jpg.emo-r3.json`."""
+
 _SAVE = ", which is not read; save it as PNG or JPEG"
-_FRAME = "a video, not an image; save a frame of it as PNG or JPEG"
+_FRAME = "a video, not an image; emo-r3 timeline reads it, or save a frame of it as PNG or JPEG"
 _RARE = "not a readable image: {} of a rare kind, or damaged; save it as PNG or JPEG"
 # What else is often called .jpg or .png, by what stands at an offset. The last are of kinds that Pillow reads, but not
 # in every variety.

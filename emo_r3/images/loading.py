@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from ..errors import ImageError
 from .download import fetch, public_name
-from .kinds import SUFFIXES, readable_formats, what_else
+from .kinds import SIDECAR_SUFFIX, SUFFIXES, readable_formats, what_else
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
@@ -132,6 +132,22 @@ def load_image(
     raise ImageError(f"{kind}: not an image; give a path, a URL, a PIL image, bytes or a numpy array")
 
 
+def load_thumbnail(path: str | os.PathLike[str], side: int) -> Image.Image:
+    """
+    Reads an image file as [`load_image`] does, reduced to fit a square; of large JPEGs, only that is decoded.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+        side (`int`): the most pixels of a side.
+
+    Raises:
+        [`ImageError`]: as [`load_image`].
+    """
+    image = _decode(_read_file(path, MAX_BYTES), _one_line(path), MAX_BYTES, MAX_PIXELS, near=side).image
+    image.thumbnail((side, side))
+    return image
+
+
 def is_file(source: Any) -> bool:
     """Whether this is an open file or something like it, and not a collection of images or of lines."""
     return callable(getattr(source, "read", None))
@@ -182,7 +198,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 def left_out(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str]]:
     """
-    What [`find_images`] leaves out of folders: files without a known suffix, hidden ones apart.
+    What [`find_images`] leaves out of folders: files without a known suffix, hidden ones and our own sidecars apart.
 
     Args:
         paths (iterable of `str` or `os.PathLike`): as given there.
@@ -194,6 +210,8 @@ def left_out(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str]]:
     for path in [os.fspath(path) for path in paths]:
         if os.path.isdir(path):
             for name in sorted(_walk(path, images=False)):
+                if name.endswith(SIDECAR_SUFFIX):
+                    continue
                 try:
                     head = _read_head(name)
                 except OSError as error:
@@ -278,7 +296,7 @@ def _read_data_url(url: str, max_bytes: int) -> bytes:
         raise ImageError("data URL: not base64, or cut short; encode the image again") from error
 
 
-def _decode(data: bytes, name: str, max_bytes: int, max_pixels: int) -> LoadedImage:
+def _decode(data: bytes, name: str, max_bytes: int, max_pixels: int, near: int | None = None) -> LoadedImage:
     if not data:
         raise ImageError(f"{name}: empty; copy or download it again")
     if len(data) > max_bytes:
@@ -302,7 +320,7 @@ def _decode(data: bytes, name: str, max_bytes: int, max_pixels: int) -> LoadedIm
     except Exception as error:  # on hostile bytes Pillow's readers raise nearly every type there is
         raise _damaged(name, error) from error
     with image:
-        return _finish(image, name, max_pixels, note)
+        return _finish(image, name, max_pixels, note, near=near)
 
 
 def _scans(data: bytes) -> int:
@@ -322,7 +340,9 @@ def _frame_note(image: Image.Image) -> str | None:
     return f"first frame of {getattr(image, 'n_frames', 1)}"
 
 
-def _finish(image: Image.Image, name: str, max_pixels: int, *notes: str | None) -> LoadedImage:
+def _finish(
+    image: Image.Image, name: str, max_pixels: int, *notes: str | None, near: int | None = None
+) -> LoadedImage:
     width, height = image.size
     if not width * height:
         raise ImageError(f"{name}: no pixels ({width} x {height}); give an image of at least 1 x 1")
@@ -334,6 +354,8 @@ def _finish(image: Image.Image, name: str, max_pixels: int, *notes: str | None) 
             raise ImageError(f"{name}: {_too_many_pixels(max_pixels)}")
         with _pillow_warnings_off():
             rotated = tags.get(ExifTags.Base.Orientation, 1) in _TURNS  # loading a TIFF turns it already
+            if near is not None:
+                image.draft(None, (near, near))
             image.load()
             upright = _upright(image)
             coloured, profile_note = _to_srgb(upright, image.info.get("icc_profile"))

@@ -19,6 +19,7 @@ import pytest
 
 from emo_r3 import __version__, load_prompts, resolve_labels
 from emo_r3.cli.main import describe, main
+from emo_r3.cli.predict import duration
 from emo_r3.errors import CheckpointError
 from emo_r3.files import locked
 from emo_r3.results import Coherence, EmotionResult
@@ -380,9 +381,85 @@ def test_names_that_look_like_options_and_formulas(pipeline: type[StrawPipeline]
     names = ["-x.png", "--format", "=1+1.png", "a\nb.png", "b\udcff.png", "-x.png"]
     assert main(["predict", "--format", "csv", "--output", "rows.csv", "--", *names]) == 0
     assert pipeline.seen == names[:-1]  # the same one is read once
-    with (tmp_path / "rows.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with (tmp_path / "rows.csv").open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         found = [row["image"] for row in csv.DictReader(stream)]
     assert found == ["'-x.png", "'--format", "'=1+1.png", *names[3:5]]
+
+
+def test_sidecars_let_a_run_go_on(
+    pipeline: type[StrawPipeline], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", "in", "--format", "jsonl", "--write-sidecar"]
+    pipeline.stop_at = "in/deep/c.webp"
+    assert main(command) == 130
+    assert "2 of 3 are kept, the same command goes on" in capsys.readouterr().err
+    pipeline.stop_at, pipeline.seen = None, []
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert pipeline.seen == ["in/deep/c.webp"] and "2 of 3 done before" in err
+    assert [json.loads(line)["image"] for line in out.splitlines()] == ["in/a.JPG", "in/b.png", "in/deep/c.webp"]
+    assert sorted(path.name for path in folder.rglob("*.json")) == [
+        "a.JPG.emo-r3.json", "b.png.emo-r3.json", "c.webp.emo-r3.json",
+    ]  # fmt: skip
+    assert "emo-r3.json" not in err, "they are not told as left out"
+    pipeline.seen = []
+    assert main([*command, "--seed", "1"]) == 0
+    assert len(pipeline.seen) == 3, "of other settings"
+
+
+def test_sidecars_and_an_output_know_of_each_other(pipeline: type[StrawPipeline], folder: Path) -> None:
+    output = ["--format", "jsonl", "--output", "rows"]
+    assert main(["predict", "in/b.png", *output]) == 0
+    assert main(["predict", "in/a.JPG", "--write-sidecar", "--format", "json"]) == 0
+    assert main(["predict", "in", *output, "--write-sidecar"]) == 0
+    assert pipeline.seen == ["in/b.png", "in/a.JPG", "in/deep/c.webp"]
+    assert [row["image"] for row in rows_of(Path("rows"))] == ["in/b.png", "in/a.JPG", "in/deep/c.webp"]
+    assert len(list(folder.rglob("*.emo-r3.json"))) == 3
+
+
+def test_a_sidecar_of_somebody_else_is_told_before_a_model_is_loaded(
+    pipeline: type[StrawPipeline], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "b.png.emo-r3.json").write_text("mine")
+    assert main(["predict", "in", "--write-sidecar"]) == 2
+    err = capsys.readouterr().err
+    assert "b.png.emo-r3.json is there, and not of emo-r3" in err and err.count("\n") == 1
+    assert pipeline.calls == [] and list(folder.rglob("*.emo-r3.json")) == [folder / "b.png.emo-r3.json"]
+
+
+def test_an_interrupted_run_gives_a_whole_report_in_the_end(
+    pipeline: type[StrawPipeline], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [f"{number}.png" for number in range(5)]
+    command = ["predict", *images, "--format", "csv", "--output", "rows.csv", "--report", "report.html"]
+    pipeline.stop_at = "3.png"
+    assert main(command) == 130
+    pipeline.stop_at = None
+    assert main(command) == 0
+    assert Path("report.html").read_text(encoding="utf-8").count('<li class="tile') == 5
+    Path("report.html").write_text("mine")
+    calls = len(pipeline.calls)
+    assert main(command) == 2
+    assert main([*command[:-1], "rows.csv"]) == 2
+    assert len(pipeline.calls) == calls
+    assert "--report and --output are both rows.csv" in capsys.readouterr().err
+
+
+def test_the_time_of_one_image_is_said_before_a_long_run(
+    pipeline: type[StrawPipeline], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ["bad.png", *(f"{number}.png" for number in range(811))]
+    assert main(["predict", *images, "--format", "jsonl"]) == 1
+    assert capsys.readouterr().err == "emo-r3: 1 of 812 failed, see their rows\n", "it takes no time"
+    clock = iter(range(0, 1000, 3))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    assert main(["predict", *images, "--format", "jsonl"]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("emo-r3: the first image took 3.0 s; 810 more images: about 40 minutes, less in batches\n")
+    assert [json.loads(line)["image"] for line in out.splitlines()] == images
+    assert [duration(seconds) for seconds in (60, 100, 5000, 20_000)] == [
+        "1 minute", "2 minutes", "83 minutes", "6 hours",
+    ]  # fmt: skip
 
 
 def test_rows_carry_their_settings(tmp_path: Path) -> None:

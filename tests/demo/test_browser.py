@@ -210,7 +210,7 @@ def test_several_images_give_a_gallery_and_a_table_to_download(visit: Any, tmp_p
         with page.expect_download() as waiting:
             page.click(f"#downloads a[download$={style}]")
         waiting.value.save_as(tmp_path / f"table.{style}")
-    with (tmp_path / "table.csv").open() as stream:
+    with (tmp_path / "table.csv").open(encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["image"] for row in rows] == [*(path.name for path in SAMPLES[:3]), "broken.png"]
     assert rows[0]["step1"] and rows[3]["error"]

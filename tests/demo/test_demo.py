@@ -114,7 +114,7 @@ def test_downloads_hold_the_table() -> None:
     data = dict(re.findall(r'download="emo-r3\.(\w+)" href="data:[^,]*,([^"]*)"', links))
     texts = {style: base64.b64decode(value).decode() for style, value in data.items()}
     assert json.loads(texts["json"]) == [json.loads(RESULT.to_json())]
-    [row] = csv.DictReader(io.StringIO(texts["csv"]))
+    [row] = csv.DictReader(io.StringIO(texts["csv"].removeprefix("\ufeff")))
     assert (row["image"], row["label"], row["p_fear"], row["step2"]) == ("<b>.png", "fear", "0.75", "It frightens.")
 
 

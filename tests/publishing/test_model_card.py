@@ -55,6 +55,7 @@ def test_the_run_is_told(run: Path) -> None:
         "![Curves of the training run](curves.png)",
         "`apache-2.0`, the base model's.",
         "Evoked, not expressed",
+        "It identifies nobody in an image or a video",
         "Drawings only",
         "nobody's consent was needed",
         "Nothing: no evaluation was given",
