@@ -50,6 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoding", choices=("free", "constrained"), default="free", help="(default: free, as the paper measures)"
     )
+    parser.add_argument(
+        "--candidates",
+        dest="num_candidates",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="draw N answers to each image and make one of them",
+    )
+    parser.add_argument(
+        "--aggregate",
+        choices=("best", "self-consistency"),
+        default="best",
+        help="of the candidates: the best, or the mean of what they say",
+    )
     parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
     parser.add_argument(

@@ -34,6 +34,7 @@ from ..errors import DataError, EmoR3Error
 from ..files import locked, write_text, writing
 from ..formats import json_text
 from ..inference.endpoint import EndpointError
+from ..inference.options import Aggregate
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
 from ..models.checkpoint import CheckpointInfo
@@ -81,6 +82,8 @@ class Evaluation:
             unless given.
         sepm_preset (`str`, *optional*): thresholds of `"sepm"`; the paper's unless given.
         decoding (`str`, *optional*, defaults to `"free"`): as the paper measures, or `"constrained"`.
+        num_candidates (`int`, *optional*, defaults to 1): draw as many answers to each image and make one of them.
+        aggregate (`str`, *optional*, defaults to `"best"`): how: the best, or `"self-consistency"`.
         max_new_tokens (`int`, *optional*, defaults to 512): budget of an answer.
         batch_size (`int`, *optional*, defaults to 8): images in one forward, or in flight to a server.
         faithfulness (`bool`, *optional*, defaults to `False`): ask again with changed texts and images.
@@ -99,6 +102,8 @@ class Evaluation:
     method: str | None = None
     sepm_preset: str | None = None
     decoding: Literal["free", "constrained"] = "free"
+    num_candidates: int = 1
+    aggregate: Aggregate = "best"
     max_new_tokens: int = 512
     batch_size: int = 8
     faithfulness: bool = False
@@ -154,12 +159,14 @@ def _evaluate(asked: Evaluation, state: PartialState) -> dict[str, Any]:
         "versions": {"emo_r3": __version__} | {name: machine[name] for name in VERSIONS},
     } | facts
     settings |= {"judge": asked.judge} if asked.judge else {}
+    several = _several(asked)
+    settings |= several
     _check_settings(asked.output, settings)
     finished, start = (asked.output / PREDICTIONS).exists(), time.monotonic()
     how = {name: settings[name] for name in ("method", "decoding", "max_new_tokens")}
 
     def answer(items: Items, batches: Sequence[int], kept: Kept) -> Batches:
-        return predict_items(engine, items, batches, asked.batch_size, kept, **how)
+        return predict_items(engine, items, batches, asked.batch_size, kept, **how, **several)
 
     answered = _do(asked, state, sets, asked.output / PREDICTIONS, answer)
     seconds = time.monotonic() - start
@@ -207,6 +214,17 @@ def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[st
         return sepm(images, labels=labels, on_error=on_error)  # of the other options, it has none
 
     return read, facts | {"sepm_preset": preset, "decoding": "constrained"}
+
+
+def _several(asked: Evaluation) -> dict[str, Any]:
+    """How many answers are drawn and what is made of them, where that is not the usual one."""
+    if asked.num_candidates == 1 and asked.aggregate == "best":
+        return {}
+    if wrong := [f"--{name}" for name in ("endpoint", "faithfulness") if getattr(asked, name)]:
+        raise EmoR3Error(f"{wrong[0]} is about one answer to an image: leave --candidates and --aggregate out")
+    if asked.method == "sepm":
+        raise EmoR3Error("--method sepm draws no answers: leave --candidates and --aggregate out")
+    return {"num_candidates": asked.num_candidates, "aggregate": asked.aggregate}
 
 
 def _load_endpoint(asked: Evaluation) -> tuple[Engine, dict[str, Any]]:
