@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CSV file of valence and arousal of words (default: Glasgow norms)",
     )
 
+    model.add_argument(
+        "--calibration",
+        metavar="FILE|off",
+        help="of emo-r3 calibrate, or none (default: what the checkpoint says of its probabilities)",
+    )
+
     answer = parser.add_argument_group("answer")
     answer.add_argument("--labels", metavar="NAME|A,B,..", help="emoset, emotion6, webemo, ... or your own list")
     answer.add_argument("--method", choices=("set", "think", "direct"), help="three steps, one thought, or label only")
@@ -146,6 +152,7 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         attn_implementation=args.attention,
         prompts=prompts,
         lexicon=lexicon,
+        calibration=args.calibration != "off" and (args.calibration or True),
     )
     labels, prompts = labels or pipe.info.label_set, prompts or pipe.info.prompts
     settings = {
@@ -167,6 +174,9 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         "prompts": f"{prompts.version}-{hashlib.sha256(json_text(prompts.to_dict()).encode()).hexdigest()[:8]}",
         "emo_r3": __version__,
     }
+    if pipe.info.calibrations:
+        told = json_text({"calibrations": [one.to_dict() for one in pipe.info.calibrations]})
+        settings["calibration"] = hashlib.sha256(told.encode()).hexdigest()[:8]
     if args.lexicon:
         settings["lexicon"] = hashlib.sha256(args.lexicon.read_bytes()).hexdigest()[:8]
     return pipe, labels.labels, settings

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from ..inference.endpoint import EndpointError
 from ..inference.options import Aggregate
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
+from ..models.calibration import Calibration, find_calibration, read_calibrations
 from ..models.checkpoint import CheckpointInfo
 from ..models.checkpoint_files import hub_commit, weights_digest
 from ..results import EmotionResult
@@ -44,6 +45,7 @@ from ..utils import with_progress, without_folders
 from .comparison import PREDICTIONS, RESULTS, read_rows
 from .examples import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
 from .faithfulness import Judge, Probe, check_probed, summarize
+from .probabilities import measure, way_of
 from .sepm import SepmPipeline
 
 _logger = logging.getLogger(__name__)
@@ -88,6 +90,9 @@ class Evaluation:
         batch_size (`int`, *optional*, defaults to 8): images in one forward, or in flight to a server.
         faithfulness (`bool`, *optional*, defaults to `False`): ask again with changed texts and images.
         judge (`str`, *optional*): text model that reads the label out of the reasoning, for `faithfulness`.
+        calibration (`bool` or `str`, *optional*, defaults to `True`): measure probabilities also as the checkpoint's
+            calibration for this way of asking scales them, or as that of a file or folder of `emo-r3 calibrate`; the
+            answers that are kept are uncalibrated.
     """
 
     datasets: Sequence[str]
@@ -108,6 +113,7 @@ class Evaluation:
     batch_size: int = 8
     faithfulness: bool = False
     judge: str | None = None
+    calibration: str | bool = True
 
 
 def evaluate(
@@ -145,6 +151,8 @@ def _evaluate(asked: Evaluation, state: PartialState) -> dict[str, Any]:
         sets = [load_items(name, asked.split, asked.limit) for name in asked.datasets]
     in_domain = _check_names(sets, asked.in_domain)
     engine, facts = load_engine(asked, state)
+    calibrations = facts.get("calibrations", ())
+    facts = {name: value for name, value in facts.items() if name != "calibrations"}
     if asked.faithfulness:
         check_probed(engine, facts["method"])
     elif asked.judge:
@@ -178,7 +186,8 @@ def _evaluate(asked: Evaluation, state: PartialState) -> dict[str, Any]:
     if finished and (asked.output / RESULTS).exists():
         timing = json.loads((asked.output / RESULTS).read_text(encoding="utf-8"))["run"]
     stated = _stated(settings) | {"in_domain": in_domain}  # the settings themselves stay here, and tell the folders
-    results = stated | score(sets, rows, in_domain) | faithfulness | {"run": timing}
+    reliable = _reliability(sets, rows, settings, calibrations)
+    results = stated | score(sets, rows, in_domain) | reliable | faithfulness | {"run": timing}
     if not state.process_index:
         write_text(asked.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
@@ -192,7 +201,16 @@ def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[st
         return _load_endpoint(asked)
     # With a process for each device, a model is on its process's.
     device = state.device if state.num_processes > 1 and state.device.type != "cpu" else None
-    pipe = EmoR3Pipeline.from_pretrained(asked.model, revision=asked.revision, dtype=asked.dtype, device_map=device)
+    pipe = EmoR3Pipeline.from_pretrained(
+        asked.model,
+        revision=asked.revision,
+        dtype=asked.dtype,
+        device_map=device,
+        calibration=asked.calibration,
+    )
+    calibrations = pipe.info.calibrations
+    if calibrations:  # answers are kept as they are
+        pipe = EmoR3Pipeline(pipe.model, pipe.processor, replace(pipe.info, calibrations=()), name=pipe.name)
     folder, info = Path(pipe.model.config.name_or_path or ""), pipe.info
     model = {
         "name": pipe.name,
@@ -204,7 +222,7 @@ def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[st
         "base_commit": info.base_commit,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
     }
-    facts = {"model": model} | _how_asked(asked, info)
+    facts = {"model": model, "calibrations": calibrations} | _how_asked(asked, info)
     if asked.method != "sepm":
         return pipe, facts
     preset = asked.sepm_preset or "paper"
@@ -235,8 +253,37 @@ def _load_endpoint(asked: Evaluation) -> tuple[Engine, dict[str, Any]]:
         raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
     assert asked.endpoint
     pipe = EmoR3Pipeline.from_endpoint(asked.endpoint, asked.model, concurrency=asked.batch_size)
+    calibrations = pipe.info.calibrations if asked.calibration is True else ()
+    if not isinstance(asked.calibration, bool):
+        calibrations = read_calibrations(asked.calibration)
+    if pipe.info.calibrations:
+        info = replace(pipe.info, calibrations=())
+        pipe = EmoR3Pipeline.from_endpoint(asked.endpoint, pipe.name, info=info, concurrency=asked.batch_size)
     recipe = {name: getattr(pipe.info, name) for name in ("recipe_hash", "base_model", "base_commit")}
-    return pipe, {"model": {"name": pipe.name, "endpoint": pipe.url} | recipe} | _how_asked(asked, pipe.info)
+    model = {"name": pipe.name, "endpoint": pipe.url} | recipe
+    return pipe, {"model": model, "calibrations": calibrations} | _how_asked(asked, pipe.info)
+
+
+def _reliability(
+    sets: Sequence[Items], rows: Sequence[Row], settings: Mapping[str, Any], calibrations: Sequence[Calibration]
+) -> dict[str, Any]:
+    """What the probabilities are worth by data set, under `calibration`, where the answers have any."""
+    remaining, found = iter(rows), {}
+    for items in sets:
+        calibration = find_calibration(calibrations, way_of(settings, items.labels.labels))
+        for fitted in calibration.fitted.get("datasets", ()) if calibration else ():
+            if fitted.get("fingerprint") == items.fingerprint or (
+                fitted.get("name") == items.name and fitted.get("split") == items.split
+            ):
+                _logger.warning(
+                    f"the calibration was fitted on {items.name}, split {items.split}: measure it on another"
+                )
+        if told := measure(items, list(islice(remaining, len(items.ids))), calibration):
+            found[items.name] = told
+    if calibrations and not any("calibrated" in told for told in found.values()):
+        known = "; or ".join(str(one.way) for one in calibrations)
+        _logger.warning(f"the calibration is not for these answers, so that it isn't measured: it is for {known}")
+    return {"calibration": found} if found else {}
 
 
 def _how_asked(asked: Evaluation, info: CheckpointInfo) -> dict[str, Any]:

@@ -22,8 +22,9 @@ MEASURES = {
     "log_loss": "log loss",
     "kl": "KL to annotators",
     "js": "JS to annotators",
+    "accuracy": "accuracy",
 }
-"""By name, as tables have them; less is better in all."""
+"""By name, as tables have them; less is better in all but the last."""
 
 
 def reliability(
@@ -57,6 +58,7 @@ def reliability(
         - `log_loss`: mean of -ln of the right answer's probability, which is taken as 1e-10 at least;
         - `kl`, `js`: to the people, as [`~emo_r3.metrics.calibration.distribution_distances`] has them, over the items
           where they are known; left out where they are nowhere;
+        - `accuracy`: of all these items, as vector scaling can change answers;
         - `difference`: each measure less that of `before`, by the same draws, if it is given;
 
         and `bins`, for a diagram: of each of ten, `count` of answers, their mean `confidence`, and their `accuracy`.
@@ -78,7 +80,9 @@ def reliability(
         raise DataError("no item has a distribution; give probabilities by label")
     told = [people[row] for row in rows] if people else None
     right = [references[row] for row in rows]
-    items = [_Items([given[row] for row in rows], right, [shares[row] for row in rows], told) for given, shares in systems]
+    items = [
+        _Items([given[row] for row in rows], right, [shares[row] for row in rows], told) for given, shares in systems
+    ]
     # The same draws for both, so that what the items have in common falls out of the difference.
     drawn = [_draws(one, seed) for one in items]
     found: dict[str, Any] = {"count": len(rows)} | _estimates(drawn[0])
@@ -99,7 +103,9 @@ class _Items:
     ) -> None:
         names = [label_key(label) for label in distributions[0]]
         shares = np.array([_in_order(row, names) for row in distributions], float)
-        answers, right = ([None if one is None else label_key(one) for one in some] for some in (predictions, references))
+        answers, right = (
+            [None if one is None else label_key(one) for one in some] for some in (predictions, references)
+        )
         place = {name: number for number, name in enumerate(names)}
         all_rows = np.arange(len(shares))
         self.answered = np.array([answer in place for answer in answers])
@@ -112,6 +118,7 @@ class _Items:
         self.rows = {
             "brier": ((self.confidence - self.right) ** 2, self.answered),
             "log_loss": (-np.log(np.maximum(likely, SMALLEST)), every),
+            "accuracy": (self.right.astype(float), every),
         }
         if people is not None:
             theirs = np.array([_in_order(row or {}, names, exact=False) for row in people], float)
@@ -124,7 +131,9 @@ class _Items:
     def measure(self, counts: Array) -> dict[str, Array]:
         """The measures of draws, given how often each item is in them: `(draws, items)`."""
         gaps = np.zeros((len(self.right), BINS))
-        gaps[np.arange(len(gaps)), bin_of(self.confidence)] = np.where(self.answered, self.right - self.confidence, 0.0)
+        gaps[np.arange(len(gaps)), bin_of(self.confidence)] = np.where(
+            self.answered, self.right - self.confidence, 0.0
+        )
         answers = np.maximum(counts @ self.answered, 1)
         measures = {"ece": np.abs(counts @ gaps).sum(1) / answers}
         for name, (values, known) in self.rows.items():
