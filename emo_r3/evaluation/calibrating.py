@@ -45,8 +45,8 @@ class Calibrated:
 
     Args:
         calibration (`Calibration`): fitted on all items.
-        held_out (`dict`): `uncalibrated` and `calibrated`, of [`~emo_r3.metrics.reliability.reliability`]: each half of
-            the items scaled by what was fitted on the other half.
+        held_out (`dict`): `uncalibrated` and `calibrated`, of [`~emo_r3.metrics.reliability.reliability`]: each half
+            of the items scaled by what was fitted on the other half.
     """
 
     calibration: Calibration
@@ -67,9 +67,9 @@ def calibrate(
 ) -> list[Calibrated]:
     """Fits a scaling of a model's probabilities on labelled items, and writes it where the pipeline finds it.
 
-    The answers are those of an evaluation, which goes on where it was stopped. A calibration is for the label list, the
-    method, the number of candidates and what is made of them that it was fitted with, and for no others. Take items that
-    the model was not trained on: on its own it is surer than on others.
+    The answers are those of an evaluation, which goes on where it was stopped. A calibration is for the label list,
+    the method, the number of candidates and what is made of them that it was fitted with, and for no others. Take
+    items that the model was not trained on: on its own it is surer than on others.
 
     Args:
         datasets (`list[str]`): as [`~emo_r3.evaluation.evaluate`] takes them; those with one label list go together.
@@ -137,7 +137,7 @@ def calibrate(
 
 
 def own_folder(model: str | None) -> Path | None:
-    """The folder whose `emo_r3.json` is to say a calibration; `None` for the package's model and for one of the Hub."""
+    """The folder whose `emo_r3.json` is to say a calibration; `None` for the package's model and one of the Hub."""
     folder = Path(model or MINIATURE).expanduser()
     if model in (None, MINIATURE) or not folder.is_dir():
         return None

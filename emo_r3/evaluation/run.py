@@ -271,13 +271,10 @@ def _reliability(
     remaining, found = iter(rows), {}
     for items in sets:
         calibration = find_calibration(calibrations, way_of(settings, items.labels.labels))
-        for fitted in calibration.fitted.get("datasets", ()) if calibration else ():
-            if fitted.get("fingerprint") == items.fingerprint or (
-                fitted.get("name") == items.name and fitted.get("split") == items.split
-            ):
-                _logger.warning(
-                    f"the calibration was fitted on {items.name}, split {items.split}: measure it on another"
-                )
+        for one in calibration.fitted.get("datasets", ()) if calibration else ():
+            same = (one.get("name"), one.get("split")) == (items.name, items.split)
+            if same or one.get("fingerprint") == items.fingerprint:
+                _logger.warning(f"the calibration was fitted on {items.name}, {items.split}: measure it on others")
         if told := measure(items, list(islice(remaining, len(items.ids))), calibration):
             found[items.name] = told
     if calibrations and not any("calibrated" in told for told in found.values()):

@@ -67,7 +67,8 @@ def reliability(
         DataError: the lengths differ, there is no distribution, or two have different labels.
 
     Example:
-        >>> found = reliability(["joy", "joy"], ["joy", "fear"], [{"joy": 0.9, "fear": 0.1}, {"joy": 0.6, "fear": 0.4}])
+        >>> shares = [{"joy": 0.9, "fear": 0.1}, {"joy": 0.6, "fear": 0.4}]
+        >>> found = reliability(["joy", "joy"], ["joy", "fear"], shares)
         >>> round(found["brier"]["value"], 3), round(found["log_loss"]["value"], 3)
         (0.185, 0.511)
     """
@@ -103,9 +104,8 @@ class _Items:
     ) -> None:
         names = [label_key(label) for label in distributions[0]]
         shares = np.array([_in_order(row, names) for row in distributions], float)
-        answers, right = (
-            [None if one is None else label_key(one) for one in some] for some in (predictions, references)
-        )
+        answers = [None if one is None else label_key(one) for one in predictions]
+        right = [label_key(one) for one in references]
         place = {name: number for number, name in enumerate(names)}
         all_rows = np.arange(len(shares))
         self.answered = np.array([answer in place for answer in answers])
@@ -113,7 +113,7 @@ class _Items:
         self.confidence = np.where(self.answered, confidence, 0.0)
         self.right = np.array([answer == one for answer, one in zip(answers, right, strict=True)])
         known = np.array([one in place for one in right])
-        likely = np.where(known, shares[all_rows, [place.get(one or "", 0) for one in right]], 0.0)
+        likely = np.where(known, shares[all_rows, [place.get(one, 0) for one in right]], 0.0)
         every = np.ones(len(shares), bool)
         self.rows = {
             "brier": ((self.confidence - self.right) ** 2, self.answered),
@@ -131,9 +131,8 @@ class _Items:
     def measure(self, counts: Array) -> dict[str, Array]:
         """The measures of draws, given how often each item is in them: `(draws, items)`."""
         gaps = np.zeros((len(self.right), BINS))
-        gaps[np.arange(len(gaps)), bin_of(self.confidence)] = np.where(
-            self.answered, self.right - self.confidence, 0.0
-        )
+        gap = np.where(self.answered, self.right - self.confidence, 0.0)
+        gaps[np.arange(len(gaps)), bin_of(self.confidence)] = gap
         answers = np.maximum(counts @ self.answered, 1)
         measures = {"ece": np.abs(counts @ gaps).sum(1) / answers}
         for name, (values, known) in self.rows.items():

@@ -13,8 +13,8 @@ from .calibration import SMALLEST
 Array = NDArray[Any]
 
 RIDGE = 1.0
-"""Weight of half the squared distance from "nothing is changed", beside the log loss summed over the rows: so little that
-a few hundred rows outweigh it, and enough that a label which no row has doesn't run away."""
+"""Weight of half the squared distance from "nothing is changed", beside the log loss summed over the rows: so little
+that a few hundred rows outweigh it, and enough that a label which no row has doesn't run away."""
 HOTTEST = 100.0
 """The highest temperature; the lowest is its inverse. Reached where the shares say nothing, or all."""
 _STEPS = 100

@@ -151,7 +151,7 @@ def _way(asked: Mapping[str, Any]) -> Way:
 
 
 def _number(name: str, value: Any, largest: float = _LARGEST) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > largest:
+    if type(value) not in (int, float) or not -largest <= value <= largest:  # which NaN is not
         raise CheckpointError(f"a calibration's {name} is {value!r}; it must be a number up to {largest:g}")
     return float(value)
 
