@@ -153,7 +153,7 @@ def draw_reliability(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, flo
                 colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
                 axes.plot(x, y, color=colour)
                 areas = [8 + 80 * (one["count"] or 0) / most for one in full]
-                axes.scatter(x, y, areas, colour, marker, label=name, clip_on=False, zorder=3)
+                axes.scatter(x, y, areas, colour, marker=marker, label=name, clip_on=False, zorder=3)
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1)
             axes.set_aspect("equal")
