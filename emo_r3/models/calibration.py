@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -150,8 +149,12 @@ def _way(asked: Mapping[str, Any]) -> Way:
     return Way(LabelSet("custom", tuple(labels)).labels, method, count, aggregate, drawn)
 
 
+def _is_number(value: Any, largest: float = 1e300) -> bool:
+    return type(value) in (int, float) and -largest <= value <= largest  # which NaN is not
+
+
 def _number(name: str, value: Any, largest: float = _LARGEST) -> float:
-    if type(value) not in (int, float) or not -largest <= value <= largest:  # which NaN is not
+    if not _is_number(value, largest):
         raise CheckpointError(f"a calibration's {name} is {value!r}; it must be a number up to {largest:g}")
     return float(value)
 
@@ -163,20 +166,20 @@ def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
 
 
 def _check_fitted(fitted: Any) -> None:
-    """Facts are for people: plain values alone, and data sets as objects of them."""
+    """Facts are for people: plain values, data sets as objects of them, and the two log losses."""
 
-    def plain(value: Any) -> bool:
-        return isinstance(value, (str, int, NoneType)) or (isinstance(value, float) and math.isfinite(value))
+    def plain(facts: Any, *others: str) -> bool:
+        if not isinstance(facts, Mapping):
+            return False
+        values = [value for name, value in facts.items() if name not in others]
+        return all(isinstance(one, (str, int, NoneType)) or _is_number(one) for one in values)
 
-    sets = fitted.get("datasets", []) if isinstance(fitted, Mapping) else None
-    losses = fitted.get("log_loss", {}) if isinstance(fitted, Mapping) else None
-    if (
-        not isinstance(sets, list)
-        or not isinstance(losses, Mapping)
-        or not all(isinstance(one, Mapping) for one in sets)
-        or not all(plain(value) for one in (*sets, losses) for value in one.values())
-        or not all(plain(fitted[name]) for name in fitted if name not in ("datasets", "log_loss"))
-    ):
+    good = plain(fitted, "datasets", "log_loss")
+    if good:
+        sets, losses = fitted.get("datasets", []), fitted.get("log_loss", {})
+        good = isinstance(sets, list) and all(plain(one) for one in sets) and plain(losses)
+        good = good and set(losses) in (set(), {"before", "after"}) and all(map(_is_number, losses.values()))
+    if not good:
         raise CheckpointError("a calibration's `fitted` must be an object of plain facts")
 
 

@@ -88,7 +88,10 @@ BAD: list[tuple[Any, str]] = [
     (HOT | {"fitted": []}, "plain facts"),
     (HOT | {"fitted": {"datasets": "x"}}, "plain facts"),
     (HOT | {"fitted": {"datasets": [{"name": ["x"]}]}}, "plain facts"),
-    (HOT | {"fitted": {"log_loss": {"before": math.nan}}}, "plain facts"),
+    (HOT | {"fitted": {"log_loss": {"before": math.nan, "after": 1.0}}}, "plain facts"),
+    (HOT | {"fitted": {"log_loss": {"before": "1", "after": 1.0}}}, "plain facts"),
+    (HOT | {"fitted": {"log_loss": {"before": 1.0}}}, "plain facts"),
+    (HOT | {"fitted": {"seconds": math.inf}}, "plain facts"),
     (HOT | {"fitted": {"rows": {}}}, "plain facts"),
 ]
 
