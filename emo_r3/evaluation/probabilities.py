@@ -32,18 +32,18 @@ def measure(items: Items, rows: Sequence[Row], calibration: Calibration | None =
         `dict`: `uncalibrated` and, with a calibration, `calibrated` (with the `difference`) and the `calibration`;
         empty where no answer has probabilities.
     """
-    return measure_group([(items, rows)], lambda place: calibration)
+    return measure_group([(items, rows)], (lambda place: calibration) if calibration else None)
 
 
 def measure_group(
-    group: Sequence[tuple[Items, Sequence[Row]]], of_row: Callable[[int], Calibration | None]
+    group: Sequence[tuple[Items, Sequence[Row]]], of_row: Callable[[int], Calibration] | None
 ) -> dict[str, Any]:
     """
     As [`measure`], of several data sets with one label list together.
 
     Args:
         group (`list[tuple]`): data sets, and the answers to all their items.
-        of_row (`Callable`): the calibration of each row by its number; `None` for none of them.
+        of_row (`Callable`, *optional*): the calibration of each row by its number.
     """
     rows = [row for _, own in group for row in own]
     people: list[Any] = [shares for items, _ in group for shares in people_of(items) or [None] * len(items.ids)]
@@ -53,7 +53,7 @@ def measure_group(
     before = ([row["prediction"] for row in rows], [row["distribution"] or None for row in rows])
     told = people if any(people) else None
     found: dict[str, Any] = {"uncalibrated": reliability(before[0], references, before[1], told, seed=SEED)}
-    if (first := of_row(0)) is None:
+    if of_row is None:
         return found
     after = [
         of_row(place).apply(shares, answer) if shares else (None, answer)
@@ -61,7 +61,7 @@ def measure_group(
     ]
     answers, shares = [answer for _, answer in after], [shares for shares, _ in after]
     found["calibrated"] = reliability(answers, references, shares, told, before=before, seed=SEED)
-    return found | {"calibration": first.to_dict()}
+    return found | {"calibration": of_row(0).to_dict()}
 
 
 def probability_table(found: Mapping[str, Mapping[str, Any]]) -> str:

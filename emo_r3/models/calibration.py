@@ -137,7 +137,7 @@ def _way(asked: Mapping[str, Any]) -> Way:
     labels, method = asked.get("labels"), asked.get("method")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise CheckpointError("a calibration's labels must be a list of texts")
-    if method not in get_args(Method):
+    if not isinstance(method, str) or method not in get_args(Method):
         raise CheckpointError(f"a calibration's method is {method!r}; it must be one of {', '.join(get_args(Method))}")
     count, aggregate = asked.get("num_candidates", 1), asked.get("aggregate", "best")
     if type(count) is not int or not 0 < count <= 10**6:
