@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -263,6 +263,8 @@ def _load(
     """A model of a checked folder, with an adapter merged into it; `options` are of `from_pretrained`."""
     own = adapter or folder
     info = CheckpointInfo.read(own if (own / INFO_FILE).exists() else folder)
+    if adapter and not (own / INFO_FILE).exists():
+        info = replace(info, calibrations=())  # which are for the base's weights alone
     has_processor = any((own / file).exists() for file in ("processor_config.json", "preprocessor_config.json"))
     with loading(name):
         check_size(AutoModelForImageTextToText, folder)
