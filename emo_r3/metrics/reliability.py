@@ -54,7 +54,7 @@ def reliability(
         `dict`: `count` of the items, and as `{"value", "low", "high"}`
 
         - `ece` and `brier`: of the answer's confidence, as [`~emo_r3.metrics.calibration.calibration`] has them, over
-          the items with an answer;
+          the items with an answer; the draws of `ece`, which are too high, are moved down by their mean excess;
         - `log_loss`: mean of -ln of the right answer's probability, which is taken as 1e-10 at least;
         - `kl`, `js`: to the people, as [`~emo_r3.metrics.calibration.distribution_distances`] has them, over the items
           where they are known; left out where they are nowhere;
@@ -88,7 +88,7 @@ def reliability(
     drawn = [_draws(one, seed) for one in items]
     found: dict[str, Any] = {"count": len(rows)} | _estimates(drawn[0])
     if before:
-        found["difference"] = _estimates({name: drawn[0][name] - drawn[1][name] for name in drawn[0]})
+        found["difference"] = _estimates({name: drawn[0][name] - drawn[1][name] for name in drawn[0]}, -np.inf)
     return found | {"bins": items[0].bins()}
 
 
@@ -166,12 +166,15 @@ def _draws(items: _Items, seed: int) -> dict[str, Array]:
     for _ in range(RESAMPLES // block):
         drawn = [np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(block)]
         parts.append(items.measure(np.array(drawn, float)))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    series = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # Noise in a bin widens its gap, whichever way it goes, so that draws have more of it than the items they are of.
+    series["ece"][1:] -= series["ece"][1:].mean() - series["ece"][0]
+    return series
 
 
-def _estimates(series: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+def _estimates(series: Mapping[str, Array], least: float = 0.0) -> dict[str, dict[str, float]]:
     found = {}
     for name in (name for name in MEASURES if name in series):
-        low, high = np.quantile(series[name][1:], [0.025, 0.975])
+        low, high = np.maximum(np.quantile(series[name][1:], [0.025, 0.975]), least)
         found[name] = {"value": float(series[name][0]), "low": float(low), "high": float(high)}
     return found

@@ -88,6 +88,15 @@ def test_an_interval_is_that_of_a_mean() -> None:
     assert reliability(predictions, references, told, seed=1)["log_loss"] != found
 
 
+def test_the_interval_of_a_small_calibration_error_holds_it() -> None:
+    """Each draw adds noise to the bins, so that plain quantiles of the draws can lie above what was seen."""
+    rng = np.random.default_rng(5)
+    sure = rng.uniform(0.5, 1, 400)
+    right = ["joy" if hit else "fear" for hit in rng.random(400) < sure]
+    found = reliability(["joy"] * 400, right, shares(*sure.tolist()))["ece"]
+    assert 0 <= found["low"] <= found["value"] <= found["high"] and found["value"] < 0.06
+
+
 def test_differences_are_of_the_same_draws() -> None:
     predictions, references, told, people = sample()
     same = reliability(predictions, references, told, people, before=(predictions, told))["difference"]
