@@ -55,6 +55,8 @@ class StrawPipeline:
             label_set=resolve_labels("emoset"), prompts=load_prompts(), method="set", recipe_hash="1f", calibrations=()
         )
         if not isinstance(calibration, bool):
+            from emo_r3.models.calibration import read_calibrations
+
             self.info.calibrations = read_calibrations(calibration)
 
     @classmethod
