@@ -50,7 +50,7 @@ def test_every_export_is_there() -> None:
 
 @pytest.mark.parametrize(
     ("package", "names"),
-    [("training", "EmoR3Config EmoR3Trainer"), ("evaluation", "evaluate"), ("demo", "create_demo launch")],
+    [("training", "EmoR3Config EmoR3Trainer"), ("evaluation", "calibrate evaluate"), ("demo", "create_demo launch")],
 )
 def test_rooms_give_their_names_on_first_use(package: str, names: str) -> None:
     module = importlib.import_module(f"emo_r3.{package}")

@@ -345,9 +345,8 @@ def test_rows_of_other_settings_are_not_mixed(
     assert main([*command, *options]) == 2
     assert f"rows holds rows made with {name} = " in capsys.readouterr().err
     assert (tmp_path / "rows").read_bytes() == before
-    assert (
-        main([*command, "--batch-size", "3", "--device", "cpu", "--calibration", "off"]) == 0
-    )  # these don't change a row
+    same = ["--batch-size", "3", "--device", "cpu", "--calibration", "off"]
+    assert main([*command, *same]) == 0  # these don't change a row
 
 
 @pytest.mark.parametrize("content", ["my notes", "my notes\n", '{"image": "x.png"}\n', "[1]\n", '{"a": 1}'])
