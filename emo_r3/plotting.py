@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,12 @@ class Block:
     begins: bool = False
 
 
+def check_kind(path: Path) -> None:
+    """Raises `EmoR3Error` unless the file's name says which kind of figure it is to be."""
+    if path.suffix[1:] not in _UNDATED:
+        raise EmoR3Error(f"{path}: a figure is a .png, .svg or .pdf file; give it such a name")
+
+
 def draw_curves(panels: Sequence[Panel], path: Path) -> None:
     """Draws panels, two in a row, into a file, which is there in full or as it was before. Nothing for none."""
     if not panels:
@@ -143,6 +149,47 @@ def draw_intervals(systems: Sequence[str], blocks: Sequence[Block], axis: str, p
         axes.set_axisbelow(True)
         axes.set_xlabel(axis)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
+
+
+def draw_reliability(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]], path: Path) -> None:
+    """
+    Draws reliability diagrams, two in a row: the accuracy of answers over their confidence, in bins.
+
+    Args:
+        panels (`dict`): by title, the systems by name, each with its bins: `count` of answers, `confidence`,
+            `accuracy`, of [`~emo_r3.metrics.reliability.reliability`]. The area of a point grows with the count.
+        path (`Path`): the file, which is there in full or as it was before.
+
+    Raises:
+        EmoR3Error: the name doesn't end in .png, .svg or .pdf.
+    """
+    check_kind(path)
+    if not panels:
+        return
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with _figure(4.2 * columns, 4.2 * rows, path) as figure:
+        for place, (title, systems) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(rows, columns, place)
+            axes.plot((0, 1), (0, 1), color=INK, linewidth=0.8, linestyle=":")
+            for number, (name, bins) in enumerate(systems.items()):
+                full = [one for one in bins if one["count"]]
+                most = max((one["count"] or 0 for one in full), default=1)
+                points = [(one["confidence"], one["accuracy"]) for one in full]
+                x, y = zip(*points, strict=True) if points else ((), ())
+                colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+                axes.plot(x, y, color=colour)
+                areas = [8 + 80 * (one["count"] or 0) / most for one in full]
+                axes.scatter(x, y, areas, colour, marker=marker, label=name, clip_on=False, zorder=3)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1)
+            axes.set_aspect("equal")
+            axes.set_title(title, loc="left")
+            axes.grid()
+            axes.set_axisbelow(True)
+            axes.set_xlabel("confidence")
+            axes.set_ylabel("accuracy")
+            axes.legend(loc="upper left")
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ def test_options_in_the_text_exist() -> None:
     for words in (
         ["predict", "x"],
         ["evaluate", "--datasets", "x", "--output", "y"],
+        ["calibrate", "--datasets", "x", "--output", "y"],
         ["push", "model", "x", "you/x"],
         ["serve"],
         ["timeline", "x", "--output", "y"],
@@ -121,6 +123,19 @@ def test_every_place_that_the_pages_name_is_there() -> None:
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = set(re.findall(r"\]\((docs/\w+\.md)\)", prose(ROOT / "README.md")))
     assert linked == {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"}
+
+
+def test_the_table_of_calibration_is_what_was_measured() -> None:
+    spec = spec_from_file_location("make_calibration", ROOT / "docs" / "make_calibration.py")
+    assert spec and spec.loader
+    made = module_from_spec(spec)
+    spec.loader.exec_module(made)
+    facts = json.loads(made.FACTS.read_text(encoding="utf-8"))
+    table = made.table(facts)
+    assert table == made.old_table((ROOT / "docs/calibration.md").read_text(encoding="utf-8"))
+    assert [len(systems) for systems in facts["ways"].values()] == [3, 3, 3] and table.count("\n") == 10
+    worst, best = facts["ways"]["one chain"]["uncalibrated"], facts["ways"]["8 chains"]["temperature"]
+    assert f"| {worst['ece']['value']:.3f} [" in table and f"| {best['ece']['value']:.3f} [" in table
 
 
 def test_the_table_is_what_was_measured() -> None:

@@ -52,7 +52,7 @@ def test_every_export_is_there() -> None:
     ("package", "names"),
     [
         ("training", "EmoR3Config EmoR3Trainer"),
-        ("evaluation", "evaluate"),
+        ("evaluation", "calibrate evaluate"),
         ("demo", "create_demo launch"),
         ("serving", "create_api"),
     ],

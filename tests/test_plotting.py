@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emo_r3.plotting import COLOURS, DPI, HEIGHT, WIDTH, Block, Panel, Series, draw_curves, draw_intervals
+from emo_r3.errors import EmoR3Error
+from emo_r3.plotting import (
+    COLOURS,
+    DPI,
+    HEIGHT,
+    WIDTH,
+    Block,
+    Panel,
+    Series,
+    draw_curves,
+    draw_intervals,
+    draw_reliability,
+)
 
 PANELS = [
     Panel("Rising", [Series("one", [(0, 0.0), (5, float("nan")), (10, 1.0)])]),
@@ -41,6 +53,18 @@ def test_intervals_go_where_their_ends_are(tmp_path: Path) -> None:
     (left, middle), (middle_again, right) = ends
     assert middle == pytest.approx(middle_again, abs=4)
     assert (middle - left) / (right - left) == pytest.approx(3 / 8, abs=0.01)
+
+
+def test_a_reliability_diagram_goes_where_its_bins_are(tmp_path: Path) -> None:
+    bins = [{"count": 3, "confidence": 0.5, "accuracy": 0.25}, {"count": 0, "confidence": None, "accuracy": None}]
+    sure = [{"count": 9, "confidence": 0.9, "accuracy": 0.75}]
+    draw_reliability({"here": {"before": [*bins, *sure], "after": bins}}, tmp_path / "plot.png")
+    x, y = places(tmp_path / "plot.png", COLOURS[0])
+    below = y > Image.open(tmp_path / "plot.png").height * 0.2  # the legend is above
+    across, down = np.ptp(x[below]), np.ptp(y[below])
+    assert down / across == pytest.approx(0.5 / 0.4, rel=0.1)
+    with pytest.raises(EmoR3Error, match=r"a figure is a \.png, \.svg or \.pdf file"):
+        draw_reliability({}, tmp_path / "plot.gif")
 
 
 @pytest.mark.parametrize("kind", ["png", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("svg", "pdf"))])

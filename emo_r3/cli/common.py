@@ -62,6 +62,14 @@ def check_output(output: Path, sources: Sequence[str] = (), option: str = "--out
         raise EmoR3Error(f"{option} {output} can't be written: {folder} is read-only: write elsewhere")
 
 
+def check_plot(path: Path) -> None:
+    """Refuse, before the work is done, a figure that can't be drawn or written."""
+    from .. import plotting  # without matplotlib, this says so
+
+    plotting.check_kind(path)
+    check_output(path)
+
+
 def check_device(device: str | None) -> None:
     """Refuse, before the model is loaded, a device that this machine or this PyTorch hasn't."""
     if device in (None, "cpu", "auto"):

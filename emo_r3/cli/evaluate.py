@@ -13,9 +13,10 @@ from accelerate import PartialState
 
 from ..errors import EmoR3Error
 from ..evaluation.comparison import RESULTS, load_run, make_table, markdown, read_rows
+from ..evaluation.probabilities import plot_reliability, probability_table
 from ..evaluation.run import Evaluation, evaluate
 from ..evaluation.sepm import PRESETS
-from .common import EXIT_SOME_FAILED, check_output, positive, quiet_libraries
+from .common import EXIT_SOME_FAILED, check_output, check_plot, positive, quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoding", choices=("free", "constrained"), default="free", help="(default: free, as the paper measures)"
     )
+    parser.add_argument(
+        "--candidates",
+        dest="num_candidates",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="draw N answers to each image and make one of them",
+    )
+    parser.add_argument(
+        "--aggregate",
+        choices=("best", "self-consistency"),
+        default="best",
+        help="of the candidates: the best, or the mean of what they say",
+    )
     parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
@@ -58,12 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--judge", metavar="PATH|REPO", help="text model that reads the label out of the reasoning, for --faithfulness"
     )
+    parser.add_argument(
+        "--calibration", metavar="FILE", default=True, help="of emo-r3 calibrate (default: what the checkpoint says)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="reliability diagrams: .png, .svg or .pdf")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate a model, or go on where that was stopped, and print the table."""
     quiet_libraries()
     check_output(args.output / RESULTS, ())
+    if args.plot:
+        check_plot(args.plot)
     options = {name: value for name, value in vars(args).items() if name in Evaluation.__dataclass_fields__}
     # Processes wait at the end for the slowest.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
@@ -76,13 +97,18 @@ def run(args: argparse.Namespace) -> int:
         raise
     finally:  # or a thread of it may end the process with SIGABRT on its way out
         state.destroy_process_group()
-    failed = 0 if state.process_index else print_results(args.output)
+    failed = 0 if state.process_index else print_results(args.output, args.plot)
     return EXIT_SOME_FAILED if failed else 0
 
 
-def print_results(output: Path) -> int:
-    """Prints the table; returns how many images could not be read."""
-    print(markdown(make_table([load_run(str(output))])))
+def print_results(output: Path, plot: Path | None = None) -> int:
+    """Prints the tables, and draws; returns how many images could not be read."""
+    found = load_run(str(output))
+    print(markdown(make_table([found])))
+    if reliable := found.results.get("calibration"):
+        print(f"\n{probability_table(reliable)}")
+    if plot:
+        plot_reliability(reliable or {}, plot)
     rows = read_rows(output)
     failed = sum("error" in row for row in rows)
     if failed:

@@ -26,6 +26,7 @@ COMMANDS = {
     "prepare": "make a data set of the original downloads",
     "train": "train a model as a recipe says",
     "evaluate": "measure a model on data sets",
+    "calibrate": "fit a model's probabilities to labelled images",
     "compare": "put measured models side by side",
     "push": "publish data sets, models, the metric and Spaces on the Hub",
     "env": "print what a bug report needs",

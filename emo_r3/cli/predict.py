@@ -59,6 +59,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="CSV file of valence and arousal of words (default: Glasgow norms)",
     )
 
+    model.add_argument(
+        "--calibration",
+        metavar="FILE|off",
+        help="of emo-r3 calibrate, or none (default: what the checkpoint says of its probabilities)",
+    )
+
     answer = parser.add_argument_group("answer")
     answer.add_argument("--labels", metavar="NAME|A,B,..", help="emoset, emotion6, webemo, ... or your own list")
     answer.add_argument("--method", choices=("set", "think", "direct"), help="three steps, one thought, or label only")
@@ -226,6 +232,7 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         attn_implementation=args.attention,
         prompts=prompts,
         lexicon=lexicon,
+        calibration=args.calibration != "off" and (args.calibration or True),
     )
     labels, prompts = labels or pipe.info.label_set, prompts or pipe.info.prompts
     settings = {
@@ -249,6 +256,9 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
     }
     if args.explain:
         settings["explain"] = True
+    if pipe.info.calibrations:
+        told = json_text({"calibrations": [one.to_dict() for one in pipe.info.calibrations]})
+        settings["calibration"] = hashlib.sha256(told.encode()).hexdigest()[:8]
     if args.lexicon:
         settings["lexicon"] = hashlib.sha256(args.lexicon.read_bytes()).hexdigest()[:8]
     return pipe, labels.labels, settings

@@ -254,7 +254,7 @@ def score(sets: Sequence[Items], rows: Sequence[Row], in_domain: Sequence[str] =
           triggers in step 1.
     """
     columns: dict[str, Any] = {"distributions": None, "reference_distributions": None}
-    people = [_people(items) for items in sets]
+    people = [people_of(items) for items in sets]
     if any(people):
         columns["distributions"] = [row["distribution"] for row in rows]
         columns["reference_distributions"] = [
@@ -279,7 +279,7 @@ def score(sets: Sequence[Items], rows: Sequence[Row], in_domain: Sequence[str] =
     return {"metrics": metrics, "format": forms} | ({"grounding": grounding} if grounding else {})
 
 
-def _people(items: Items) -> Sequence[Any]:
+def people_of(items: Items) -> Sequence[Any]:
     """How people spread over the labels, by item; nothing where the data set doesn't tell."""
     shares = items.rows.features.get("distribution")  # others may call something else so
     told = shares if isinstance(shares, Mapping) else {}

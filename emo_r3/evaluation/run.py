@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +34,10 @@ from ..errors import DataError, EmoR3Error
 from ..files import locked, write_text, writing
 from ..formats import json_text
 from ..inference.endpoint import EndpointError
+from ..inference.options import Aggregate
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
+from ..models.calibration import Calibration, find_calibration, read_calibrations
 from ..models.checkpoint import CheckpointInfo
 from ..models.checkpoint_files import hub_commit, weights_digest
 from ..results import EmotionResult
@@ -43,6 +45,7 @@ from ..utils import with_progress, without_folders
 from .comparison import PREDICTIONS, RESULTS, read_rows
 from .examples import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
 from .faithfulness import Judge, Probe, check_probed, summarize
+from .probabilities import measure, way_of
 from .sepm import SepmPipeline
 
 _logger = logging.getLogger(__name__)
@@ -81,10 +84,15 @@ class Evaluation:
             unless given.
         sepm_preset (`str`, *optional*): thresholds of `"sepm"`; the paper's unless given.
         decoding (`str`, *optional*, defaults to `"free"`): as the paper measures, or `"constrained"`.
+        num_candidates (`int`, *optional*, defaults to 1): draw as many answers to each image and make one of them.
+        aggregate (`str`, *optional*, defaults to `"best"`): how: the best, or `"self-consistency"`.
         max_new_tokens (`int`, *optional*, defaults to 512): budget of an answer.
         batch_size (`int`, *optional*, defaults to 8): images in one forward, or in flight to a server.
         faithfulness (`bool`, *optional*, defaults to `False`): ask again with changed texts and images.
         judge (`str`, *optional*): text model that reads the label out of the reasoning, for `faithfulness`.
+        calibration (`bool` or `str`, *optional*, defaults to `True`): measure probabilities also as the checkpoint's
+            calibration for this way of asking scales them, or as that of a file or folder of `emo-r3 calibrate`; the
+            answers that are kept are uncalibrated.
     """
 
     datasets: Sequence[str]
@@ -99,10 +107,13 @@ class Evaluation:
     method: str | None = None
     sepm_preset: str | None = None
     decoding: Literal["free", "constrained"] = "free"
+    num_candidates: int = 1
+    aggregate: Aggregate = "best"
     max_new_tokens: int = 512
     batch_size: int = 8
     faithfulness: bool = False
     judge: str | None = None
+    calibration: str | bool = True
 
 
 def evaluate(
@@ -140,6 +151,8 @@ def _evaluate(asked: Evaluation, state: PartialState) -> dict[str, Any]:
         sets = [load_items(name, asked.split, asked.limit) for name in asked.datasets]
     in_domain = _check_names(sets, asked.in_domain)
     engine, facts = load_engine(asked, state)
+    calibrations = facts.get("calibrations", ())
+    facts = {name: value for name, value in facts.items() if name != "calibrations"}
     if asked.faithfulness:
         check_probed(engine, facts["method"])
     elif asked.judge:
@@ -154,12 +167,14 @@ def _evaluate(asked: Evaluation, state: PartialState) -> dict[str, Any]:
         "versions": {"emo_r3": __version__} | {name: machine[name] for name in VERSIONS},
     } | facts
     settings |= {"judge": asked.judge} if asked.judge else {}
+    several = _several(asked)
+    settings |= several
     _check_settings(asked.output, settings)
     finished, start = (asked.output / PREDICTIONS).exists(), time.monotonic()
     how = {name: settings[name] for name in ("method", "decoding", "max_new_tokens")}
 
     def answer(items: Items, batches: Sequence[int], kept: Kept) -> Batches:
-        return predict_items(engine, items, batches, asked.batch_size, kept, **how)
+        return predict_items(engine, items, batches, asked.batch_size, kept, **how, **several)
 
     answered = _do(asked, state, sets, asked.output / PREDICTIONS, answer)
     seconds = time.monotonic() - start
@@ -171,7 +186,8 @@ def _evaluate(asked: Evaluation, state: PartialState) -> dict[str, Any]:
     if finished and (asked.output / RESULTS).exists():
         timing = json.loads((asked.output / RESULTS).read_text(encoding="utf-8"))["run"]
     stated = _stated(settings) | {"in_domain": in_domain}  # the settings themselves stay here, and tell the folders
-    results = stated | score(sets, rows, in_domain) | faithfulness | {"run": timing}
+    reliable = _reliability(sets, rows, settings, calibrations)
+    results = stated | score(sets, rows, in_domain) | reliable | faithfulness | {"run": timing}
     if not state.process_index:
         write_text(asked.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
@@ -185,7 +201,16 @@ def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[st
         return _load_endpoint(asked)
     # With a process for each device, a model is on its process's.
     device = state.device if state.num_processes > 1 and state.device.type != "cpu" else None
-    pipe = EmoR3Pipeline.from_pretrained(asked.model, revision=asked.revision, dtype=asked.dtype, device_map=device)
+    pipe = EmoR3Pipeline.from_pretrained(
+        asked.model,
+        revision=asked.revision,
+        dtype=asked.dtype,
+        device_map=device,
+        calibration=asked.calibration,
+    )
+    calibrations = pipe.info.calibrations
+    if calibrations:  # answers are kept as they are
+        pipe = EmoR3Pipeline(pipe.model, pipe.processor, replace(pipe.info, calibrations=()), name=pipe.name)
     folder, info = Path(pipe.model.config.name_or_path or ""), pipe.info
     model = {
         "name": pipe.name,
@@ -197,7 +222,7 @@ def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[st
         "base_commit": info.base_commit,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
     }
-    facts = {"model": model} | _how_asked(asked, info)
+    facts = {"model": model, "calibrations": calibrations} | _how_asked(asked, info)
     if asked.method != "sepm":
         return pipe, facts
     preset = asked.sepm_preset or "paper"
@@ -209,6 +234,17 @@ def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[st
     return read, facts | {"sepm_preset": preset, "decoding": "constrained"}
 
 
+def _several(asked: Evaluation) -> dict[str, Any]:
+    """How many answers are drawn and what is made of them, where that is not the usual one."""
+    if asked.num_candidates == 1 and asked.aggregate == "best":
+        return {}
+    if wrong := [f"--{name}" for name in ("endpoint", "faithfulness") if getattr(asked, name)]:
+        raise EmoR3Error(f"{wrong[0]} is about one answer to an image: leave --candidates and --aggregate out")
+    if asked.method == "sepm":
+        raise EmoR3Error("--method sepm draws no answers: leave --candidates and --aggregate out")
+    return {"num_candidates": asked.num_candidates, "aggregate": asked.aggregate}
+
+
 def _load_endpoint(asked: Evaluation) -> tuple[Engine, dict[str, Any]]:
     """A server's model, asked about as many images at once as are in a batch."""
     given = {"--revision": asked.revision, "--dtype": asked.dtype, "--faithfulness": asked.faithfulness}
@@ -217,8 +253,34 @@ def _load_endpoint(asked: Evaluation) -> tuple[Engine, dict[str, Any]]:
         raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
     assert asked.endpoint
     pipe = EmoR3Pipeline.from_endpoint(asked.endpoint, asked.model, concurrency=asked.batch_size)
+    calibrations = pipe.info.calibrations if asked.calibration is True else ()
+    if not isinstance(asked.calibration, bool):
+        calibrations = read_calibrations(asked.calibration)
+    if pipe.info.calibrations:
+        info = replace(pipe.info, calibrations=())
+        pipe = EmoR3Pipeline.from_endpoint(asked.endpoint, pipe.name, info=info, concurrency=asked.batch_size)
     recipe = {name: getattr(pipe.info, name) for name in ("recipe_hash", "base_model", "base_commit")}
-    return pipe, {"model": {"name": pipe.name, "endpoint": pipe.url} | recipe} | _how_asked(asked, pipe.info)
+    model = {"name": pipe.name, "endpoint": pipe.url} | recipe
+    return pipe, {"model": model, "calibrations": calibrations} | _how_asked(asked, pipe.info)
+
+
+def _reliability(
+    sets: Sequence[Items], rows: Sequence[Row], settings: Mapping[str, Any], calibrations: Sequence[Calibration]
+) -> dict[str, Any]:
+    """What the probabilities are worth by data set, under `calibration`, where the answers have any."""
+    remaining, found = iter(rows), {}
+    for items in sets:
+        calibration = find_calibration(calibrations, way_of(settings, items.labels.labels))
+        for one in calibration.fitted.get("datasets", ()) if calibration else ():
+            same = (one.get("name"), one.get("split")) == (items.name, items.split)
+            if same or one.get("fingerprint") == items.fingerprint:
+                _logger.warning(f"the calibration was fitted on {items.name}, {items.split}: measure it on others")
+        if told := measure(items, list(islice(remaining, len(items.ids))), calibration):
+            found[items.name] = told
+    if calibrations and not any("calibrated" in told for told in found.values()):
+        known = "; or ".join(str(one.way) for one in calibrations)
+        _logger.warning(f"the calibration is not for these answers, so that it isn't measured: it is for {known}")
+    return {"calibration": found} if found else {}
 
 
 def _how_asked(asked: Evaluation, info: CheckpointInfo) -> dict[str, Any]:

@@ -26,10 +26,12 @@ from ..images.download import TEMPORARY, public_name, retry_seconds
 from ..images.fitting import fit_image
 from ..images.loading import LoadedImage, image_digest, load_image, source_name
 from ..labels import LabelSet
+from ..models.calibration import Calibrations
 from ..models.checkpoint import CheckpointInfo
 from ..prompts import Method
 from ..results import EmotionResult
 from .answers import make_result
+from .candidates import calibrated
 from .endpoint_reply import Reply, label_shares, read_reply
 from .engine import sampling_seed
 from .options import CallOptions, OnError, positive
@@ -119,6 +121,7 @@ class EndpointPipeline:
         self.name = self._only_model(models_url) if model is None else model
         self.info = CheckpointInfo.read(Path(self.name)) if info is None else info
         self._with_log_probs = True
+        self._calibrations = Calibrations(self.info.calibrations)
 
     def __call__(
         self,
@@ -213,7 +216,8 @@ class EndpointPipeline:
         probabilities, notes = label_shares(reply, options.labels.labels)
         if reply.cut:
             notes = (*notes, f"cut at max_new_tokens={options.max_new_tokens}")
-        return make_result(loaded, reply.text, probabilities, notes, options, self.info, self.name)
+        result = make_result(loaded, reply.text, probabilities, notes, options, self.info, self.name)
+        return calibrated(result, self._calibrations.find(options.way))
 
     def _image(self, source: Any, options: CallOptions) -> tuple[LoadedImage, str]:
         """The image as the local pipeline gives it to a processor, and the same pixels as a data URL."""

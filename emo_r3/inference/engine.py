@@ -27,6 +27,7 @@ from ..errors import CheckpointError, EmoR3Error, ImageError
 from ..images.fitting import fit_image
 from ..images.loading import LoadedImage, image_digest, load_image, source_name
 from ..lexicon import Affect
+from ..models.calibration import Calibration
 from ..models.checkpoint import CheckpointInfo
 from ..models.constrained_generation import can_write, write_answers
 from ..models.decoding import (
@@ -60,7 +61,7 @@ from ..prompts import Method
 from ..results import Coherence, EmotionResult
 from ..utils import chunks, first_line
 from .answers import Answer, forced_answers, free_answers, make_result, until
-from .candidates import best_of, self_consistent
+from .candidates import best_of, calibrated, self_consistent
 from .options import CallOptions
 from .streaming import Cancelled
 
@@ -72,6 +73,7 @@ class Request:
     options: CallOptions
     prompt: str
     plain: Tokens
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -267,11 +269,10 @@ class Engine:
         return every
 
     def _one_of(self, candidates: Sequence[EmotionResult], request: Request) -> EmotionResult:
-        if len(candidates) == 1:
-            return candidates[0]
-        if request.options.aggregate == "best":
-            return best_of(candidates)
-        return self_consistent(candidates, self.lexicon)
+        if len(candidates) > 1 and request.options.aggregate == "self-consistency":
+            return self_consistent(candidates, self.lexicon, request.calibration)
+        one = best_of(candidates) if len(candidates) > 1 else candidates[0]
+        return calibrated(one, request.calibration, self.lexicon)
 
     def _explained(
         self, loaded: LoadedImage, result: EmotionResult, request: Request, stopped: Callable[[], bool] | None

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..errors import EmoR3Error
 from ..images.fitting import DEFAULT_MAX_PIXELS
 from ..labels import LabelSet, resolve_labels
+from ..models.calibration import Way
 from ..models.checkpoint import CheckpointInfo
 from ..prompts import Method
 
@@ -67,6 +68,11 @@ class CallOptions:
             checked["max_pixels"] = positive("max_pixels", self.max_pixels)
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # the way of a frozen dataclass
+
+    @property
+    def way(self) -> Way:
+        """What a calibration is for."""
+        return Way(self.labels.labels, self.method, self.num_candidates, self.aggregate, self.temperature)
 
     @classmethod
     def of(

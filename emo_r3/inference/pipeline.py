@@ -19,6 +19,7 @@ from ..errors import EmoR3Error, ImageError
 from ..images.loading import is_file
 from ..labels import LabelSet
 from ..lexicon import Affect, load_lexicon
+from ..models.calibration import Calibrations, read_calibrations
 from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
 from ..models.image_tokens import check_places
 from ..models.prefix_cache import prompt_tokens, render_prompt
@@ -76,6 +77,7 @@ class EmoR3Pipeline:
         self.name = name or model.config.name_or_path or type(model).__name__
         if isinstance(lexicon, (str, os.PathLike)):
             lexicon = load_lexicon(lexicon)
+        self._calibrations = Calibrations(self.info.calibrations)
         self._engine = Engine(model, processor, self.info, self.name, lexicon)
 
     @property
@@ -99,6 +101,7 @@ class EmoR3Pipeline:
         attn_implementation: str | Mapping[str, str] | None = None,
         quantization_config: Any = None,
         load_in: LoadIn | None = None,
+        calibration: str | os.PathLike[str] | bool = True,
         **others: Any,
     ) -> EmoR3Pipeline:
         """Loads a model from a folder or the Hub; see [`load_model_and_processor`] for what is refused.
@@ -119,9 +122,12 @@ class EmoR3Pipeline:
                 transformers has built in; its choice unless given.
             quantization_config (*optional*): as transformers takes it, such as its `BitsAndBytesConfig`.
             load_in (`str`, *optional*): `"4bit"` or `"8bit"` weights, by the library that has them for this machine.
+            calibration (`bool`, `str` or `Path`, *optional*, defaults to `True`): scale probabilities as the
+                checkpoint says, where it says so for this way of asking; `False` leaves them as they are; or a file or
+                folder of `emo-r3 calibrate`, in place of the checkpoint's.
 
         Raises:
-            CheckpointError: the model can't be loaded, or not safely.
+            CheckpointError: the model can't be loaded, or not safely, or the calibration can't be used.
             DataError: the lexicon can't be used.
             EmoR3Error: an option that is not among these.
             PromptError: the prompt file can't be used.
@@ -136,6 +142,7 @@ class EmoR3Pipeline:
             prompts = load_prompts(Path(prompts))
         if isinstance(lexicon, (str, os.PathLike)):  # a mistake in it is told before the seconds that a model takes
             lexicon = load_lexicon(lexicon)
+        scalings = () if isinstance(calibration, bool) else read_calibrations(calibration)
         model, processor, info = load_model_and_processor(
             pretrained_model_name_or_path,
             revision=revision,
@@ -146,8 +153,12 @@ class EmoR3Pipeline:
             attn_implementation=attn_implementation,
             quantization_config=quantization_config,
         )
-        if prompts is not None:
-            info = replace(info, prompts=prompts)
+        if prompts is not None and prompts != info.prompts:
+            info = replace(info, prompts=prompts, calibrations=())  # which are for the checkpoint's own
+        if not isinstance(calibration, bool):
+            info = replace(info, calibrations=scalings)
+        elif not calibration:
+            info = replace(info, calibrations=())
         name = "miniature" if pretrained_model_name_or_path is None else os.fspath(pretrained_model_name_or_path)
         return cls(model, processor, info, batch_size=batch_size, name=name, lexicon=lexicon)
 
@@ -347,7 +358,7 @@ class EmoR3Pipeline:
                 f"the question's {len(plain):,} tokens and max_new_tokens={checked.max_new_tokens} are more than the "
                 f"{limit:,} positions of {self.name}; use fewer labels or a smaller max_new_tokens"
             )
-        return Request(checked, prompt, plain)
+        return Request(checked, prompt, plain, self._calibrations.find(checked.way))
 
     def _run(self, images: Iterable[Any], request: Request) -> Iterator[EmotionResult]:
         def prepare(sources: list[Any]) -> Batch:

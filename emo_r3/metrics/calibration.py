@@ -54,7 +54,7 @@ def calibration(confidences: Sequence[float | None], correct: Sequence[bool]) ->
     if not count:
         return {"count": 0} | dict.fromkeys(("ece", "brier", "auroc", "accuracy_at_coverage"))
 
-    bins = np.searchsorted(np.arange(1, BINS) / BINS, sure, side="right")  # linspace has no exact 0.3
+    bins = bin_of(sure)
     _, level, ties = np.unique(sure, return_inverse=True, return_counts=True)
     wins, losses = int(right.sum()), int((~right).sum())
     rank_sum = (np.cumsum(ties) - (ties - 1) / 2)[level][right].sum()
@@ -70,6 +70,11 @@ def calibration(confidences: Sequence[float | None], correct: Sequence[bool]) ->
             {"coverage": tenth / 10, "accuracy": float(accuracies[-(-tenth * count // 10) - 1])} for tenth in tenths
         ],
     }
+
+
+def bin_of(confidences: np.ndarray) -> np.ndarray:
+    """The number of each confidence's bin, of ten."""
+    return np.searchsorted(np.arange(1, BINS) / BINS, confidences, side="right")  # linspace has no exact 0.3
 
 
 def distribution_distances(
@@ -109,9 +114,7 @@ def distribution_distances(
     p, q = _on_common_labels([pair for pair in zip(reference, predicted, strict=True) if all(pair)])
     both, gap = p + q, np.abs(p - q)
     relative = np.divide(gap, both, out=np.zeros_like(gap), where=both > 0)
-    by_row = {
-        "kl": _divergence(p, np.maximum(q, SMALLEST)),
-        "js": (_divergence(p, both / 2) + _divergence(q, both / 2)) / 2,
+    by_row = divergences(p, q) | {
         "chebyshev": gap.max(1, initial=0),
         "clark": np.sqrt((relative**2).sum(1)),
         "canberra": relative.sum(1),
@@ -119,6 +122,15 @@ def distribution_distances(
         "intersection": np.minimum(p, q).sum(1),
     }
     return {"count": len(p)} | {name: float(values.mean()) if len(p) else None for name, values in by_row.items()}
+
+
+def divergences(p: np.ndarray, q: np.ndarray) -> dict[str, np.ndarray]:
+    """`kl` and `js` of [`distribution_distances`] for each row of references and predictions, which sum to 1."""
+    both = p + q
+    return {
+        "kl": _divergence(p, np.maximum(q, SMALLEST)),
+        "js": (_divergence(p, both / 2) + _divergence(q, both / 2)) / 2,
+    }
 
 
 def _on_common_labels(pairs: Sequence[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixi
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import CheckpointError, EmoR3Error
+from ..files import write_text
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..prompts import Method, Prompts, load_prompts
 from ..utils import first_line
@@ -31,6 +32,7 @@ from .adapter import (
     is_adapter,
     merge_adapter,
 )
+from .calibration import Calibration, calibrations_from
 from .checkpoint_files import MINIATURE, checkpoint_folder, entries, read_json
 from .processor import MOST_PIXELS, add_video_entry, load_processor, set_pixel_budget, try_processor
 from .quantization import keep_layout
@@ -63,6 +65,7 @@ class CheckpointInfo:
         base_model (`str`, *optional*): repository or folder of the model it was made from.
         base_commit (`str`, *optional*): commit of that repository.
         recipe_hash (`str`, *optional*): hash of the recipe that made it.
+        calibrations (`tuple[Calibration, ...]`, *optional*): how its probabilities are scaled, by the way of asking.
         format_version (`int`, *optional*): of the file.
     """
 
@@ -75,11 +78,14 @@ class CheckpointInfo:
     base_model: str | None = None
     base_commit: str | None = None
     recipe_hash: str | None = None
+    calibrations: tuple[Calibration, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """All facts, ready for JSON: the label set as its name and labels, the prompts in full."""
         facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        calibrations = [one.to_dict() for one in facts.pop("calibrations")]
+        facts |= {"calibrations": calibrations} if calibrations else {}
         return facts | {
             "label_set": self.label_set.name,
             "labels": list(self.label_set.labels),
@@ -126,6 +132,8 @@ class CheckpointInfo:
             raise CheckpointError("prompts must be an object of texts")
         if "prompts" in facts:
             facts["prompts"] = Prompts.from_dict(facts["prompts"])
+        if "calibrations" in facts:
+            facts["calibrations"] = calibrations_from(facts["calibrations"])
         return cls(**facts)
 
     @classmethod
@@ -256,6 +264,8 @@ def _load(
     """A model of a checked folder, with an adapter merged into it; `options` are of `from_pretrained`."""
     own = adapter or folder
     info = CheckpointInfo.read(own if (own / INFO_FILE).exists() else folder)
+    if adapter and not (own / INFO_FILE).exists():
+        info = replace(info, calibrations=())  # which are for the base's weights alone
     has_processor = any((own / file).exists() for file in ("processor_config.json", "preprocessor_config.json"))
     with loading(name):
         check_size(AutoModelForImageTextToText, folder)
@@ -413,5 +423,9 @@ def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMi
 def complete_checkpoint(folder: Path, processor: ProcessorMixin, info: CheckpointInfo) -> None:
     """Adds what a saved model and processor lack: `emo_r3.json`, and a video entry that the stock class can read."""
     add_video_entry(folder, processor)
-    text = json.dumps(info.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    (folder / INFO_FILE).write_text(text, encoding="utf-8")
+    write_info(folder, info)
+
+
+def write_info(folder: Path, info: CheckpointInfo) -> None:
+    """Writes `emo_r3.json` into a folder, whole or not at all."""
+    write_text(folder / INFO_FILE, json.dumps(info.to_dict(), indent=2, ensure_ascii=False) + "\n")

@@ -15,6 +15,8 @@ from ..data.load import NAMESPACE
 from ..environment import source_url
 from ..evaluation.comparison import Run, make_table, markdown
 from ..models import CHECKPOINT
+from ..models.calibration import Calibration
+from ..utils import printable
 from .model_facts import CARD, MINIATURE_REPO, ModelFacts, is_drawn, read_facts, repository, short_name
 
 UNKNOWN = "not recorded"
@@ -40,6 +42,7 @@ def render_model_card(facts: ModelFacts) -> str:
         package=package_link(),
         install=install_line(),
         measured=_measured(facts.results),
+        calibrated=_calibrated(facts.info.calibrations),
         trained=_trained(facts),
         unmeasured=_unmeasured(facts),
         version=__version__,
@@ -130,6 +133,27 @@ def _measured(results: Sequence[Run]) -> str:
             f"weights, prompts `{told['prompts']['digest']}`; {versions}."
         )
     return "\n\n".join(parts)
+
+
+def _calibrated(calibrations: Sequence[Calibration]) -> str:
+    """Which scalings of the probabilities `emo_r3.json` holds, and what they were fitted on."""
+    lines = []
+    for one in calibrations:
+        how = "vector scaling" if one.temperature is None else f"temperature {one.temperature:.3g}"
+        told = one.fitted
+        if told.get("datasets"):
+            sets = ", ".join(
+                f"{items.get('name')} (split {items.get('split')}, fingerprint `{items.get('fingerprint')}`)"
+                for items in told["datasets"]
+            )
+            how += f", fitted on {told.get('rows')} items of {sets} to the {told.get('to')}"
+        else:
+            how += f", fitted on items that are {UNKNOWN}"
+        losses = told.get("log_loss", {})
+        if losses:
+            how += f"; log loss on held-out items {losses['before']:.3f} before, {losses['after']:.3f} after"
+        lines.append(printable(f"- {one.way}: {how}."))
+    return "\n".join(lines)
 
 
 def _trained(facts: ModelFacts) -> str:

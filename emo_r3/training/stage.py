@@ -122,6 +122,7 @@ class Stage:
             # What follows a cold start begins with that stage's model, which knows the base.
             base_commit=hub_commit(Path(model.name_or_path or "")) if own_base else info.base_commit,
             recipe_hash=self.recipe.hash,
+            calibrations=(),  # those were the base's
         )
         set_pixel_budget(processor, info)
         if processor.tokenizer.pad_token is None:

@@ -51,17 +51,21 @@ class StrawPipeline:
     seen: list[str]
     stop_at: str | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, calibration: str | bool = True) -> None:
         self.info = SimpleNamespace(
-            label_set=resolve_labels("emoset"), prompts=load_prompts(), method="set", recipe_hash="1f"
+            label_set=resolve_labels("emoset"), prompts=load_prompts(), method="set", recipe_hash="1f", calibrations=()
         )
+        if not isinstance(calibration, bool):
+            from emo_r3.models.calibration import read_calibrations
+
+            self.info.calibrations = read_calibrations(calibration)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | None = None, **options: Any) -> StrawPipeline:
         if pretrained_model_name_or_path == "no/model":
             raise CheckpointError("no/model is nowhere (token hf_abcdefghijklmnop)")
         cls.calls.append({"model": pretrained_model_name_or_path, **options})
-        return cls()
+        return cls(options["calibration"])
 
     def __call__(self, images: Iterable[str], **options: Any) -> Iterator[EmotionResult]:
         self.calls.append(options)
@@ -326,11 +330,15 @@ def test_failed_rows_are_tried_again_and_done_ones_are_not(pipeline: type[StrawP
         (["--reflect"], "reflect"),
         (["--prompts", "mine.toml"], "prompts"),
         (["--method", "think"], "method"),
+        (["--calibration", "fit.json"], "calibration"),
     ],
 )
 def test_rows_of_other_settings_are_not_mixed(
     options: list[str], name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    way = {"labels": ["joy", "fear"], "method": "set"}
+    hot = {"scaling": "temperature", "temperature": 2, "asked": way}
+    (tmp_path / "fit.json").write_text(json.dumps({"calibrations": [hot]}))
     (tmp_path / "mine.toml").write_text((ROOT / "emo_r3/prompts.toml").read_text().replace("Which", "What"))
     command = ["predict", "x.png", "--format", "jsonl", "--output", "rows"]
     assert main(command) == 0
@@ -338,7 +346,8 @@ def test_rows_of_other_settings_are_not_mixed(
     assert main([*command, *options]) == 2
     assert f"rows holds rows made with {name} = " in capsys.readouterr().err
     assert (tmp_path / "rows").read_bytes() == before
-    assert main([*command, "--batch-size", "3", "--device", "cpu"]) == 0  # these don't change a row
+    same = ["--batch-size", "3", "--device", "cpu", "--calibration", "off"]
+    assert main([*command, *same]) == 0  # these don't change a row
 
 
 @pytest.mark.parametrize("content", ["my notes", "my notes\n", '{"image": "x.png"}\n', "[1]\n", '{"a": 1}'])

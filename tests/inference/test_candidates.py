@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from emo_r3 import EmoR3Error, EmoR3Pipeline
-from emo_r3.inference.candidates import best_of, self_consistent
+from emo_r3.inference.candidates import best_of, calibrated, self_consistent
 from emo_r3.lexicon import AFFECT
+from emo_r3.models.calibration import Calibration, Way
 from emo_r3.results import EmotionResult
 
 
@@ -50,6 +51,42 @@ def test_reflection_and_form_decide_between_answers_of_one_label() -> None:
 def test_no_label_in_any_box() -> None:
     found = self_consistent([chain(None, 0.9), chain(None, 0.5)])
     assert found.label is None and found.chain_agreement == 0 and found.probabilities["joy"] == pytest.approx(0.7)
+
+
+COOL = Calibration(Way(("joy", "fear"), "set"), "temperature", (2.0, 2.0), (0.0, 0.0))
+AFRAID = Calibration(Way(("joy", "fear"), "set"), "vector", (1.0, 1.0), (0.0, math.log(4)))
+
+
+def test_a_calibrated_answer_has_the_affect_of_its_distribution() -> None:
+    found = calibrated(chain("joy", 0.6, notes=("square",)), COOL)
+    assert found.probabilities == pytest.approx({"joy": 0.36 / 0.52, "fear": 0.16 / 0.52})
+    assert found.valence == pytest.approx((0.36 * AFFECT["joy"].valence + 0.16 * AFFECT["fear"].valence) / 0.52)
+    assert (found.label, found.text, found.notes) == (
+        "joy",
+        "0.6",
+        ("square", "probabilities calibrated (temperature 0.5)"),
+    )
+    assert calibrated(chain("joy", 0.6), None) == chain("joy", 0.6)
+    failed = EmotionResult(image="x", error="no image")
+    assert calibrated(failed, COOL) == failed
+
+
+def test_a_label_that_calibration_moves_is_the_answer_and_a_note_says_so() -> None:
+    found = calibrated(chain("joy", 0.6), AFRAID)  # 0.6 to 0.4 becomes 0.6 to 1.6
+    assert found.label == "fear" and found.confidence == pytest.approx(1.6 / 2.2)
+    assert found.notes == ("probabilities calibrated (vector scaling); they made fear of joy, which is in the text",)
+
+
+def test_of_chains_the_text_is_of_the_calibrated_answer_if_one_has_it() -> None:
+    found = self_consistent([chain("joy", 0.9), chain("joy", 0.7), chain("fear", 0.4)], None, AFRAID)
+    assert (found.label, found.text, found.chain_agreement) == ("fear", "0.4", pytest.approx(1 / 3))
+    assert found.probabilities["fear"] == pytest.approx(4 / 3 / (2 / 3 + 4 / 3)) and "made" not in found.notes[0]
+    alone = self_consistent([chain("joy", 0.7), chain("joy", 0.6)], None, AFRAID)
+    assert (alone.label, alone.text, alone.chain_agreement) == (
+        "fear",
+        "0.7",
+        0,
+    ) and "made fear of joy" in alone.notes[0]
 
 
 @pytest.fixture(scope="module")

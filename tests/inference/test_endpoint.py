@@ -7,6 +7,7 @@ import math
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
+from accelerate import PartialState
 from chat_server import (
     ChatServer,
     answers_through,
@@ -32,12 +34,14 @@ import emo_r3.evaluation.run
 import emo_r3.inference.endpoint
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, ImageError
 from emo_r3.cli.main import main
+from emo_r3.evaluation.run import Evaluation, load_engine
 from emo_r3.inference.endpoint import EndpointError, EndpointPipeline
 from emo_r3.inference.endpoint_reply import Reply, label_shares
 from emo_r3.miniature import world
 from emo_r3.miniature.datasets import make_miniature
 from emo_r3.miniature.drawing import render
-from emo_r3.models.checkpoint import CHECKPOINT, CheckpointInfo
+from emo_r3.models.calibration import Calibration, Way
+from emo_r3.models.checkpoint import CHECKPOINT, CheckpointInfo, write_info
 
 GOOD = "<step1>A dog.</step1> <step2>Joy.</step2> <step3>Calm.</step3> \\boxed{awe}"
 TOKEN = "sk-very-secret-0123456789"
@@ -378,6 +382,24 @@ def test_info_says_how_to_ask(server: ChatServer) -> None:
     assert result.method == "direct" and "padded from 40x30 to 40x40" in result.notes
     text = server.requests[-1]["body"]["messages"][0]["content"][1]["text"]
     assert text == info.prompts.question("direct", info.label_set)
+
+
+def test_a_calibration_scales_what_the_server_says(server: ChatServer, tmp_path: Path) -> None:
+    server.usual = answers_through(local())
+    way = Way(local().info.label_set.labels, "direct")
+    hot = Calibration(way, "temperature", (0.5,) * 8, (0.0,) * 8)
+    info = replace(local().info, calibrations=(hot,))
+    raw, scaled = (EmoR3Pipeline.from_endpoint(server.url, info=one) for one in (local().info, info))
+    [image] = drawings(3)[:1]
+    before, after = raw(image, method="direct"), scaled(image, method="direct")
+    assert after.probabilities == pytest.approx(hot.apply(before.probabilities, before.label)[0])
+    assert after.label == before.label and after.notes[-1] == "probabilities calibrated (temperature 2)"
+    # An evaluation keeps the server's own answers, and measures both.
+    write_info(tmp_path, info)
+    asked = Evaluation(["x"], tmp_path, model=str(tmp_path), endpoint=server.url, method="direct")
+    engine, facts = load_engine(asked, PartialState())
+    assert facts["calibrations"] == (hot,) and engine(image, method="direct").probabilities == before.probabilities
+    assert load_engine(replace(asked, calibration=False), PartialState())[1]["calibrations"] == ()
 
 
 def shares(tokens: list[tuple[str, dict[str, float]]], *labels: str) -> tuple[dict[str, float], tuple[str, ...]]:

@@ -373,3 +373,29 @@ def test_the_miniature_s_card_is_its_own_with_its_results() -> None:
     assert {entry["dataset"]["name"]: entry["metrics"][0]["value"] for entry in index["results"]} == {
         name: found["accuracy"]["value"] for name, found in told.items()
     }
+
+
+def test_a_calibration_is_told(run: Path) -> None:
+    plain = card_of(run)
+    assert "are calibrated" not in plain
+    path = run / "final" / "emo_r3.json"
+    facts = json.loads(path.read_text())
+    told = {"name": "miniature-6", "split": "train[:500]", "fingerprint": "ab12", "count": 500}
+    labels = facts["labels"]
+    hot = {
+        "scaling": "temperature",
+        "temperature": 1.834,
+        "asked": {"labels": labels, "method": "direct"},
+        "fitted": {"datasets": [told], "rows": 500, "to": "annotators", "log_loss": {"before": 1.31, "after": 1.19}},
+    }
+    bare = {"scaling": "vector", "scale": [1.0] * 6, "bias": [0.0] * 6, "asked": {"labels": labels, "method": "set"}}
+    path.write_text(json.dumps(facts | {"calibrations": [hot, bare]}))
+    text = card_of(run)
+    assert (
+        f"- method direct, one answer, labels {', '.join(labels)}: temperature 1.83, fitted on 500 items of "
+        "miniature-6 (split train[:500], fingerprint `ab12`) to the annotators; log loss on held-out items 1.310 "
+        "before, 1.190 after.\n"
+    ) in text
+    assert ": vector scaling, fitted on items that are not recorded.\n\n## Trained\n" in text
+    added = [line for line in text.splitlines() if line not in plain.splitlines()]
+    assert len(added) == 3  # all else is as it was

@@ -30,7 +30,14 @@ from emo_r3.errors import CheckpointError, RecipeError, TrainingError
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.labels import LABEL_SETS
 from emo_r3.miniature.datasets import make_miniature
-from emo_r3.models.checkpoint import CHECKPOINT, load_for_training
+from emo_r3.models.calibration import Calibration, Way
+from emo_r3.models.checkpoint import (
+    CHECKPOINT,
+    CheckpointInfo,
+    load_for_training,
+    load_model_and_processor,
+    write_info,
+)
 from emo_r3.models.prefix_cache import prompt_tokens, render_prompt
 from emo_r3.prompts import load_prompts
 from emo_r3.training import stage as stage_module
@@ -195,6 +202,25 @@ def test_a_cold_start_comes_first(recipe: Write, data: Path) -> None:
     stamp = (first / "model.safetensors").stat().st_mtime_ns
     assert train(load_recipe(path)).is_dir()
     assert (first / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_a_trained_model_begins_without_the_calibration_of_its_base(recipe: Write, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(base(), tmp_path / "base"))
+    hot = Calibration(Way(("joy", "fear"), "set"), "temperature", (0.5, 0.5), (0.0, 0.0))
+    write_info(own, CheckpointInfo(calibrations=(hot,)))
+    path = recipe(
+        model_name_or_path=str(own),
+        max_steps=1,
+        use_peft=True,
+        lora_target_modules="all-linear",
+        freeze_vision_tower=True,
+    )
+    final = train(load_recipe(path))
+    assert CheckpointInfo.read(own).calibrations == (hot,) and CheckpointInfo.read(final).calibrations == ()
+    adapter = final.parent / "adapter"
+    (adapter / "emo_r3.json").unlink()  # an adapter of others, which is asked as its base is
+    assert load_model_and_processor(adapter)[2] == CheckpointInfo()
 
 
 @pytest.mark.slow
