@@ -52,9 +52,9 @@ ROLLOUT = {
     "--max_completion_length": "32",
     "--use_vllm": "false",
 }
-# Moments of Adam beside them would be 19 GiB for these.
-LARGE = ("llava-1.5-7b", "qwen3-vl-4b")
-SPARING = {"--optim": "adafactor"}
+# Moments of Adam beside them would be 19 GiB for these; and Adafactor takes the one embedding of Qwen3-VL (389 million
+# numbers) in float32 several times over.
+SPARING = {"llava-1.5-7b": {"--optim": "adafactor"}, "qwen3-vl-4b": {"--optim": "sgd"}}
 # Adapters, a small image, and no kill: what shows in two minutes that the rest can run.
 CHEAP = {
     "--use_peft": "true",
@@ -102,8 +102,8 @@ def overrides(path: Path, recipe: dict[str, Any]) -> dict[str, str]:
         chosen |= {"--overlong_buffer": "8", "--dynamic_sampling_tries": "2"}
     if "cold_start_samples" in recipe:
         chosen |= {"--cold_start_samples": "4", "--cold_start_selection": "random"}  # of two labels alone
-    if path.relative_to(RECIPES).parts[0] in LARGE and not recipe.get("use_peft"):
-        chosen |= SPARING
+    if not recipe.get("use_peft"):
+        chosen |= SPARING.get(path.relative_to(RECIPES).parts[0], {})
     return chosen
 
 
