@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import socket
+import subprocess
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 from small_video import scenes, write_video
 
@@ -55,12 +60,18 @@ def test_commands_parse() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_walk_with_photographs_can_be_walked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Every command of photographs.md in its order: the miniature for the model, and scenes for the photographs."""
-    miniature = EmoR3Pipeline.from_pretrained()  # once: `--dtype` is read and not obeyed, as the numbers are not told
-    monkeypatch.setattr(EmoR3Pipeline, "from_pretrained", lambda name, **options: miniature)
+    load = EmoR3Pipeline.from_pretrained
+    miniature = load()  # once: `--dtype` is read and not obeyed, as the numbers are not told
+
+    def loaded(name: Any, *, calibration: Any = True, **options: Any) -> EmoR3Pipeline:
+        return miniature if isinstance(calibration, bool) else load(calibration=calibration)
+
+    monkeypatch.setattr(EmoR3Pipeline, "from_pretrained", loaded)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for number, name in enumerate(("beach.jpg", "IMG_1.JPG")):
@@ -69,17 +80,42 @@ def test_the_walk_with_photographs_can_be_walked(
     write_video(tmp_path / "holiday.mp4", scenes(2))
     page = (ROOT / "docs/photographs.md").read_text(encoding="utf-8")
     lines = [line for kind, code in FENCE.findall(page) if kind == "sh" for line in code.splitlines()]
-    commands = [re.sub(r" --model \S+", "", line).split()[1:] for line in lines if line.startswith("emo-r3 ")]
-    assert len(commands) == 7 and len(lines) == 8
+    names = (r" --model \S+", ""), ("my-labelled-photographs --limit 300", "miniature-8 --limit 24")
+    for name, instead in names:
+        lines = [re.sub(name, instead, line) for line in lines]
+    commands = [line.split()[1:] for line in lines if line.startswith("emo-r3 ")]
+    assert len(commands) == 10 and len(lines) == 12
     for command in commands:
-        assert main(command) == 0, command
-    for name in ("emotions.jsonl", "emotions.csv", "four.jsonl", "small.jsonl"):
+        if command[0] == "serve":
+            answer = served(command, next(line for line in lines if line.startswith("curl ")), tmp_path)
+            assert answer["label"] and answer["image"] == "beach.jpg"
+        else:
+            assert main(command) == 0, command
+    for name in ("emotions.jsonl", "emotions.csv", "four.jsonl", "calibrated.jsonl", "small.jsonl"):
         assert (tmp_path / name).read_text(encoding="utf-8").count("\n") >= 2
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count('<li class="tile') == 2
     assert sorted(path.name for path in tmp_path.glob("photos/*.json"))[0] == "IMG_1.JPG.emo-r3.json"
     assert sorted(path.name for path in tmp_path.glob("holiday-timeline/*"))[2] == "timeline.png"
     err = capsys.readouterr().err
     assert "emo-r3: 1 other file left out:\n  photos/notes.txt: " in err and "emo-r3.json" not in err
+
+
+def served(command: list[str], ask: str, folder: Path) -> dict[str, Any]:
+    """What a server says that a command starts, in a process of its own and on a free port, to a curl."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    log = folder / "serve.log"
+    log.touch()
+    process = forked.start(main, [port if word == "8000" else word for word in command], output=log, errors=log)
+    try:
+        words = [*ask.replace("8000", port).split(), "--silent", "--retry", "60", "--retry-delay", "1"]
+        done = subprocess.run([*words, "--retry-connrefused"], cwd=folder, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, log.read_text() + done.stderr
+        return dict(json.loads(done.stdout))
+    finally:
+        process.terminate()
+        process.join(20)
 
 
 def test_options_in_the_text_exist() -> None:

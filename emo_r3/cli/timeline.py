@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-frames", type=positive, metavar="N", help="where to end (default: 3600)")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="frames in one pass")
     add_model_arguments(parser)
-    parser.set_defaults(on_error="return", allow_private_hosts=False)
+    parser.set_defaults(on_error="return", allow_private_hosts=False, explain=None)
 
 
 def run(args: argparse.Namespace) -> int:
