@@ -160,11 +160,13 @@ def test_what_nobody_reads_is_swept_away(tmp_path: Path, monkeypatch: pytest.Mon
     uploads = Uploads(tmp_path, tmp_path / "examples")
     uploads.sweep()
     assert all(file.exists() for file in files), "the time has not come"
-    monkeypatch.setattr(emo_r3.demo.uploads, "KEEP_SECONDS", 0.3)
-    time.sleep(0.4)
+    monkeypatch.setattr(emo_r3.demo.uploads, "KEEP_SECONDS", 1.0)
+    time.sleep(1.1)
     files[1].write_bytes(b"image")
     uploads.sweep_for_ever(pause=0.01)
-    time.sleep(0.2)
+    end = time.monotonic() + 10
+    while files[2].exists() and time.monotonic() < end:
+        time.sleep(0.01)
     assert [file.exists() for file in files] == [True, True, False]
 
 
