@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from .errors import EmoR3Error, reason
 
@@ -90,12 +90,27 @@ def _lock_file(path: Path) -> TextIO | None:
 
 def replace_file(path: Path, write: Callable[[TextIO], object]) -> None:
     """Writes a file under a temporary name beside it, then renames it into place; a link stays, its target changes."""
+    with (
+        _replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
+        write(stream)
+
+
+def replace_binary(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """The same for bytes."""
+    with _replacing(path) as temporary, temporary.open("wb") as stream:
+        write(stream)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name for a file, which is then put in its place."""
     path = link_target(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
-            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-                write(stream)
+            yield temporary
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

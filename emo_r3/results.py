@@ -6,7 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .errors import EmoR3Error
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,48 @@ class Coherence:
     label: str
     probability: float
     agreement: float
+
+
+@dataclass(frozen=True)
+class EvidenceMap:
+    """What of an image the label hangs on, cell by cell: see [`~emo_r3.models.occlusion.evidence_map`].
+
+    Args:
+        values (`tuple[tuple[float, ...], ...]`): rows from the top, cells from the left: by how much the label's
+            probability falls where the language model doesn't see the cell, from -1 to 1. Below 0 it rises.
+        probability (`float`): the label's probability where all is seen, asked for the label alone. The values are
+            parts of it.
+        box (`tuple[float, float, float, float]`): what the cells cover: left, top, right and bottom, in parts of the
+            sides of the image as the model was given it.
+        size (`tuple[int, int]`): width and height of that image, which may be reduced, or have a margin.
+    """
+
+    values: tuple[tuple[float, ...], ...]
+    probability: float
+    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+
+    @property
+    def array(self) -> np.ndarray:
+        """The values, of shape `(rows, columns)`, float32."""
+        import numpy as np
+
+        return np.array(self.values, np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return {
+            "values": [list(row) for row in self.values],
+            "probability": self.probability,
+            "box": list(self.box),
+            "size": list(self.size),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvidenceMap:
+        """Makes the map of what `to_dict` returned."""
+        rows = tuple(tuple(row) for row in values["values"])
+        return cls(rows, values["probability"], tuple(values["box"]), tuple(values["size"]))
 
 
 @dataclass(frozen=True)
@@ -47,6 +95,7 @@ class EmotionResult:
         candidate_scores (`tuple[float, ...]`): scores of all candidates, if there was more than one.
         chain_agreement (`float`, *optional*): share of the candidates that have the label, with
             `aggregate="self-consistency"`.
+        evidence_map (`EvidenceMap`, *optional*): what of the image the label hangs on, with `explain=True`.
         method, prompt_version, model (`str`): how the model was asked.
         error (`str`, *optional*): why there is no result; all else but `image` is then empty.
     """
@@ -65,6 +114,7 @@ class EmotionResult:
     score: float | None = None
     candidate_scores: tuple[float, ...] = ()
     chain_agreement: float | None = None
+    evidence_map: EvidenceMap | None = None
     method: str = ""
     prompt_version: str = ""
     model: str = ""
@@ -102,13 +152,37 @@ class EmotionResult:
         """Emotional Conclusion."""
         return self.steps.get("step3")
 
+    def overlay(self, image: Any) -> Image.Image:
+        """The image with the evidence map over it: what the label hangs on is coloured.
+
+        Args:
+            image: the image that was read, as the pipeline takes it.
+
+        Raises:
+            EmoR3Error: there is no map, as nobody asked for it or there is no label.
+            ImageError: the image can't be read.
+        """
+        if self.evidence_map is None:
+            raise EmoR3Error(f"{self.image}: there is no evidence map: ask for it with explain=True")
+        from .images.loading import load_image
+        from .images.overlay import with_evidence
+
+        return with_evidence(load_image(image).image, self.evidence_map)
+
     def to_dict(self) -> dict[str, Any]:
-        """All fields and the confidence as plain values; numbers are finite or `None`."""
+        """All fields and the confidence as plain values; numbers are finite or `None`.
+
+        `evidence_map` is there where there is one.
+        """
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {name: list(values[name]) for name in ("problems", "notes", "candidate_scores")}
         values |= {"probabilities": dict(self.probabilities), "steps": dict(self.steps)}
         if self.coherence is not None:
             values["coherence"] = {item.name: getattr(self.coherence, item.name) for item in fields(Coherence)}
+        if self.evidence_map is None:
+            del values["evidence_map"]
+        else:
+            values["evidence_map"] = self.evidence_map.to_dict()
         return values | {"confidence": self.confidence}
 
     def to_json(self, indent: int | None = None) -> str:
@@ -127,4 +201,6 @@ class EmotionResult:
             entries[name] = tuple(entries.get(name, ()))
         if entries.get("coherence") is not None:
             entries["coherence"] = Coherence(**entries["coherence"])
+        if entries.get("evidence_map") is not None:
+            entries["evidence_map"] = EvidenceMap.from_dict(entries["evidence_map"])
         return cls(**entries)

@@ -48,18 +48,18 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_output(output: Path, sources: Sequence[str] = ()) -> None:
+def check_output(output: Path, sources: Sequence[str] = (), option: str = "--output") -> None:
     """Refuse, before the model is loaded, an output that can't be written or is one of the images."""
     from ..files import check_regular, link_target, writing
 
     check_regular(output)
     if any(os.path.realpath(output) == os.path.realpath(source) for source in sources):
-        raise EmoR3Error(f"--output {output} is one of the images: name another file")
+        raise EmoR3Error(f"{option} {output} is one of the images: name another file")
     folder = link_target(output).parent
-    with writing(f"--output {output}"):
+    with writing(f"{option} {output}"):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise EmoR3Error(f"--output {output} can't be written: {folder} is read-only: write elsewhere")
+        raise EmoR3Error(f"{option} {output} can't be written: {folder} is read-only: write elsewhere")
 
 
 def check_device(device: str | None) -> None:

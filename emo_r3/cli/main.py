@@ -32,6 +32,7 @@ MINIATURE = {
     "train": "make the miniature again from a seed",
     "dial": "make one that hallucinates as much as one says",
     "evaluate": "measure it on held-out scenes",
+    "explain": "measure where its evidence maps point",
     "render": "draw scenes of its world",
     "dataset": "make one of its three data sets",
 }

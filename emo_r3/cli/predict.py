@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from .. import __version__
+from ..errors import EmoR3Error
 from ..utils import printable, with_progress
 from .common import EXIT_SOME_FAILED, check_device, check_output, positive, quiet_libraries, terminable
 
@@ -65,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=("text", "json", "jsonl", "csv"), default="text")
     output.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout; an interrupted run goes on")
+    output.add_argument(
+        "--explain",
+        type=Path,
+        metavar="FILE.png|FOLDER",
+        help="show on each image what its label hangs on: a PNG, or a folder of them",
+    )
     output.add_argument("--batch-size", type=positive, metavar="N", help="images in one pass")
     output.add_argument(
         "--on-error",
@@ -87,15 +96,16 @@ def run(args: argparse.Namespace) -> int:
         check_ours(args.output, args.format)
     else:
         prepare_stdout(args.format)
+    overlays = overlay_files(args.explain, sources) if args.explain else {}
     quiet_libraries()
     with locked(args.output) if args.output else nullcontext(), terminable():
-        status = predict(args, sources)
+        status = predict(args, sources, overlays)
     tell_left_out(left_out(args.images))
     return status
 
 
-def predict(args: argparse.Namespace, sources: Sequence[str]) -> int:
-    """Does what `run` says; the output is ours."""
+def predict(args: argparse.Namespace, sources: Sequence[str], overlays: Mapping[str, Path]) -> int:
+    """Does what `run` says; the output is ours, and so are the files in which overlays go."""
     from ..formats import ResultFile, write_rows
 
     pipe, labels, settings = load_pipeline(args)
@@ -105,7 +115,7 @@ def predict(args: argparse.Namespace, sources: Sequence[str]) -> int:
         print(f"emo-r3: {len(sources) - len(todo)} of {len(sources)} done before, going on", file=sys.stderr)
 
     failed: list[str] = []
-    rows = with_progress(predict_rows(pipe, todo, args, failed), len(todo), show=bool(stored))
+    rows = with_progress(predict_rows(pipe, todo, args, failed, overlays), len(todo), show=bool(stored))
     try:
         if stored:
             stored.append(rows)
@@ -167,15 +177,17 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         "prompts": f"{prompts.version}-{hashlib.sha256(json_text(prompts.to_dict()).encode()).hexdigest()[:8]}",
         "emo_r3": __version__,
     }
+    if args.explain:
+        settings["explain"] = True
     if args.lexicon:
         settings["lexicon"] = hashlib.sha256(args.lexicon.read_bytes()).hexdigest()[:8]
     return pipe, labels.labels, settings
 
 
 def predict_rows(
-    pipe: Any, sources: Sequence[str], args: argparse.Namespace, failed: list[str]
+    pipe: Any, sources: Sequence[str], args: argparse.Namespace, failed: list[str], overlays: Mapping[str, Path]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each image, in order, as the batches come; the images that failed are noted in `failed`."""
+    """A row for each image, in order, as the batches come, and its overlay; what failed is noted in `failed`."""
     options = {
         "labels": args.labels,
         "method": args.method,
@@ -188,13 +200,51 @@ def predict_rows(
         "on_error": args.on_error,
         "aggregate": args.aggregate,
         "allow_private_hosts": args.allow_private_hosts,
+        "explain": True if args.explain else None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     results = pipe(iter(sources), reflect=args.reflect, num_candidates=args.candidates, **given)
     for source, result in zip(sources, results, strict=True):
         if result.error:
             failed.append(source)
+        if result.evidence_map is not None:
+            save_overlay(result, source, overlays[source], args.allow_private_hosts)
         yield {**result.to_dict(), "image": source}
+
+
+def overlay_files(target: Path, sources: Sequence[str]) -> dict[str, Path]:
+    """Where the overlay of each image goes: the file that is named, or one with the image's name in a folder.
+
+    Raises:
+        EmoR3Error: one file for several images, or one that can't be written or is one of the images.
+    """
+    if target.suffix.lower() == ".png" and not target.is_dir():
+        if len(sources) > 1:
+            raise EmoR3Error(f"--explain {target} is one file, and there are {len(sources)} images: name a folder")
+        check_output(target, sources, "--explain")
+        return dict.fromkeys(sources, target)
+    if target.exists() and not target.is_dir():
+        raise EmoR3Error(f"--explain {target} is there and no folder: name one, or a .png file for a single image")
+    files: dict[str, Path] = {}
+    taken: set[str] = set()
+    for source in sources:
+        stem = PurePosixPath(urlsplit(source).path if "://" in source else Path(source).as_posix()).stem or "image"
+        stem = re.sub(r"[^\w.-]+", "_", stem)[:100]
+        names = (f"{stem}{number}.png" for number in ("", *(f"-{count}" for count in range(2, len(sources) + 2))))
+        name = next(name for name in names if name.lower() not in taken)
+        taken.add(name.lower())
+        files[source] = target / name
+        check_output(files[source], sources, "--explain")
+    return files
+
+
+def save_overlay(result: Any, source: str, path: Path, allow_private_hosts: bool) -> None:
+    """Writes an image with its evidence map over it, whole or not at all."""
+    from ..files import replace_binary
+    from ..images.loading import load_image
+
+    overlay = result.overlay(load_image(source, allow_private_hosts=allow_private_hosts).image)
+    replace_binary(path, lambda stream: overlay.save(stream, "PNG"))
 
 
 def tell_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> None:

@@ -10,6 +10,7 @@ from html import escape
 from PIL import Image
 
 from ..formats import Row, write_rows
+from ..images.overlay import evidence_layer
 from ..labels import LabelSet
 from ..lexicon import expected_affect
 from ..parsing import PROBLEMS
@@ -147,6 +148,30 @@ def check_card(result: EmotionResult) -> str:
     )
 
 
+def evidence_card(result: EmotionResult, image: Image.Image | None) -> str:
+    """The image with what the label hangs on as a layer that can be taken off; nothing if it was not asked.
+
+    Args:
+        result (`EmotionResult`): the result.
+        image (`Image`, *optional*): the image, of any size.
+    """
+    if result.evidence_map is None or image is None:
+        return ""
+    values = result.evidence_map.array
+    row, column = divmod(int(values.argmax()), values.shape[1])
+    fall = max(0.0, float(values.max()))
+    layer = evidence_layer(result.evidence_map, image.size)
+    return (
+        '<section class="card evidence" aria-label="What the label hangs on"><h3>What the label hangs on</h3>'
+        '<label><input type="checkbox" checked> Show the layer</label>'
+        f'<p class="images"><img src="{_data_url(image)}" alt="The image that was read">'
+        f'<img class="layer" src="{_data_url(layer)}" alt="Strongest in row {row + 1} of {values.shape[0]}, column '
+        f'{column + 1} of {values.shape[1]}"></p><p class="soft">The brighter the colour of a place, the more of the '
+        f"label's probability goes when the model doesn't see it: {_percent(fall)} at most, of"
+        f" {_percent(result.evidence_map.probability)} where it is asked for the label alone.</p></section>"
+    )
+
+
 def gallery(results: Sequence[EmotionResult], thumbnails: Sequence[Image.Image | None]) -> str:
     """A small image, the label and its bar for each result, or why there is none."""
     tiles = []
@@ -211,6 +236,6 @@ def _number(value: float | None) -> str:
 
 
 def _data_url(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    file, kind = io.BytesIO(), "PNG" if image.mode == "RGBA" else "JPEG"
+    image.save(file, kind, quality=80)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -62,9 +62,9 @@ def make_page(answers: Answers, examples: Sequence[tuple[str, Path]]) -> gr.Bloc
             f"{_MINIATURE if answers.pipeline.name == 'miniature' else ''}</p>",
             elem_classes="top",
         )
-        settings = _add_settings(demo, answers, labels)
+        settings, explain = _add_settings(demo, answers, labels)
         with gr.Tab("One image"):
-            image = _add_one(answers, settings, examples)
+            image = _add_one(answers, settings, explain, examples)
         with gr.Tab("Several images"):
             images = _add_several(answers, settings)
         gr.HTML(f"<p class='soft'>{_PRIVACY}</p>", elem_classes="bottom")
@@ -103,8 +103,9 @@ def _as_sent(component: Any) -> None:
     component.preprocess = lambda payload: payload
 
 
-def _add_settings(demo: gr.Blocks, answers: Answers, default: LabelSet) -> list[Any]:
-    """The settings of both tabs and the link to them: components for the label list, one's own labels, the check."""
+def _add_settings(demo: gr.Blocks, answers: Answers, default: LabelSet) -> tuple[list[Any], Any]:
+    """The settings of both tabs and the link to them: components for the label list, one's own labels, the check;
+    and one that is of the first tab alone, for what the label hangs on."""
     name, own_labels = _label_fields(default)
     may_check = answers.method != "direct"  # a label alone is no text to check
     notice = gr.HTML(elem_classes="status")
@@ -123,6 +124,10 @@ def _add_settings(demo: gr.Blocks, answers: Answers, default: LabelSet) -> list[
             info="Ask the model whether its answer fits the image and itself",
             visible=may_check,
         )
+        explain = gr.Checkbox(
+            label="Show what the label hangs on",
+            info="Hide one part of the image after another from the model; of a single image",
+        )
         link = gr.Textbox(label="Link to these settings", interactive=True)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     fields: list[Any] = [labels, own, check]
@@ -139,7 +144,7 @@ def _add_settings(demo: gr.Blocks, answers: Answers, default: LabelSet) -> list[
         return *_label_fields(given), may_check and request.query_params.get("check") == "1", wrong
 
     demo.load(from_link, None, [*fields, notice], **quiet).then(None, fields, link, js=_LINK, api_visibility="private")
-    return fields
+    return fields, explain
 
 
 def _label_fields(labels: LabelSet) -> tuple[str, str]:
@@ -183,7 +188,7 @@ def _waiting(line: Any) -> dict[str, Any]:
     }
 
 
-def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple[str, Path]]) -> Any:
+def _add_one(answers: Answers, settings: Sequence[Any], explain: Any, examples: Sequence[tuple[str, Path]]) -> Any:
     """The tab for one image; returns the component that holds it."""
     sections = SECTIONS[answers.method]
     with gr.Row():
@@ -216,20 +221,22 @@ def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple
             line = gr.HTML(html.status(_ADD), elem_classes="status")
             cards = {name: gr.HTML(html.step_card(name), elem_id=name) for name in sections}
             answer = gr.HTML(elem_id="answer")
+            evidence = gr.HTML(elem_id="evidence")
             check = gr.HTML(elem_id="check")
 
-    def read(image: Any, name: str, own: str, self_check: bool) -> Iterator[dict[Any, str]]:
+    def read(image: Any, name: str, own: str, self_check: bool, explain: bool) -> Iterator[dict[Any, str]]:
         yield {
             line: html.status("Looking at the image ..."),
             **{cards[step]: html.step_card(step) for step in cards},
             answer: "",
+            evidence: "",
             check: "",
         }
         try:
             last = ("", "")
-            for event in answers.one(image, _chosen(answers, name, own), self_check):
+            for event, copy in answers.one_explained(image, _chosen(answers, name, own), self_check, explain):
                 if event.result is not None:
-                    yield _final(event.result)
+                    yield _final(event.result) | {evidence: html.evidence_card(event.result, copy)}
                 elif event.section in cards:
                     changed = {cards[event.section]: html.step_card(event.section, event.text, is_open=True)}
                     if event.section != last[0]:
@@ -250,10 +257,10 @@ def _add_one(answers: Answers, settings: Sequence[Any], examples: Sequence[tuple
             check: html.check_card(result),
         }
 
-    outputs = [line, *cards.values(), answer, check]
-    fields = [image, *settings]
+    outputs = [line, *cards.values(), answer, evidence, check]
+    fields = [image, *settings, explain]
     run = button.click(read, fields, outputs, **_waiting(line))
-    nothing = [html.status(_ADD), *map(html.step_card, cards), "", ""]
+    nothing = [html.status(_ADD), *map(html.step_card, cards), "", "", ""]
     _forget_on_change(fields, run, outputs, nothing)
     return image
 

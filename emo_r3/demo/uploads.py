@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +122,21 @@ class Answers(BoundedPipeline):
 
     def one(self, image: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Any]:
         """The events of `EmoR3Pipeline.stream` for one upload."""
+        with closing(self.one_explained(image, labels, self_check, False)) as events:
+            for event, _ in events:
+                yield event
+
+    def one_explained(
+        self, image: Any, labels: str | LabelSet, self_check: bool, explain: bool
+    ) -> Generator[tuple[Any, Image.Image | None]]:
+        """The same, and with the last of them a small copy of the upload if it has an evidence map."""
         labels = self.labels(labels)
-        yield from self.stream(self.uploads.take(*_file(image)), labels=labels, reflect=self_check)
+        source = self.uploads.take(*_file(image))
+        options = {"labels": labels, "reflect": self_check, "explain": explain}
+        with closing(self.stream(source, **options)) as events:
+            for event in events:
+                found = event.result is not None and event.result.evidence_map is not None
+                yield event, _thumbnail(source, event.result, 480) if found else None
 
     def many(self, images: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Row]:
         """A result and a small image for each upload, in order; one that can't be read has an error."""
@@ -155,10 +168,10 @@ def _decoded(url: str) -> bytes:
         raise ImageError(f"this data: URL can't be read: {error}") from error
 
 
-def _thumbnail(source: Any, result: EmotionResult) -> Image.Image | None:
-    """A small copy of an upload; none of what is broken or would have to be fetched again."""
+def _thumbnail(source: Any, result: EmotionResult, side: int = 160) -> Image.Image | None:
+    """A copy of an upload, no side longer than `side`; none of what is broken or would have to be fetched again."""
     if result.error or not isinstance(source, dict):
         return None
     image = load_image(source).image
-    image.thumbnail((160, 160))
+    image.thumbnail((side, side))
     return image

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -29,22 +29,27 @@ from ..lexicon import Affect
 from ..models.checkpoint import CheckpointInfo
 from ..models.constrained_generation import can_write, write_answers
 from ..models.decoding import (
+    BOX,
     AnswerForm,
     BoxClosed,
     ConstrainedDecoding,
     FreeDecoding,
     Sampling,
     Vocabulary,
+    box_sequences,
     end_tokens,
     vocabulary_size,
 )
+from ..models.occlusion import evidence_map
 from ..models.prefix_cache import (
     CachedPrompts,
+    LabelTrie,
     Tokens,
     adds_special_tokens,
     input_device,
     position_offsets,
     prefill,
+    render_prompt,
     splice_image,
 )
 from ..models.reflection import Reflector, reflected_texts
@@ -239,8 +244,12 @@ class Engine:
                     self._result(loaded, answer, request) for loaded, answer in zip(part.loaded, answers, strict=True)
                 ]
                 results += self._reflect(cached, found, request) if request.options.reflect else found
-        groups = chunks(results, request.options.num_candidates)
-        one = iter([self._one_of(candidates, request) for candidates in groups])
+            groups = chunks(results, request.options.num_candidates)
+            one = iter([self._one_of(candidates, request) for candidates in groups])
+            if request.options.explain:
+                loaded = [slot for slot in batch.slots if isinstance(slot, LoadedImage)]
+                stopped = None if cancelled is None else cancelled.event.is_set
+                one = iter([self._explained(*pair, request, stopped) for pair in zip(loaded, one, strict=True)])
         return [slot if isinstance(slot, EmotionResult) else next(one) for slot in batch.slots]
 
     def _one_of(self, candidates: Sequence[EmotionResult], request: Request) -> EmotionResult:
@@ -249,6 +258,29 @@ class Engine:
         if request.options.aggregate == "best":
             return best_of(candidates)
         return self_consistent(candidates, self.lexicon)
+
+    def _explained(
+        self, loaded: LoadedImage, result: EmotionResult, request: Request, stopped: Callable[[], bool] | None
+    ) -> EmotionResult:
+        """Adds what the label hangs on; a result without a label stays as it is."""
+        if result.label is None:
+            return result
+        options = request.options
+        question = self.info.prompts.question("direct", options.labels)
+        inputs = self.encode(render_prompt(self.processor, question, with_image=True), [loaded.image])
+        sequences = box_sequences(self.tokenizer, BOX, options.labels.labels)
+        label = sequences[options.labels.labels.index(result.label)]
+        found = evidence_map(
+            self.model,
+            self.processor,
+            inputs,
+            loaded.image.size,
+            label,
+            LabelTrie(sequences),
+            max_rows=options.batch_size,
+            stopped=stopped,
+        )
+        return replace(result, evidence_map=found)
 
     def _answer(
         self,

@@ -42,6 +42,7 @@ class CallOptions:
     on_error: OnError = "raise"
     allow_private_hosts: bool = False
     max_pixels: int | None = None
+    explain: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (

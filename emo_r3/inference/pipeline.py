@@ -20,6 +20,7 @@ from ..images.loading import is_file
 from ..labels import LabelSet
 from ..lexicon import Affect, load_lexicon
 from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
+from ..models.image_tokens import check_places
 from ..models.prefix_cache import prompt_tokens, render_prompt
 from ..models.quantization import LoadIn, quantization_of
 from ..models.reflection import Reflector
@@ -219,6 +220,7 @@ class EmoR3Pipeline:
         on_error: OnError = "raise",
         allow_private_hosts: bool = False,
         max_pixels: int | None = None,
+        explain: bool = False,
     ) -> Any:
         """Reads the emotion of images.
 
@@ -250,6 +252,9 @@ class EmoR3Pipeline:
             allow_private_hosts (`bool`, *optional*, defaults to `False`): fetch URLs of private networks too.
             max_pixels (`int`, *optional*): reduce an image that has more; the checkpoint's budget unless given, or
                 1,048,576 where it has none.
+            explain (`bool`, *optional*, defaults to `False`): tell in `evidence_map` what of the image the label
+                hangs on: parts are hidden from the language model, 64 at most, each in a forward of its own. Asked is
+                for the label alone, as a chain of thought says it before the box.
 
         Returns:
             `EmotionResult`, `list[EmotionResult]` or `Iterator[EmotionResult]`: in the order of the images.
@@ -272,6 +277,7 @@ class EmoR3Pipeline:
             on_error=on_error,
             allow_private_hosts=allow_private_hosts,
             max_pixels=max_pixels,
+            explain=explain,
         )
         return one_or_many(images, lambda many: self._run(many, request))
 
@@ -288,14 +294,15 @@ class EmoR3Pipeline:
         seed: int = 0,
         allow_private_hosts: bool = False,
         max_pixels: int | None = None,
+        explain: bool = False,
         **others: Any,
     ) -> Iterator[StreamEvent]:
         """Yields the answer for one image as it grows, then the result.
 
         Args:
             image: one image, as the call takes it.
-            labels, method, decoding, reflect, max_new_tokens, temperature, seed, allow_private_hosts, max_pixels: of
-                the call.
+            labels, method, decoding, reflect, max_new_tokens, temperature, seed, allow_private_hosts, max_pixels,
+                explain: of the call.
 
         Returns:
             `Iterator[StreamEvent]`: `section` and its `text` so far; the last event has the `result`. Leaving the
@@ -317,6 +324,7 @@ class EmoR3Pipeline:
             seed=seed,
             allow_private_hosts=allow_private_hosts,
             max_pixels=max_pixels,
+            explain=explain,
         )
         batch = self._engine.prepare([image], request)
 
@@ -328,6 +336,8 @@ class EmoR3Pipeline:
     def _request(self, **options: Any) -> Request:
         """The options of a call, checked, and the prompt that they lead to."""
         checked = CallOptions.of(self.info, self.batch_size, **options)
+        if checked.explain:
+            check_places(self.model)
         question = self.info.prompts.question(checked.method, checked.labels)
         prompt = render_prompt(self.processor, question, with_image=True)
         plain = prompt_tokens(self.processor, prompt)

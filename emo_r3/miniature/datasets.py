@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,9 +104,18 @@ def miniature_records(name: str, sizes: Mapping[str, int] | None = None, seed: i
         raise DataError(f"sizes {dict(sizes)}, seed {seed}; give the size of a split, and a seed of 0 or more")
     records: dict[str, RecordFile] = {}
     for split, size in sizes.items():
-        rng = np.random.default_rng([_KEY, list(SIZES).index(name), _SPLITS.index(split), seed])
-        records[split] = RecordFile(records=(_record(name, split, number, labels, rng) for number in range(size)))
+        rows = enumerate(islice(voted_scenes(name, split, seed), size))
+        records[split] = RecordFile(records=(_record(split, number, labels, *row) for number, row in rows))
     return records
+
+
+def voted_scenes(name: str, split: str, seed: int = 0) -> Iterator[tuple[world.Scene, list[int]]]:
+    """The scenes of a split without end, those of the data set first, and the label that each annotator chose."""
+    labels = miniature_spec(name).labels.labels
+    rng = np.random.default_rng([_KEY, list(SIZES).index(name), _SPLITS.index(split), seed])
+    while True:
+        scene = world.sample_scene(name, rng)
+        yield scene, rng.choice(len(labels), ANNOTATORS, p=world.label_distribution(scene, name, labels)).tolist()
 
 
 def cache_folder() -> Path:
@@ -137,9 +147,7 @@ def read_scenes(rows: Dataset) -> list[world.Scene] | None:
         return None
 
 
-def _record(name: str, split: str, number: int, labels: tuple[str, ...], rng: np.random.Generator) -> Record:
-    scene = world.sample_scene(name, rng)
-    votes = rng.choice(len(labels), ANNOTATORS, p=world.label_distribution(scene, name, labels)).tolist()
+def _record(split: str, number: int, labels: tuple[str, ...], scene: world.Scene, votes: list[int]) -> Record:
     stream = io.BytesIO()
     render(scene).save(stream, "PNG", compress_level=1)  # of drawings, faster and no larger than the default
     fields = {
