@@ -408,7 +408,7 @@ def test_a_folder_on_this_machine_is_called_by_its_name_alone(tmp_path: Path, mo
         pipeline.name = given
         answers = Answers(pipeline, Uploads(tmp_path, tmp_path))
         assert answers.name == shown
-        assert answers._shown(EmotionResult("a", model=given)).model == shown
+        assert answers._shown(EmotionResult("a", model=given), "a.png").model == shown
         assert answers._words(f"{given} computes no finite numbers") == f"{shown} computes no finite numbers"
     pipeline.name = "emo-r3/a-repository"
     assert Answers(pipeline, answers.uploads).name == "emo-r3/a-repository"
