@@ -130,7 +130,8 @@ def preview() -> None:
             tile = image.convert("RGB").resize((256, 256), Image.Resampling.NEAREST)
         card.paste(tile, (60 + number * 275, 314))
     draw = ImageDraw.Draw(card)
-    card.paste(face((110, 110)), (60, 60))
+    icon = face((110, 110))
+    card.paste(icon, (60, 60), icon)
     draw.text((200, 52), "EMO-R3", INK, ImageFont.load_default(96))
     words = ImageFont.load_default(34)
     for number, line in enumerate(wrap(DESCRIPTION, words, 1080)):
@@ -147,8 +148,8 @@ def face(size: tuple[int, int]) -> Image.Image:
     draw.pieslice((8, 8, side - 8, side - 8), 270, 90, PLEASANT)
     for x in (170, 342):
         draw.ellipse((x - 34, 150, x + 34, 218), "white")
-    draw.arc((126, 330, 256 + 10, 470), 200, 290, "white", 36)
-    draw.arc((256 - 10, 230, 386, 400), 20, 100, "white", 36)
+    draw.arc((126, 322, 386, 560), 205, 272, "white", 34)
+    draw.arc((126, 140, 386, 356), 25, 92, "white", 34)
     return drawn.resize(size, Image.Resampling.LANCZOS)
 
 

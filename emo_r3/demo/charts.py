@@ -11,6 +11,7 @@ from ..results import EmotionResult
 TOP = 5
 """So many labels are shown at once; the others unfold."""
 
+_FULL = 3  # a valence so far from the middle has the full colour: few words are further
 _NAMED = 0.1  # a label with a smaller share shows its name in the plot on request only
 _SIDE, _EDGE = 240, 34  # of the plot, in its own units
 
@@ -18,7 +19,7 @@ _SIDE, _EDGE = 240, 34  # of the plot, in its own units
 def tone(label: str) -> str:
     """The colour of a label as a CSS value: from `--unpleasant` over `--middle` to `--pleasant` by its valence."""
     affect = expected_affect({label: 1.0})
-    signed = 0.0 if affect is None else (affect.valence - 5) / 4
+    signed = 0.0 if affect is None else max(-1.0, min(1.0, (affect.valence - 5) / _FULL))
     end = "--pleasant" if signed > 0 else "--unpleasant"
     return f"color-mix(in oklab, var({end}) {abs(signed):.0%}, var(--middle))"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import threading
 import time
@@ -11,8 +12,8 @@ from ..errors import EmoR3Error
 from ..results import EmotionResult
 from .uploads import Answers
 
-PATIENCE = 3.0
-"""Seconds that the first visitors wait for it. Later ones don't, whether it is there or not."""
+PATIENCE = 30.0
+"""Seconds from the first visit on in which visitors wait for it. Later ones don't, whether it is there or not."""
 
 
 class FirstAnswer:
@@ -30,15 +31,16 @@ class FirstAnswer:
         self._done = threading.Event()
         self._lock = threading.Lock()
 
-    def get(self) -> EmotionResult | None:
-        """The result, or `None` while it isn't there."""
+    async def get(self) -> EmotionResult | None:
+        """The result, or `None` if it isn't there in time."""
         with self._lock:
             if self._begun is None:
                 self._begun = time.monotonic()
                 # With the visitor's request, which says where a GPU is lent on whose behalf that is.
                 given = contextvars.copy_context()
                 threading.Thread(target=given.run, args=(self._work,), name="emo-r3-first", daemon=True).start()
-        self._done.wait(max(0.0, self._begun + PATIENCE - time.monotonic()))
+        while not self._done.is_set() and time.monotonic() < self._begun + PATIENCE:
+            await asyncio.sleep(0.1)  # many may wait: no thread for each of them
         return self._result
 
     def _work(self) -> None:

@@ -114,14 +114,15 @@ def _top(answers: Answers) -> str:
     source, name = source_url(), answers.pipeline.name
     links = {"Paper": _PAPER, "Code": source}
     if name == "miniature":
-        links["The model's card"] = source and f"{source}/blob/main/emo_r3/miniature/checkpoint/README.md"
+        links["Model card"] = source and f"{source}/blob/main/emo_r3/miniature/checkpoint/README.md"
     elif answers.name == name and _REPOSITORY.fullmatch(name):
-        links["The model's card"] = f"https://huggingface.co/{name}"
+        links["Model card"] = f"https://huggingface.co/{name}"
     shown = [f'<a href="{escape(url)}" target="_blank" rel="noopener">{word}</a>' for word, url in links.items() if url]
     return (
-        f"<h1>EMO-R3</h1><p>The emotion that an image evokes in those who look at it{_REASONS[answers.method]}.</p>"
+        f"<div class='title'><h1>EMO-R3</h1><span>{' · '.join(shown)}</span></div>"
+        f"<p>The emotion that an image evokes in those who look at it{_REASONS[answers.method]}.</p>"
         f"<p class='model'>Model: <strong>{escape(answers.name)}</strong>"
-        f"{_MINIATURE if name == 'miniature' else ''}. {' · '.join(shown)}</p>"
+        f"{_MINIATURE if name == 'miniature' else ''}.</p>"
     )
 
 
@@ -242,7 +243,7 @@ def _add_run(
         return f"() => {{const run = ((window.emoR3 ??= {{}}).{name} ??= {{}}), keep = {keep}; {body}}}"
 
     ended = "run.on = false; if (run.again) {run.again = false; setTimeout(() => document.getElementById('read').click(), 50);}"
-    button.click(None, None, outputs, js=script(f"if (run.on) return keep; run.begun = true; return {json.dumps(busy)};"), **quiet)
+    button.click(None, None, outputs, js=script(f"if (run.on) return keep; run.begun = true; run.stopped = false; return {json.dumps(busy)};"), **quiet)
     begin = f"(...given) => {{const run = (window.emoR3 ??= {{}}).{name} ??= {{}}; run.on = true; return given;}}"
     run = button.click(read, fields, outputs, js=begin, **_waiting(outputs[0]))
     run.then(None, js=script(ended), **quiet)
@@ -250,7 +251,7 @@ def _add_run(
     forget = f"if (run.keep) {{run.keep = false; return keep;}} run.stopped = run.again = false; return {json.dumps(blank)};"
     gr.on([field.change for field in fields], None, None, outputs, js=script(forget), cancels=run, **quiet)
     # Once more when the run has ended, as it may have written in the meantime.
-    after = f"const stopped = run.stopped; run.stopped = false; {ended} return stopped ? {json.dumps(stopped)} : {json.dumps(blank)};"
+    after = f"{ended} return run.stopped ? {json.dumps(stopped)} : {json.dumps(blank)};"
     run.failure(None, None, outputs, js=script(after), **quiet)
     return run
 
@@ -356,7 +357,7 @@ def _add_one(
     first = FirstAnswer(answers, picks[0][1])
     asked = [*_label_fields(default), False, False]
 
-    def arrive(fragment: str, request: gr.Request) -> dict[str, Any] | None:
+    async def arrive(fragment: str, request: gr.Request) -> dict[str, Any] | None:
         if isinstance(fragment, str) and fragment.startswith(KEY):
             try:
                 result, labels = from_fragment(fragment)
@@ -366,7 +367,7 @@ def _add_one(
             card = html.shared_card(result, labels, answers.name)
             last = ("", html.charts_card(result), "")
             return {"shown": shown(html.status(f"A shared result: {result.label}.", "told"), card, steps, last)}
-        if _differs(request.query_params, default) or (found := first.get()) is None:
+        if _differs(request.query_params, default) or (found := await first.get()) is None:
             return None
         return {"shown": final(found, default), "image": picks[0][1].name, "asked": asked}
 
