@@ -34,7 +34,9 @@ def main(more: list[str]) -> None:
     drawn, held_out = (familiarity.features(familiarity.drawings(*some)) for some in (FIT, HELD_OUT))
     save_file(familiarity.fit(drawn, held_out), familiarity.NUMBERS)
     test = share_flagged(familiarity.drawings(*TEST))
-    paths = [folder(package) / name for package, names in PHOTOGRAPHS.items() for name in names] + list(map(Path, more))
+    paths = [folder(package) / name for package, names in PHOTOGRAPHS.items() for name in names] + list(
+        map(Path, more)
+    )
     whole, parts = [], []
     for seed, path in enumerate(paths):
         with Image.open(path) as file:

@@ -47,7 +47,8 @@ _LINK = """(name, own, check) => {
 _SHOW_OWN = """(name) => ({__type__: "update", visible: name === "own"})"""
 # A screen reader is told of what it is to read when it changes; not of the seconds in the queue, beside it. A link to a
 # result is copied; where a browser doesn't allow that, it is followed. One that is opened here is a new page.
-_ON_LOAD = """() => {
+_ON_LOAD = (
+    """() => {
     for (const line of document.querySelectorAll(".prose.status")) line.setAttribute("role", "status");
     document.addEventListener("click", (event) => {
         const link = event.target.closest?.("a.share");
@@ -60,7 +61,9 @@ _ON_LOAD = """() => {
     window.addEventListener("hashchange", () => {
         if (window.location.hash.startsWith("%s")) window.location.reload();
     });
-}""" % KEY
+}"""
+    % KEY
+)
 _OPEN_FILE = """() => { document.querySelector("#image input[type=file]").click(); }"""
 # After an example was put in: its run begins once the one before has ended, which is being cancelled meanwhile.
 _START = """async () => {
@@ -117,7 +120,9 @@ def _top(answers: Answers) -> str:
         links["Model card"] = source and f"{source}/blob/main/emo_r3/miniature/checkpoint/README.md"
     elif answers.name == name and _REPOSITORY.fullmatch(name):
         links["Model card"] = f"https://huggingface.co/{name}"
-    shown = [f'<a href="{escape(url)}" target="_blank" rel="noopener">{word}</a>' for word, url in links.items() if url]
+    shown = [
+        f'<a href="{escape(url)}" target="_blank" rel="noopener">{word}</a>' for word, url in links.items() if url
+    ]
     return (
         f"<div class='title'><h1>EMO-R3</h1><span>{' · '.join(shown)}</span></div>"
         f"<p>The emotion that an image evokes in those who look at it{_REASONS[answers.method]}.</p>"
@@ -243,11 +248,19 @@ def _add_run(
         return f"() => {{const run = ((window.emoR3 ??= {{}}).{name} ??= {{}}), keep = {keep}; {body}}}"
 
     ended = "run.on = false; if (run.again) {run.again = false; setTimeout(() => document.getElementById('read').click(), 50);}"
-    button.click(None, None, outputs, js=script(f"if (run.on) return keep; run.begun = true; run.stopped = false; return {json.dumps(busy)};"), **quiet)
+    button.click(
+        None,
+        None,
+        outputs,
+        js=script(f"if (run.on) return keep; run.begun = true; run.stopped = false; return {json.dumps(busy)};"),
+        **quiet,
+    )
     begin = f"(...given) => {{const run = (window.emoR3 ??= {{}}).{name} ??= {{}}; run.on = true; return given;}}"
     run = button.click(read, fields, outputs, js=begin, **_waiting(outputs[0]))
     run.then(None, js=script(ended), **quiet)
-    stop.click(None, None, outputs, js=script(f"run.stopped = true; return {json.dumps(stopped)};"), cancels=run, **quiet)
+    stop.click(
+        None, None, outputs, js=script(f"run.stopped = true; return {json.dumps(stopped)};"), cancels=run, **quiet
+    )
     forget = f"if (run.keep) {{run.keep = false; return keep;}} run.stopped = run.again = false; return {json.dumps(blank)};"
     gr.on([field.change for field in fields], None, None, outputs, js=script(forget), cancels=run, **quiet)
     # Once more when the run has ended, as it may have written in the meantime.
@@ -318,7 +331,9 @@ def _add_one(
     outputs += [gr.HTML(html.step_card(name), elem_id=name) for name in sections]
     outputs += [gr.HTML(elem_id=name) for name in ("evidence", "charts", "check")]
 
-    def shown(status: str, answer: str = "", steps: Sequence[str] = (), last: Sequence[str] = ("", "", "")) -> list[str]:
+    def shown(
+        status: str, answer: str = "", steps: Sequence[str] = (), last: Sequence[str] = ("", "", "")
+    ) -> list[str]:
         """All outputs."""
         return [status, answer, *(steps or map(html.step_card, sections)), *last]
 

@@ -61,16 +61,16 @@ def from_fragment(fragment: str) -> tuple[EmotionResult, str]:
         raise EmoR3Error(f"this link to a result has {len(fragment):,} characters: at most {MAX_LINK:,} are read")
     try:
         facts = _unpacked(fragment.removeprefix(KEY))
-        shares = {_text(label, MAX_LABEL_TEXT): _number(share, 0, 1) for label, share in facts["probabilities"].items()}
+        shares = {
+            _text(label, MAX_LABEL_TEXT): _number(share, 0, 1) for label, share in facts["probabilities"].items()
+        }
         label = _text(facts["label"], MAX_LABEL_TEXT)
         known = {name for names in SECTIONS.values() for name in names}
         steps = {name: _text(text, _MAX_TEXT) for name, text in facts["steps"].items() if name in known}
         valence, arousal = (None if facts[name] is None else _number(facts[name], 1, 9) for name in _AFFECT)
         if label not in shares or len(shares) > max(MAX_LABELS, 256):
             raise ValueError
-        result = EmotionResult(
-            "", label, shares, steps, valence, arousal, model=_text(facts["model"], _MAX_NAME)
-        )
+        result = EmotionResult("", label, shares, steps, valence, arousal, model=_text(facts["model"], _MAX_NAME))
         return result, _text(facts["labels"], _MAX_NAME)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, zlib.error) as error:
         raise EmoR3Error(_DAMAGED) from error

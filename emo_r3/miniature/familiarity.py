@@ -96,7 +96,6 @@ def drawings(count: int, seed: int) -> list[Image.Image]:
     return drawn
 
 
-
 @cache
 def _numbers() -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file

@@ -114,7 +114,9 @@ def test_plane_puts_the_point_where_valence_and_arousal_are() -> None:
     assert (y - top) / side == pytest.approx((9 - 5.56) / 8, abs=1e-3), "excited is up"
     assert 'aria-label="Valence 3.9 and arousal 5.6' in drawn
     assert drawn.count('class="dot"') == 2
-    spots = re.findall(r'<g class="([^"]*)" tabindex="0" role="img" aria-label="([^"]*)"><title>([^<]*)</title>', drawn)
+    spots = re.findall(
+        r'<g class="([^"]*)" tabindex="0" role="img" aria-label="([^"]*)"><title>([^<]*)</title>', drawn
+    )
     assert spots == [("spot named", text, text) for text in ("fear: 75%", "awe: 25%")], "by keyboard, and pointed at"
     assert "no point to draw" in charts.plane(EmotionResult("a", "x", {"x": 1.0}))
 
