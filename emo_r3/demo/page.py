@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..results import EmotionResult
 from ..serving.limits import KEEP_SECONDS, MAX_IMAGES, MAX_LABEL_TEXT, web_words
 from . import html
 from .opening import FirstAnswer
+from .runs import OPEN_WITH, QUIET, START, add_run
 from .shared import KEY, from_fragment, to_fragment
 from .uploads import Answers, Row
 
@@ -36,7 +36,6 @@ _PAPER = "https://arxiv.org/abs/2602.23802"
 _REASONS = {"set": ", with the reasons, in three steps", "think": ", with the reasons", "direct": ""}
 _ADD = "Nothing is read yet: pick an example, or add an image and read its emotion."
 _ADD_MANY = "Nothing is read yet: add images, then read their emotions."
-_STOPPED = "Stopped: there is no answer."
 # The address that leads back to these settings; read by `from_link`.
 _LINK = """(name, own, check) => {
     const url = new URL(window.location.href.split(/[?#]/)[0]);
@@ -45,10 +44,9 @@ _LINK = """(name, own, check) => {
     return url.href;
 }"""
 _SHOW_OWN = """(name) => ({__type__: "update", visible: name === "own"})"""
-# A screen reader is told of what it is to read when it changes; not of the seconds in the queue, beside it. A link to a
-# result is copied; where a browser doesn't allow that, it is followed. One that is opened here is a new page.
-_ON_LOAD = (
-    """() => {
+# A screen reader is told of what it is to read when it changes; not of the seconds in the queue, beside it.
+# A link to a result is copied; where a browser doesn't allow that, it is followed. One that is opened here reloads.
+_ON_LOAD = """() => {
     for (const line of document.querySelectorAll(".prose.status")) line.setAttribute("role", "status");
     document.addEventListener("click", (event) => {
         const link = event.target.closest?.("a.share");
@@ -59,27 +57,10 @@ _ON_LOAD = (
             () => { window.location.href = link.href; });
     });
     window.addEventListener("hashchange", () => {
-        if (window.location.hash.startsWith("%s")) window.location.reload();
+        if (window.location.hash.startsWith("KEY")) window.location.reload();
     });
-}"""
-    % KEY
-)
+}""".replace("KEY", KEY)
 _OPEN_FILE = """() => { document.querySelector("#image input[type=file]").click(); }"""
-# After an example was put in: its run begins once the one before has ended, which is being cancelled meanwhile.
-_START = """async () => {
-    await new Promise((later) => setTimeout(later, 60));
-    const run = ((window.emoR3 ??= {}).one ??= {});
-    if (run.on) run.again = true;
-    else document.getElementById("read").click();
-}"""
-# What the page opens with, unless the person was faster.
-_OPEN_WITH = """(held, image, ...fields) => {
-    const run = ((window.emoR3 ??= {}).one ??= {}), keep = {__type__: "update"};
-    const same = !held?.image || (image?.path?.endsWith(held.image) && String(fields) === String(held.asked));
-    if (!held || run.begun || !same) return [keep, ...Array(%d).fill(keep)];
-    run.keep = !held.image && !!image;
-    return [held.image ? keep : null, ...held.shown];
-}"""
 
 
 def make_page(answers: Answers, examples: Sequence[tuple[str, Path]]) -> gr.Blocks:
@@ -185,7 +166,6 @@ def _add_settings(demo: gr.Blocks, answers: Answers, default: LabelSet, notice: 
             info="Hide one part of the image after another from the model; of a single image",
         )
         link = gr.Textbox(label="Link to these settings", interactive=True)
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     fields: list[Any] = [labels, own, check]
     # In the browser: what follows a change waits for the server otherwise, and would end a run that was begun since.
     labels.change(None, labels, own, js=_SHOW_OWN, api_visibility="private")
@@ -199,7 +179,7 @@ def _add_settings(demo: gr.Blocks, answers: Answers, default: LabelSet, notice: 
             wrong = html.status(f"The link's labels can't be used: {web_words(str(error))}", "refused")
         return *_label_fields(given), may_check and request.query_params.get("check") == "1", wrong
 
-    demo.load(from_link, None, [*fields, notice], **quiet).then(None, fields, link, js=_LINK, api_visibility="private")
+    demo.load(from_link, None, [*fields, notice], **QUIET).then(None, fields, link, js=_LINK, api_visibility="private")
     return fields, explain
 
 
@@ -218,69 +198,8 @@ def _chosen(answers: Answers, name: str, own: str) -> LabelSet:
     return answers.labels(own)
 
 
-def _add_run(
-    name: str,
-    buttons: Sequence[Any],
-    read: Callable[..., Any],
-    fields: Sequence[Any],
-    outputs: Sequence[Any],
-    blank: Sequence[str],
-    busy: str,
-) -> Any:
-    """Begins, stops and forgets a run; returns it.
-
-    Its answer goes when what was asked changes, in the browser and so at once, and a run that writes it ends.
-
-    Args:
-        name (`str`): of what the browser remembers of it.
-        buttons (`list`): what begins it, and what stops it.
-        read (`Callable`): the run; each time it yields all outputs.
-        fields (`list`): what is asked.
-        outputs (`list`): the line that says what is going on, and the answer.
-        blank, busy (`list[str]`): the outputs while there is no answer, and while it is waited for.
-    """
-    button, stop = buttons
-    stopped = [html.status(_STOPPED), *blank[1:]]
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-
-    def script(body: str) -> str:
-        keep = f"Array({len(outputs)}).fill({{__type__: 'update'}})"
-        return f"() => {{const run = ((window.emoR3 ??= {{}}).{name} ??= {{}}), keep = {keep}; {body}}}"
-
-    ended = "run.on = false; if (run.again) {run.again = false; setTimeout(() => document.getElementById('read').click(), 50);}"
-    button.click(
-        None,
-        None,
-        outputs,
-        js=script(f"if (run.on) return keep; run.begun = true; run.stopped = false; return {json.dumps(busy)};"),
-        **quiet,
-    )
-    begin = f"(...given) => {{const run = (window.emoR3 ??= {{}}).{name} ??= {{}}; run.on = true; return given;}}"
-    run = button.click(read, fields, outputs, js=begin, **_waiting(outputs[0]))
-    run.then(None, js=script(ended), **quiet)
-    stop.click(
-        None, None, outputs, js=script(f"run.stopped = true; return {json.dumps(stopped)};"), cancels=run, **quiet
-    )
-    forget = f"if (run.keep) {{run.keep = false; return keep;}} run.stopped = run.again = false; return {json.dumps(blank)};"
-    gr.on([field.change for field in fields], None, None, outputs, js=script(forget), cancels=run, **quiet)
-    # Once more when the run has ended, as it may have written in the meantime.
-    after = f"{ended} return run.stopped ? {json.dumps(stopped)} : {json.dumps(blank)};"
-    run.failure(None, None, outputs, js=script(after), **quiet)
-    return run
-
-
-def _waiting(line: Any) -> dict[str, Any]:
-    """How a run waits for the model: in the one queue, with its place there shown where the status is."""
-    return {
-        "concurrency_id": "model",
-        "show_progress": "minimal",
-        "show_progress_on": line,
-        "api_visibility": "private",
-    }
-
-
 def _add_image(examples: Sequence[tuple[str, Path]]) -> tuple[Any, list[Any], list[tuple[Any, Path]]]:
-    """What the tab for one image holds: the image, buttons to begin and to stop, and one for each example with its file."""
+    """What the tab for one image holds: the image, buttons to begin and to stop, and the examples' with their files."""
     image = gr.Image(
         str(examples[0][1]),
         type="filepath",
@@ -362,11 +281,10 @@ def _add_one(
 
     fields = [image, *settings]
     busy = shown(html.status("Waiting for the model ...", "busy"), html.reading_card())
-    run = _add_run("one", buttons, read, fields, outputs, shown(html.status(_ADD)), busy)
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    add_run("one", buttons, read, fields, outputs, shown(html.status(_ADD)), busy)
     for pick, path in picks:
-        picked = pick.click(lambda path=path: str(path), None, image, cancels=run, **quiet)
-        picked.then(None, js=_START, **quiet)
+        picked = pick.click(lambda path=path: str(path), None, image, **QUIET)
+        picked.then(None, js=START, **QUIET)
 
     # What the page opens with: the result in its link, or the first example with its answer.
     first = FirstAnswer(answers, picks[0][1])
@@ -387,10 +305,8 @@ def _add_one(
         return {"shown": final(found, default), "image": picks[0][1].name, "asked": asked}
 
     held = gr.JSON(visible=False)
-    arrived = demo.load(arrive, gr.Textbox(visible=False), held, js="() => window.location.hash", **quiet)
-    arrived.then(
-        None, [held, *fields], [image, *outputs], js=_OPEN_WITH % len(outputs), api_visibility="private", queue=False
-    )
+    arrived = demo.load(arrive, gr.Textbox(visible=False), held, js="() => window.location.hash", **QUIET)
+    arrived.then(None, [held, *fields], [image, *outputs], js=OPEN_WITH, **QUIET)
 
 
 def _differs(query: Mapping[str, str], default: LabelSet) -> bool:
@@ -422,7 +338,7 @@ def _add_several(answers: Answers, images: Any, settings: Sequence[Any], buttons
             yield [html.status(web_words(str(error)), "refused"), shown, ""]
 
     busy = [html.status("Waiting for the model ...", "busy"), "", ""]
-    _add_run("many", buttons, read, [images, *settings], [line, view, links], [html.status(_ADD_MANY), "", ""], busy)
+    add_run("many", buttons, read, [images, *settings], [line, view, links], [html.status(_ADD_MANY), "", ""], busy)
 
 
 def _add_api(answers: Answers, images: Any, default: LabelSet) -> None:

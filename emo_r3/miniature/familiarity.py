@@ -1,4 +1,4 @@
-"""Does an image look like the miniature's drawings? By the mean feature of its vision tower, which knows nothing else."""
+"""Does an image look like the miniature's drawings? By the mean feature of its vision tower."""
 
 from __future__ import annotations
 

@@ -131,9 +131,9 @@ class BoundedPipeline:
         error = self._words(result.error) if result.error else None
         notes = result.notes
         # Of the miniature, and of an image that was sent: one at an address would have to be fetched again.
-        if self.pipeline.name == "miniature" and not error and isinstance(source, dict):
-            if not is_familiar(load_image(source).image):
-                notes = (*notes, UNFAMILIAR)
+        looked_at = self.pipeline.name == "miniature" and not error and isinstance(source, dict)
+        if looked_at and not is_familiar(load_image(source).image):
+            notes = (*notes, UNFAMILIAR)
         return replace(result, model=self.name, error=error, notes=notes)
 
     def _words(self, message: str) -> str:

@@ -277,7 +277,7 @@ def test_it_opens_with_an_answer_and_axe_finds_nothing_serious(visit: Any, optio
     height = page.viewport_size["height"]
     for what in ("#image img", "#answer .label", "#answer strong"):
         box = page.locator(what).first.bounding_box()
-        assert 0 <= box["y"] and box["y"] + box["height"] <= height, f"{what} is seen without scrolling"
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height, f"{what} is seen without scrolling"
     page.get_by_role("button", name="Settings").first.click()
     page.get_by_label("Self-check").check()
     page.wait_for_selector("#charts .plane", state="detached")
