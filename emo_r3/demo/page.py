@@ -199,7 +199,7 @@ def _chosen(answers: Answers, name: str, own: str) -> LabelSet:
 
 
 def _add_image(examples: Sequence[tuple[str, Path]]) -> tuple[Any, list[Any], list[tuple[Any, Path]]]:
-    """What the tab for one image holds: the image, buttons to begin and to stop, and the examples' with their files."""
+    """What the tab for one image holds: the image, its buttons, and those of the examples with their files."""
     image = gr.Image(
         str(examples[0][1]),
         type="filepath",
