@@ -113,7 +113,7 @@ def demo() -> None:
                 target = DOCS / f"demo-{name}.png"
                 page.screenshot(path=target, full_page=True)
                 with Image.open(target) as shot:
-                    shot.convert("RGB").quantize(128).save(target, optimize=True)
+                    shot.convert("RGB").quantize(256, kmeans=3).save(target, optimize=True)
             browser.close()
     finally:
         server.send_signal(signal.SIGTERM)
