@@ -51,7 +51,7 @@ class BoundedPipeline:
 
         def run(end: float, given: Any, options: dict[str, Any]) -> Generator[Any]:
             self._end = end  # also in another process, which has its own copy of this object
-            events = None
+            events: Any = None
             try:
                 several = isinstance(given, list)
                 events = pipeline(iter(given), **options) if several else pipeline.stream(given, **options)
@@ -68,7 +68,7 @@ class BoundedPipeline:
 
         self._run = on_gpu(run) if on_gpu else run
 
-    def stream(self, source: Any, **options: Any) -> Iterator[Any]:
+    def stream(self, source: Any, **options: Any) -> Generator[Any]:
         """The events of `EmoR3Pipeline.stream`.
 
         Raises:
