@@ -15,7 +15,7 @@ from ..labels import LabelSet
 from ..miniature.familiarity import UNFAMILIAR
 from ..parsing import PROBLEMS
 from ..results import EmotionResult
-from .charts import bars, percent, plane
+from .charts import bars, percent, plane, tone
 
 STEPS = {
     "step1": ("Triggers", "What in the image could move somebody"),
@@ -165,8 +165,11 @@ def gallery(results: Sequence[EmotionResult], thumbnails: Sequence[Image.Image |
             share = result.confidence or 0.0
             found = (
                 f"<strong>{escape(result.label or 'no label')}</strong> {percent(share)}"
-                f'<span class="track" aria-hidden="true"><span style="width: {share:.1%}"></span></span>'
+                f'<span class="track" aria-hidden="true"><span style="width: {share:.1%}; '
+                f'background: {tone(result.label or "")}"></span></span>'
             )
+            if UNFAMILIAR in result.notes:
+                found += f'<span class="warning">{escape(_sentence(UNFAMILIAR))}</span>'
         tiles.append(f"<li>{image}{name}<span>{found}</span></li>")
     return f'<ul class="gallery" aria-label="Images and their labels">{"".join(tiles)}</ul>'
 

@@ -593,6 +593,7 @@ def test_an_image_of_another_world_is_told_of_with_its_answer(server: Server, cl
     assert UNFAMILIAR in found["notes"]
     shown = html.answer_card(EmotionResult.from_dict(found))
     assert 'class="warning">The image is not of the miniature' in shown and shown.count("miniature") == 1
+    assert 'class="warning">The image is not' in html.gallery([EmotionResult.from_dict(found)], [None])
 
 
 @pytest.mark.slow
