@@ -1,25 +1,34 @@
-"""Makes `docs/prediction.png`: a sample image beside what the default model says about it.
+"""Makes the images of the README, the pages and the demo.
 
-.venv/bin/python docs/make_pictures.py [SAMPLE]
+.venv/bin/python docs/make_pictures.py prediction [SAMPLE]    docs/prediction.png: a sample beside its answer
+.venv/bin/python docs/make_pictures.py demo                   docs/demo-phone.png, docs/demo-dark.png, with Chromium
+.venv/bin/python docs/make_pictures.py preview                icon.png and preview.png of emo_r3/demo/
 """
 
 from __future__ import annotations
 
+import shutil
+import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from emo_r3 import EmoR3Pipeline, EmotionResult
+from emo_r3.demo.head import DESCRIPTION, ICON, PREVIEW
 from emo_r3.formats import STEP_TITLES
 
 DOCS = Path(__file__).parent
 SCALE = 2  # for sharp text on dense screens
 IMAGE, TEXT, MARGIN, LINE = 384, 560, 24, 24
 INK, GREY, BAR, PAPER = "#1f2933", "#7b8794", "#e8a33d", "#fffdf8"
+UNPLEASANT, PLEASANT = "#b54708", "#1d5fd1"  # as in emo_r3/demo/demo.css
 
 
-def main(sample: Path) -> None:
+def prediction(sample: Path) -> None:
     """Predict, draw, save."""
     result = EmoR3Pipeline.from_pretrained()(sample, reflect=True)
     with Image.open(sample) as image:
@@ -75,5 +84,78 @@ def summary(result: EmotionResult) -> str:
     return "   ".join(parts)
 
 
+def demo() -> None:
+    """The demo as it opens, on a phone and on a dark desktop."""
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "emo_r3", "demo", "--port", str(port)])
+    looks = {
+        "phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 1.5},
+        "dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
+    }
+    try:
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        with sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            for name, look in looks.items():
+                page = browser.new_page(**look)
+                for _ in range(120):
+                    try:
+                        page.goto(f"http://127.0.0.1:{port}/")
+                        break
+                    except Exception:  # not yet
+                        time.sleep(0.5)
+                page.wait_for_selector("#charts .plane", timeout=60_000)
+                page.wait_for_timeout(500)
+                target = DOCS / f"demo-{name}.png"
+                page.screenshot(path=target, full_page=True)
+                with Image.open(target) as shot:
+                    shot.convert("RGB").quantize(256, kmeans=3).save(target, optimize=True)
+            browser.close()
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+
+
+def preview() -> None:
+    """What a browser's tab and the preview of a link show."""
+    face((64, 64)).save(ICON, optimize=True)
+    card = Image.new("RGB", (1200, 630), PAPER)
+    samples = sorted((DOCS / "samples").glob("*.png"))[:4]
+    for number, sample in enumerate(samples):
+        with Image.open(sample) as image:
+            tile = image.convert("RGB").resize((256, 256), Image.Resampling.NEAREST)
+        card.paste(tile, (60 + number * 275, 314))
+    draw = ImageDraw.Draw(card)
+    icon = face((110, 110))
+    card.paste(icon, (60, 60), icon)
+    draw.text((200, 52), "EMO-R3", INK, ImageFont.load_default(96))
+    words = ImageFont.load_default(34)
+    for number, line in enumerate(wrap(DESCRIPTION, words, 1080)):
+        draw.text((60, 196 + number * 46), line, INK, words)
+    card.quantize(128).save(PREVIEW, optimize=True)
+
+
+def face(size: tuple[int, int]) -> Image.Image:
+    """The icon: a face, half pleased, half not, in the demo's colours of valence."""
+    side = 512
+    drawn = Image.new("RGBA", (side, side))
+    draw = ImageDraw.Draw(drawn)
+    draw.pieslice((8, 8, side - 8, side - 8), 90, 270, UNPLEASANT)
+    draw.pieslice((8, 8, side - 8, side - 8), 270, 90, PLEASANT)
+    for x in (170, 342):
+        draw.ellipse((x - 34, 150, x + 34, 218), "white")
+    draw.arc((126, 322, 386, 560), 205, 272, "white", 34)
+    draw.arc((126, 140, 386, 356), 25, 92, "white", 34)
+    return drawn.resize(size, Image.Resampling.LANCZOS)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "samples" / "03-mountains-fireworks.png")
+    what, *given = sys.argv[1:] or ["prediction"]
+    if what == "prediction":
+        prediction(Path(given[0]) if given else DOCS / "samples" / "03-mountains-fireworks.png")
+    else:
+        {"demo": demo, "preview": preview}[what]()

@@ -77,9 +77,11 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
     import gradio.mcp
     from starlette.middleware import Middleware
 
+    from .head import ICON, PreviewImage, use_own_words
     from .tools import Tools
 
     gradio.mcp.GradioMCPServer = Tools  # type: ignore[misc]  # gradio takes no other class
+    use_own_words()
     # The fonts of the system, so that the page fetches nothing from elsewhere.
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -89,7 +91,13 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
         "show_error": False,  # our own messages are shown all the same
         "allowed_paths": [],
         "max_file_size": MAX_FILE,
-        "app_kwargs": {"middleware": [Middleware(BodyLimit, limit=MAX_BODY, folder=temporary_folder())]},
+        "app_kwargs": {
+            "middleware": [
+                Middleware(BodyLimit, limit=MAX_BODY, folder=temporary_folder()),
+                Middleware(PreviewImage),
+            ]
+        },
+        "favicon_path": str(ICON),
         "run_history": False,
         "enable_monitoring": False,
         "ssr_mode": False,

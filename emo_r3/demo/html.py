@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from PIL import Image
@@ -12,9 +12,10 @@ from PIL import Image
 from ..formats import Row, write_table
 from ..images.overlay import evidence_layer
 from ..labels import LabelSet
-from ..lexicon import expected_affect
+from ..miniature.familiarity import UNFAMILIAR
 from ..parsing import PROBLEMS
 from ..results import EmotionResult
+from .charts import bars, percent, plane, tone
 
 STEPS = {
     "step1": ("Triggers", "What in the image could move somebody"),
@@ -23,9 +24,6 @@ STEPS = {
     "think": ("Reasoning", "What the model thinks before it answers"),
 }
 """Title and explanation of the card of each section that an answer may have."""
-
-_NAMED = 0.1  # a label with a smaller share has no name in the plot
-_SIDE, _EDGE = 240, 34  # of the plot, in its own units
 
 
 def step_card(name: str, text: str = "", is_open: bool = False) -> str:
@@ -49,79 +47,62 @@ def step_card(name: str, text: str = "", is_open: bool = False) -> str:
     )
 
 
-def answer_card(result: EmotionResult) -> str:
-    """The label and its confidence, a bar for every label, valence and arousal with their plot."""
+def answer_card(result: EmotionResult, fragment: str | None = None) -> str:
+    """The label and its confidence, large, with what has to be said of them.
+
+    Args:
+        result (`EmotionResult`): the result.
+        fragment (`str`, *optional*): of a link to it; without, no link is offered.
+    """
     if result.label is None:
         head = '<p class="label">No label</p><p>The text names none of the list.</p>'
     else:
         head = (
             f'<p class="label">{escape(result.label)}</p>'
-            f"<p><strong>{_percent(result.confidence)}</strong> confidence: the model's own probability, "
+            f"<p><strong>{percent(result.confidence)}</strong> confidence: the model's own probability, "
             "not how often it is right.</p>"
         )
-    remarks = [PROBLEMS[code] for code in result.problems] + list(result.notes)
+    warning = f'<p class="warning">{escape(_sentence(UNFAMILIAR))}</p>' if UNFAMILIAR in result.notes else ""
+    remarks = [PROBLEMS[code] for code in result.problems] + [note for note in result.notes if note != UNFAMILIAR]
     note = f'<p class="soft">Note: {escape("; ".join(remarks))}.</p>' if remarks else ""
-    return (
-        f'<section class="card answer" aria-label="Answer"><div class="head">{head}</div>'
-        f'<div class="charts">{bars(result.probabilities)}{plane(result)}</div>{note}</section>'
+    link = ""
+    if fragment:
+        link = f'<p class="soft"><a class="share" href="{escape(fragment)}">Copy a link to this result</a> (without'
+        link += ' the image) <span class="copied" role="status"></span></p>'
+    return f'<section class="card answer" aria-label="Answer">{head}{warning}{note}{link}</section>'
+
+
+def reading_card() -> str:
+    """What stands in the place of the answer while it is written."""
+    return '<section class="card answer reading" aria-label="Answer"><p class="label">reading ...</p></section>'
+
+
+def shared_card(result: EmotionResult, labels: str, model: str) -> str:
+    """The answer that a link holds, and that it is no more than what the link says.
+
+    Args:
+        result (`EmotionResult`): the result.
+        labels (`str`): what the link calls the label list.
+        model (`str`): what the model that runs here is called.
+    """
+    said = f"The link says that {result.model or 'a model without a name'} chose it from the labels {labels}"
+    if result.model != model:
+        said += f"; the model that runs here is another, {model}"
+    head = (
+        f'<p class="label">{escape(result.label or "")}</p>'
+        f"<p><strong>{percent(result.confidence)}</strong> confidence</p>"
+        '<p class="warning">A shared result; the image is not part of it. It was not computed here.</p>'
+        f'<p class="soft">{escape(said)}.</p>'
     )
+    return f'<section class="card answer shared" aria-label="Answer">{head}</section>'
 
 
-def bars(probabilities: Mapping[str, float]) -> str:
-    """A bar for every label, the most probable first."""
-    rows = [
-        f'<li><span class="name">{escape(label)}</span><span class="track" aria-hidden="true">'
-        f'<span style="width: {share:.1%}"></span></span><span class="share">{_percent(share)}</span></li>'
-        for label, share in sorted(probabilities.items(), key=lambda item: -item[1])
-    ]
-    return f'<div class="chart"><h3>Every label</h3><ol class="bars">{"".join(rows)}</ol></div>'
-
-
-def plane(result: EmotionResult) -> str:
-    """The plane of valence and arousal with the labels, as large as they are probable, and the point of their mean."""
-    if result.valence is None or result.arousal is None:
-        text = "None of these labels is in the norms of valence and arousal, so there is no point to draw."
-        return f'<div class="chart"><h3>Valence and arousal</h3><p class="soft">{text}</p></div>'
-    places = {}
-    for label, share in result.probabilities.items():
-        if (affect := expected_affect({label: 1.0})) is not None:
-            places[label] = (_across(affect.valence), _down(affect.arousal), share)
-    dots = [
-        f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{3 + 9 * share**0.5:.1f}"/>'
-        for x, y, share in places.values()
-    ]
-    named = {label: place[:2] for label, place in places.items() if place[2] >= _NAMED}
-    names = [_name(label, x, y, named.values()) for label, (x, y) in named.items()]
-    x, y = _across(result.valence), _down(result.arousal)
-    middle, low, high = _across(5), _EDGE, _EDGE + _SIDE
-    words = f"Valence {result.valence:.1f} and arousal {result.arousal:.1f}, each from 1 to 9"
+def charts_card(result: EmotionResult) -> str:
+    """A bar for every label, valence and arousal with their plot."""
     return (
-        f'<div class="chart"><h3>Valence and arousal</h3><svg class="plane" viewBox="0 {_EDGE - 8} '
-        f'{_SIDE + 2 * _EDGE} {_SIDE + _EDGE + 8}" role="img" aria-label="{words}.">'
-        f'<rect class="frame" x="{low}" y="{low}" width="{_SIDE}" height="{_SIDE}" rx="8"/>'
-        f'<path class="axis" d="M{middle} {low}V{high}M{low} {middle}H{high}"/>'
-        f'<text x="{middle}" y="{high + 20}" text-anchor="middle">← unpleasant · pleasant →</text>'
-        f'<text transform="translate({low - 18} {middle}) rotate(-90)" text-anchor="middle">← calm · excited →</text>'
-        f'{"".join(dots)}{"".join(names)}<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="7"/></svg>'
-        f'<p class="soft">{words}: the mean over the labels, by how people rate these words.</p></div>'
+        '<section class="card" aria-label="Labels, valence and arousal"><div class="charts">'
+        f"{bars(result.probabilities)}{plane(result)}</div></section>"
     )
-
-
-def _across(valence: float) -> float:
-    return _EDGE + (valence - 1) / 8 * _SIDE
-
-
-def _down(arousal: float) -> float:
-    return _EDGE + (9 - arousal) / 8 * _SIDE
-
-
-def _name(label: str, x: float, y: float, others: Iterable[tuple[float, float]]) -> str:
-    """A label's name beside its dot: towards the middle, unless another dot is there."""
-    side = 1 if x < _across(5) else -1
-    if any(0 < (other - x) * side < 70 and abs(height - y) < 16 for other, height in others):
-        side = -side
-    anchor = "start" if side > 0 else "end"
-    return f'<text class="name" x="{x + 15 * side:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
 
 
 def check_card(result: EmotionResult) -> str:
@@ -132,13 +113,13 @@ def check_card(result: EmotionResult) -> str:
     first, both = ("its reasoning", "its reasoning") if "think" in result.steps else ("step 1", "steps 1 and 2")
     if result.consistency is not None:
         lines.append(
-            f"<dt>Consistency <strong>{_percent(result.consistency)}</strong></dt><dd>Asked again with the image,"
+            f"<dt>Consistency <strong>{percent(result.consistency)}</strong></dt><dd>Asked again with the image,"
             f" this is the model's probability that {first} can describe it.</dd>"
         )
     if (read := result.coherence) is not None:
         verdict = "the same label" if read.label == result.label else f"another label, {escape(read.label)}"
         lines.append(
-            f"<dt>Coherence <strong>{_percent(read.agreement)}</strong></dt><dd>Reading {both} without the"
+            f"<dt>Coherence <strong>{percent(read.agreement)}</strong></dt><dd>Reading {both} without the"
             f" image, the model finds {verdict}. The number is its probability of the answer's label.</dd>"
         )
     return (
@@ -167,8 +148,8 @@ def evidence_card(result: EmotionResult, image: Image.Image | None) -> str:
         f'<img class="layer" src="{_data_url(layer)}" alt="Strongest in row {row + 1} of {values.shape[0]}, column '
         f'{column + 1} of {values.shape[1]}"></p><p class="soft">The brighter the colour of a place, the more of the '
         "label's probability goes when the model doesn't see it, and comes when it sees nothing else: "
-        f"{_percent(max(0.0, float(values.max())))} at most. Seeing all, and asked for the label alone, it gives it "
-        f"{_percent(result.evidence_map.probability)}.</p></section>"
+        f"{percent(max(0.0, float(values.max())))} at most. Seeing all, and asked for the label alone, it gives it "
+        f"{percent(result.evidence_map.probability)}.</p></section>"
     )
 
 
@@ -183,9 +164,12 @@ def gallery(results: Sequence[EmotionResult], thumbnails: Sequence[Image.Image |
         else:
             share = result.confidence or 0.0
             found = (
-                f"<strong>{escape(result.label or 'no label')}</strong> {_percent(share)}"
-                f'<span class="track" aria-hidden="true"><span style="width: {share:.1%}"></span></span>'
+                f"<strong>{escape(result.label or 'no label')}</strong> {percent(share)}"
+                f'<span class="track" aria-hidden="true"><span style="width: {share:.1%}; '
+                f'background: {tone(result.label or "")}"></span></span>'
             )
+            if UNFAMILIAR in result.notes:
+                found += f'<span class="warning">{escape(_sentence(UNFAMILIAR))}</span>'
         tiles.append(f"<li>{image}{name}<span>{found}</span></li>")
     return f'<ul class="gallery" aria-label="Images and their labels">{"".join(tiles)}</ul>'
 
@@ -199,7 +183,7 @@ def table(results: Sequence[EmotionResult]) -> str:
         if result.error:
             cells += f'<td colspan="4">{escape(result.error)}</td>'
         else:
-            numbers = [_percent(result.confidence), _number(result.valence), _number(result.arousal)]
+            numbers = [percent(result.confidence), _number(result.valence), _number(result.arousal)]
             cells += "".join(f"<td>{cell}</td>" for cell in (escape(result.label or "no label"), *numbers))
         rows.append(f"<tr>{cells}</tr>")
     return (
@@ -220,15 +204,19 @@ def downloads(rows: Sequence[Row], labels: LabelSet) -> str:
     return f'<p class="downloads">{" ".join(links)}</p>'
 
 
-def status(text: str, refused: bool = False) -> str:
-    """The line that says what is going on, or what went wrong."""
-    return f'<p class="{"refused" if refused else "soft"}">{escape(text)}</p>'
+def status(text: str, kind: str = "soft") -> str:
+    """The line that says what is going on, or what went wrong.
+
+    Args:
+        text (`str`): the words.
+        kind (`str`, *optional*, defaults to `"soft"`): `"busy"` while a run goes on, `"refused"` for an error,
+            `"told"` for what a screen reader says and all others see elsewhere.
+    """
+    return f'<p class="soft {kind}">{escape(text)}</p>'
 
 
-def _percent(share: float | None) -> str:
-    if share is None:
-        return ""
-    return "&lt;1%" if 0 < share < 0.005 else "&gt;99%" if 0.995 <= share < 1 else f"{share:.0%}"
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _number(value: float | None) -> str:

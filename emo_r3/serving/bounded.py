@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmoR3Error, LabelError
+from ..images.loading import load_image
 from ..labels import LabelSet, resolve_labels
+from ..miniature.familiarity import UNFAMILIAR, is_familiar
 from ..results import EmotionResult
 from .limits import MAX_LABEL_TEXT, MAX_LABELS, TIME_LIMIT, web_words
 
@@ -76,7 +78,7 @@ class BoundedPipeline:
         checked = self._options(options)
         with closing(self._in_turn(source, checked)) as events:
             for event in events:
-                yield event if event.result is None else replace(event, result=self._shown(event.result))
+                yield event if event.result is None else replace(event, result=self._shown(event.result, source))
 
     def results(self, sources: list[Any], **options: Any) -> Iterator[EmotionResult]:
         """A result for each image, in order; one that can't be read has an error.
@@ -89,7 +91,7 @@ class BoundedPipeline:
         with closing(self._in_turn(sources, checked)) as results:
             for source, result in zip(sources, results, strict=True):
                 name = source["path"] if isinstance(source, dict) else result.image  # also of one that can't be read
-                yield replace(self._shown(result), image=name)
+                yield replace(self._shown(result, source), image=name)
 
     def labels(self, given: str | LabelSet) -> LabelSet:
         """The labels that somebody asks for.
@@ -125,8 +127,14 @@ class BoundedPipeline:
         if time.monotonic() > self._end:
             raise TimeLimitError(f"this took longer than {TIME_LIMIT:.0f} seconds and was ended; send less at a time")
 
-    def _shown(self, result: EmotionResult) -> EmotionResult:
-        return replace(result, model=self.name, error=self._words(result.error) if result.error else None)
+    def _shown(self, result: EmotionResult, source: Any) -> EmotionResult:
+        error = self._words(result.error) if result.error else None
+        notes = result.notes
+        # Of the miniature, and of an image that was sent: one at an address would have to be fetched again.
+        looked_at = self.pipeline.name == "miniature" and not error and isinstance(source, dict)
+        if looked_at and not is_familiar(load_image(source).image):
+            notes = (*notes, UNFAMILIAR)
+        return replace(result, model=self.name, error=error, notes=notes)
 
     def _words(self, message: str) -> str:
         path = self.pipeline.name

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from served import SAMPLES, Server, copied_miniature, serve, serve_slowly
+from test_shared import FACTS, packed
 
 from emo_r3.cli.main import main
+from emo_r3.demo.shared import KEY
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -78,13 +80,25 @@ def visit(server: Server, browser: Any, context: Any) -> Iterator[Any]:
 def give(page: Any, path: Path) -> None:
     """Uploads an image and waits for its preview."""
     page.set_input_files("#image input[type=file]", path)
-    page.wait_for_selector("#image img[src*='file=']")
+    page.wait_for_selector(f"#image img[src*='{path.name}']")
+
+
+def remove(page: Any) -> None:
+    """Takes the image away."""
+    page.get_by_role("button", name="Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.wait_for_selector("#image img", state="detached")
+
+
+def pick(page: Any, number: int) -> None:
+    """Clicks an example, which is read at once."""
+    page.locator(".examples button").nth(number - 1).click()
+    page.wait_for_selector(f"#image img[src*='example-{number}']")
 
 
 def read(page: Any) -> None:
     """Presses the button and waits for the answer."""
     page.click("#read")
-    page.wait_for_selector("#answer .plane")
+    page.wait_for_selector("#charts .plane")
 
 
 def violations(page: Any) -> list[str]:
@@ -114,16 +128,38 @@ def test_an_image_is_read_in_three_steps_one_after_another(visit: Any) -> None:
         assert len(texts) > 2, "each grows"
         final = seen[-1][step][1].splitlines()[-1]
         assert any(final.startswith(text.splitlines()[-1][:9]) for text in texts)
-    assert page.locator("#answer .bars li").count() == 8
-    shares = page.locator("#answer .bars .share").all_inner_texts()
+    assert page.locator("#charts .bars li").count() == 8
+    shares = page.locator("#charts .bars .share").all_inner_texts()
     label = page.locator("#answer .label").inner_text()
-    assert page.locator("#answer .bars .name").first.inner_text() == label and shares[0].endswith("%")
-    assert "Valence" in page.locator("#answer svg").get_attribute("aria-label")
-    assert page.locator("#answer svg .point").bounding_box()["width"] > 5, "the point can be seen"
+    assert page.locator("#charts .bars .name").first.inner_text() == label and shares[0].endswith("%")
+    assert "Valence" in page.locator("#charts svg").get_attribute("aria-label")
+    assert page.locator("#charts svg .point").bounding_box()["width"] > 5, "the point can be seen"
     assert "confidence" in page.locator("#answer").inner_text()
     assert "Consistency" in page.locator("#check").inner_text()
     page.get_by_role("status").get_by_text(f"The answer: {label}.").first.wait_for()
     assert "miniature" in page.locator(".model").inner_text()
+    opened_by_others(page, visit, label)
+
+
+def opened_by_others(page: Any, visit: Any, label: str) -> None:
+    """The link to the answer that stands on the page is copied, and opened; so is a hostile one."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click("a.share")
+    page.get_by_text("Copied.").wait_for()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link.startswith(page.url.split("?")[0] + KEY)
+    other = visit(link.removeprefix(page.url.split("?")[0]))
+    other.get_by_text("A shared result; the image is not part of it.").wait_for()
+    other.wait_for_selector("#charts .plane")
+    assert other.locator("#answer .label").inner_text() == label
+    assert other.locator("#step1").inner_text() == page.locator("#step1").inner_text()
+    assert other.locator("#image img").count() == 0
+    evil = '"><img src=x class=evil><b class=evil>'
+    other.goto(page.url.split("?")[0] + packed(FACTS | {"model": evil, "labels": evil, "steps": {"step1": evil}}))
+    other.get_by_text("the model that runs here is another, miniature").wait_for()  # the page opens it by itself
+    assert other.locator(".evil").count() == 0 and "<img" in other.locator("#step1").inner_text()
+    other.goto(page.url.split("?")[0] + KEY + "AAAA")
+    other.get_by_text("this link to a result is damaged").wait_for()
 
 
 def test_settings_travel_in_the_link(visit: Any) -> None:
@@ -137,7 +173,7 @@ def test_settings_travel_in_the_link(visit: Any) -> None:
     again = visit(link.input_value().split("/")[-1])
     give(again, SAMPLES[0])
     read(again)
-    assert again.locator("#answer .bars li").count() == 6
+    assert again.locator("#charts .bars li").count() == 6
     assert not page.get_by_label("My own labels").is_visible()
     page.get_by_role("radio", name="my own").check()
     page.get_by_label("My own labels").wait_for()
@@ -155,32 +191,48 @@ def test_one_asks_again_although_the_upload_is_deleted(visit: Any, server: Serve
             page.get_by_role("button", name="Settings").first.click()
         page.get_by_role("radio", name=labels).last.check()
         page.click("#read")
-        playwright.expect(page.locator("#answer .bars li")).to_have_count(count, timeout=60_000)
+        playwright.expect(page.locator("#charts .bars li")).to_have_count(count, timeout=60_000)
         page.wait_for_timeout(1000)  # what is changed before the run has quite ended cancels it
     assert not [path for path in server.folder.rglob("*.png") if path.parent.name != "examples"]
 
 
-def test_examples_by_keyboard(visit: Any) -> None:
+def test_examples_and_dots_by_keyboard(visit: Any) -> None:
     page = visit()
-    first = page.locator(".examples button").first
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        if first.evaluate("button => button === document.activeElement"):
-            break
+    page.wait_for_selector("#charts .plane")
+
+    def reach(element: Any) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if element.evaluate("element => element === document.activeElement"):
+                return
+        raise AssertionError("not reached")
+
+    reach(page.locator(".examples button").nth(1))
     page.keyboard.press("Enter")
-    page.wait_for_selector("#image img[src*='example-1']")
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        if page.locator("#read").evaluate("button => button === document.activeElement"):
-            break
+    page.wait_for_selector("#image img[src*='example-2']")
+    page.wait_for_selector(".answer.reading")
+    page.wait_for_selector("#charts .plane")
+    assert page.locator("#answer .label").inner_text() != "reading ..."
+    reach(page.locator("summary"))
     page.keyboard.press("Enter")
-    page.wait_for_selector("#answer .plane")
+    assert page.locator(".rest .bars").is_visible()
+    spot = page.locator(".spot:not(.named)").first
+    name = spot.locator("text")
+    assert not name.is_visible()
+    reach(spot)
+    assert name.is_visible() and spot.get_attribute("aria-label").startswith(name.text_content())
+    page.locator("h1").click()
+    assert not name.is_visible()
+    spot.locator(".reach").hover(force=True)
+    assert page.locator(".spot text:visible").count() == 1, "of one dot at a time"
 
 
 def test_what_is_no_image_is_told_in_words(visit: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(SAMPLES[0].read_bytes()[:400])
     page = visit()
+    page.wait_for_selector("#charts .plane")
+    remove(page)
     page.click("#read")
     page.get_by_text("no image yet").wait_for()
     give(page, broken)
@@ -218,16 +270,34 @@ def test_several_images_give_a_gallery_and_a_table_to_download(visit: Any, tmp_p
 
 
 @pytest.mark.parametrize("options", [{}, PHONE, DARK], ids=["light", "phone", "dark"])
-def test_axe_finds_nothing_serious(visit: Any, options: dict[str, Any]) -> None:
-    page = visit("?labels=awe,fear,joy&check=1", **options)
-    assert violations(page) == [], "when it opens"
+def test_it_opens_with_an_answer_and_axe_finds_nothing_serious(visit: Any, options: dict[str, Any]) -> None:
+    page = visit(**options)
+    page.wait_for_selector("#charts .plane")
+    assert violations(page) == [], "when it opens, with an answer"
+    height = page.viewport_size["height"]
+    for what in ("#image img", "#answer .label", "#answer strong"):
+        box = page.locator(what).first.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height, f"{what} is seen without scrolling"
     page.get_by_role("button", name="Settings").first.click()
+    page.get_by_label("Self-check").check()
+    page.wait_for_selector("#charts .plane", state="detached")
     give(page, SAMPLES[5])
+    page.get_by_label("Show what the label hangs on").check()
     read(page)
+    layer = page.locator("#evidence img.layer")
+    assert layer.is_visible()
+    page.get_by_label("Show the layer").uncheck()
+    assert not layer.is_visible()
     page.wait_for_timeout(500)  # the accordion unfolds: colours are mixed while it does
-    assert violations(page) == [], "with an answer"
-    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert width[0] <= width[1], "nothing to scroll sideways"
+    assert violations(page) == [], "with another answer"
+    for width in (None, 320) if options is PHONE else (None,):
+        if width:
+            page.set_viewport_size({"width": width, "height": 640})
+            assert violations(page) == []
+        sides = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert sides[0] <= sides[1], "nothing to scroll sideways"
+        buttons = page.locator("#read, #own-image")
+        assert buttons.evaluate_all("all => all.every((one) => one.scrollWidth <= one.clientWidth)"), "nothing is cut"
 
 
 # What changes while others wait or an answer is written
@@ -238,54 +308,62 @@ def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from serve(serve_slowly, tmp_path_factory.mktemp("slow"))
 
 
-def is_blank(page: Any) -> bool:
+def is_blank(page: Any, words: str = "Nothing is read yet") -> bool:
     """Whether nothing is told of any answer."""
-    written = page.locator(".step.written, .step.writing, #answer section, #check section").count()
-    return written == 0 and "Nothing is read yet" in page.locator(".prose.status").nth(1).inner_text()
+    written = page.locator(".step.written, .step.writing, #answer section, #charts section, #check section").count()
+    return written == 0 and words in page.locator(".prose.status").nth(1).inner_text()
+
+
+# A link with other settings, as the slow model would be at its first answer for long.
+SLOW = "?labels=emotion6"
 
 
 def test_the_place_in_the_queue_is_shown(visit: Any, slow_server: Server) -> None:
-    first, second, third = (visit(at=slow_server) for _ in range(3))
-    for page in (first, second, third):
-        page.locator(".examples button").first.click()
-        page.wait_for_selector("#image img[src*='example-1']")
-    first.click("#read")
+    first, second, third = (visit(SLOW, at=slow_server) for _ in range(3))
+    assert is_blank(first), "no answer to what the link doesn't ask"
+    pick(first, 2)
     first.wait_for_selector(".step.writing")
-    second.click("#read")
+    pick(second, 2)
     second.get_by_text("queue: 1/1").wait_for()
-    third.click("#read")
+    pick(third, 2)
     place = third.get_by_text("queue: 2/2")
     place.wait_for()
     assert place.is_visible() and place.bounding_box()["height"] > 10
     assert not third.get_by_text("Nothing is read yet").first.is_visible()
     assert violations(third) == []
     assert first.locator(".status").get_by_text("queue:").count() == 0
-    third.locator(".examples button").nth(1).click()  # who changes the image leaves the queue
-    second.wait_for_selector("#answer .plane", timeout=90_000)
+    third.click("#stop")  # who stops leaves the queue
+    second.wait_for_selector("#charts .plane", timeout=90_000)
     third.wait_for_timeout(1500)
-    assert is_blank(third)
+    assert is_blank(third, "Stopped")
 
 
-def test_another_image_or_label_list_ends_the_old_answer_while_it_is_written(visit: Any, slow_server: Server) -> None:
-    page = visit(at=slow_server)
-    page.locator(".examples button").first.click()
-    page.wait_for_selector("#image img[src*='example-1']")
-    page.click("#read")
+def test_what_is_written_ends_with_another_example_or_label_list_or_stop(visit: Any, slow_server: Server) -> None:
+    page = visit(SLOW, at=slow_server)
+    pick(page, 1)
     page.wait_for_selector("#step2 .step.writing")
-    page.locator(".examples button").nth(1).click()
-    page.wait_for_selector("#image img[src*='example-2']")
+    assert page.locator("#answer").inner_text() == "reading ..."
+    old = page.locator("#step1 p").inner_text()
+    pick(page, 2)
     page.wait_for_selector("#step1 .step.waiting")
-    page.wait_for_timeout(3000)
-    assert is_blank(page), "nothing of the old run came after"
-    page.click("#read")
-    page.wait_for_selector("#step1 .step.writing")
+    page.evaluate(WATCH)
+    page.wait_for_selector("#step2 .step.writing")
+    assert not any(old in text for cards in page.evaluate("window.seen") for _, text in cards), (
+        "nothing of the old run"
+    )
     page.get_by_role("button", name="Settings").first.click()
     page.get_by_role("radio", name="webemo-2 (2)").check()
     page.wait_for_selector("#step1 .step.waiting")
-    page.wait_for_timeout(3000)
+    page.wait_for_timeout(2000)
     assert is_blank(page)
     page.click("#read")
-    playwright.expect(page.locator("#answer .bars li")).to_have_count(2, timeout=90_000)
+    page.wait_for_selector("#step1 .step.writing")
+    page.click("#stop")
+    page.get_by_text("Stopped: there is no answer.").wait_for()
+    page.wait_for_timeout(2000)
+    assert is_blank(page, "Stopped") and not page.locator("#stop").is_visible()
+    page.click("#read")
+    playwright.expect(page.locator("#charts .bars li")).to_have_count(2, timeout=90_000)
     assert "Traceback" not in slow_server.log.read_text()
 
 
@@ -293,7 +371,7 @@ def test_no_answer_stands_beside_another_image(visit: Any) -> None:
     page = visit()
     give(page, SAMPLES[0])
     read(page)
-    page.get_by_role("button", name="Clear").or_(page.get_by_label("Remove Image")).first.click()
+    remove(page)
     page.wait_for_selector("#step1 .step.waiting")
     assert is_blank(page)
     give(page, SAMPLES[1])
@@ -325,7 +403,7 @@ def test_the_page_follows_the_method(visit: Any, method: str, tmp_path: Path) ->
         assert page.locator(".step").count() == (method == "think")
         give(page, SAMPLES[0])
         read(page)
-        assert page.locator("#answer .bars li").count() == 8
+        assert page.locator("#charts .bars li").count() == 8
         if method == "think":
             assert len(page.locator("#think .step.written p").inner_text()) > 5
             assert "its reasoning" in page.locator("#check").inner_text()

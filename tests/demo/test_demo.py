@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -34,9 +35,12 @@ import emo_r3.serving.bounded
 import emo_r3.serving.limits
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, LabelSet
 from emo_r3.cli.main import main
-from emo_r3.demo import html
+from emo_r3.demo import charts, html
+from emo_r3.demo.head import ICON, PREVIEW
 from emo_r3.demo.uploads import Answers, Uploads
+from emo_r3.images.overlay import _bytes, _oklab
 from emo_r3.inference.streaming import StreamEvent, stream_events
+from emo_r3.miniature.familiarity import UNFAMILIAR
 from emo_r3.models import reflection
 from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.results import Coherence
@@ -61,25 +65,65 @@ RESULT = EmotionResult(
 
 
 def test_bars_show_every_label_the_most_probable_first() -> None:
-    drawn = html.bars({"awe": 0.25, "<fear>": 0.75})
+    drawn = charts.bars({"awe": 0.25, "<fear>": 0.75})
     assert re.findall(r'class="name">([^/]*)</span>', drawn) == ["&lt;fear&gt;", "awe"]
     assert re.findall(r"width: ([\d.]+)%", drawn) == ["75.0", "25.0"]
 
 
+def test_five_labels_are_shown_and_the_others_unfold() -> None:
+    many = {f"label {number}": 1 / 8 for number in range(8)}
+    shown, folded = charts.bars(many).split("<details")
+    assert shown.count("<li>") == charts.TOP == 5 and folded.count("<li>") == 3 and "3 more labels" in folded
+    assert "<details" not in charts.bars(dict(list(many.items())[:5]))
+
+
+def luminance(colour: np.ndarray) -> float:
+    values = colour / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: np.ndarray, other: np.ndarray) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colours_of_valence_are_seen_on_cards_and_tracks(theme: int) -> None:
+    style = Path(html.__file__).with_name("demo.css").read_text()
+    names = ("unpleasant", "middle", "pleasant", "fill", "track")
+    found = {name: re.findall(rf"--{name}: #(\w+)", style)[theme] for name in names}
+    long = {name: value if len(value) == 6 else "".join(2 * digit for digit in value) for name, value in found.items()}
+    colours = {name: np.array(list(bytes.fromhex(value)), float) for name, value in long.items()}
+    for end in ("unpleasant", "pleasant"):
+        for share in np.linspace(0, 1, 6):
+            mixed = _bytes(share * _oklab(colours[end]) + (1 - share) * _oklab(colours["middle"])).astype(float)
+            assert min(contrast(mixed, colours["fill"]), contrast(mixed, colours["track"])) >= 3
+
+
+def test_a_colour_is_of_the_side_that_valence_has() -> None:
+    assert "var(--unpleasant)" in charts.tone("fear") and "var(--pleasant)" in charts.tone("joy")
+    assert "0%" in charts.tone("no such word at all")
+
+
 def test_plane_puts_the_point_where_valence_and_arousal_are() -> None:
-    drawn = html.plane(RESULT)
+    drawn = charts.plane(RESULT)
     x, y = map(float, re.search(r'class="point" cx="([\d.]+)" cy="([\d.]+)"', drawn).groups())
     left, top, side = map(float, re.search(r'class="frame" x="(\d+)" y="(\d+)" width="(\d+)"', drawn).groups())
     assert (x - left) / side == pytest.approx((3.91 - 1) / 8, abs=1e-3)
     assert (y - top) / side == pytest.approx((9 - 5.56) / 8, abs=1e-3), "excited is up"
     assert 'aria-label="Valence 3.9 and arousal 5.6' in drawn
     assert drawn.count('class="dot"') == 2
-    assert "no point to draw" in html.plane(EmotionResult("a", "x", {"x": 1.0}))
+    spots = re.findall(
+        r'<g class="([^"]*)" tabindex="0" role="img" aria-label="([^"]*)"><title>([^<]*)</title>', drawn
+    )
+    assert spots == [("spot named", text, text) for text in ("fear: 75%", "awe: 25%")], "by keyboard, and pointed at"
+    assert "no point to draw" in charts.plane(EmotionResult("a", "x", {"x": 1.0}))
 
 
 def test_names_in_the_plane_keep_clear_of_other_dots() -> None:
     near = {"anger": 0.5, "fear": 0.5}
-    drawn = html.plane(EmotionResult("a", "fear", near, valence=2.7, arousal=6.0))
+    drawn = charts.plane(EmotionResult("a", "fear", near, valence=2.7, arousal=6.0))
     anchors = dict(re.findall(r'text-anchor="(start|end)">(anger|fear)<', drawn))
     assert anchors == {"end": "anger", "start": "fear"}, "anger is left of fear, and so is its name"
 
@@ -87,7 +131,9 @@ def test_names_in_the_plane_keep_clear_of_other_dots() -> None:
 def test_what_models_and_people_write_is_no_html() -> None:
     shown = [
         html.step_card("step1", RESULT.step1 or ""),
-        html.answer_card(RESULT),
+        html.answer_card(RESULT, '#result="><b>'),
+        html.shared_card(replace(RESULT, model="<b>"), "<i>", "<b>"),
+        html.charts_card(RESULT),
         html.check_card(RESULT),
         html.gallery([RESULT], [None]),
         html.table([RESULT, EmotionResult("<b>", error="<b>: broken")]),
@@ -410,7 +456,7 @@ def test_a_folder_on_this_machine_is_called_by_its_name_alone(tmp_path: Path, mo
         pipeline.name = given
         answers = Answers(pipeline, Uploads(tmp_path, tmp_path))
         assert answers.name == shown
-        assert answers._shown(EmotionResult("a", model=given)).model == shown
+        assert answers._shown(EmotionResult("a", model=given), "a.png").model == shown
         assert answers._words(f"{given} computes no finite numbers") == f"{shown} computes no finite numbers"
     pipeline.name = "emo-r3/a-repository"
     assert Answers(pipeline, answers.uploads).name == "emo-r3/a-repository"
@@ -537,6 +583,19 @@ def test_client_gets_what_the_pipeline_gives(
         found = client.predict(image=file, labels=labels, self_check=check, api_name="/predict")
         assert found == plain(pipeline(SAMPLES[0], labels=labels, reflect=check), SAMPLES[0].name)
     assert not left_over(server)
+
+
+@pytest.mark.slow
+def test_an_image_of_another_world_is_told_of_with_its_answer(server: Server, client: Any, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    photograph = Image.fromarray(pytest.importorskip("sklearn.datasets").load_sample_image("flower.jpg"))
+    photograph.save(tmp_path / "flower.jpg")
+    found = client.predict(image=handle_file(tmp_path / "flower.jpg"), api_name="/predict")
+    assert UNFAMILIAR in found["notes"]
+    shown = html.answer_card(EmotionResult.from_dict(found))
+    assert 'class="warning">The image is not of the miniature' in shown and shown.count("miniature") == 1
+    assert 'class="warning">The image is not' in html.gallery([EmotionResult.from_dict(found)], [None])
 
 
 @pytest.mark.slow
@@ -746,6 +805,20 @@ def test_no_token_in_any_page(server: Server, client: Any) -> None:
     assert output["error"] is None, "an error that is not ours says nothing"
     output = ask(server, "predict", {"path": str(server.folder)}, TOKEN, False)
     assert TOKEN not in str(output)
+
+
+@pytest.mark.slow
+def test_icon_and_preview_are_our_own_and_on_this_server(server: Server) -> None:
+    import httpx
+
+    page = httpx.get(server.url).text
+    told = dict(re.findall(r'<meta property="og:(\w+)" content="([^"]*)"', page))
+    assert told["title"].startswith("EMO-R3") and told["image"] == f"{server.url}preview.png"
+    assert len(re.findall('property="og:', page)) == 4 and "@teamGradio" not in page
+    for path, file in (("preview.png", PREVIEW), ("favicon.ico", ICON)):
+        answer = httpx.get(server.url + path)
+        assert answer.headers["content-type"] == "image/png" and answer.content == file.read_bytes()
+    assert ICON.stat().st_size < 10_000 and PREVIEW.stat().st_size < 100_000
 
 
 @pytest.mark.slow
