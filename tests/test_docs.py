@@ -13,6 +13,7 @@ from typing import Any
 
 import forked
 import pytest
+import sklearn.datasets
 from small_video import scenes, write_video
 
 from emo_r3 import EmoR3Pipeline
@@ -64,7 +65,7 @@ def test_commands_parse() -> None:
 def test_the_walk_with_photographs_can_be_walked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Every command of photographs.md in its order: the miniature for the model, and scenes for the photographs."""
+    """Every command of photographs.md in its order, with the miniature for the model and scikit-learn's photographs."""
     load = EmoR3Pipeline.from_pretrained
     miniature = load()  # once: `--dtype` is read and not obeyed, as the numbers are not told
 
@@ -74,8 +75,9 @@ def test_the_walk_with_photographs_can_be_walked(
     monkeypatch.setattr(EmoR3Pipeline, "from_pretrained", loaded)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    for number, name in enumerate(("beach.jpg", "IMG_1.JPG")):
-        scenes(2)[number].save(tmp_path / "photos" / name)
+    shipped = Path(sklearn.datasets.__file__).parent / "images"
+    for name, photograph in (("beach.jpg", "china.jpg"), ("IMG_1.JPG", "flower.jpg")):
+        shutil.copy(shipped / photograph, tmp_path / "photos" / name)
     (tmp_path / "photos/notes.txt").write_text("beach on Monday")
     write_video(tmp_path / "holiday.mp4", scenes(2))
     page = (ROOT / "docs/photographs.md").read_text(encoding="utf-8")

@@ -9,16 +9,21 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sklearn.datasets
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
-from wide_models import build
+from wide_models import build, build_smolvlm
 from wide_runs import GIB, Command, available, write_photographs
+
+from emo_r3 import EmoR3Pipeline
 
 pytestmark = [
     pytest.mark.slow,
@@ -194,3 +199,26 @@ def test_recipe(path: Path, family: Family, place: Path) -> None:
     if recipe.get("load_in_4bit"):
         pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes")
     check_run(path, family.checkpoint(recipe["model_name_or_path"]), place, overrides(path, recipe), PHOTOGRAPH)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen3-VL-4B-Instruct", "SmolVLM-Instruct"])
+def test_a_photograph_of_48_megapixels_is_read(name: str, family: Family, place: Path) -> None:
+    """With as many tokens as a megapixel has."""
+    folder = place / "model" if name == "SmolVLM-Instruct" else family.checkpoint(name)
+    if name == "SmolVLM-Instruct":
+        build_smolvlm(folder)
+    with Image.open(Path(sklearn.datasets.__file__).parent / "images/china.jpg") as photograph:
+        photograph.resize((8000, 6000)).save(place / "large.jpg", quality=80)
+    pipe = EmoR3Pipeline.from_pretrained(folder, dtype="bfloat16")
+    lengths = []
+
+    def note(module: Any, given: Any, named: dict[str, Any]) -> None:
+        lengths.extend([named["input_ids"].shape[1]] if named.get("input_ids") is not None else [])
+
+    pipe.model.register_forward_pre_hook(note, with_kwargs=True)
+    start = time.monotonic()
+    result = pipe(place / "large.jpg", max_new_tokens=24)
+    print(f"\n{name}: {max(lengths)} tokens, {time.monotonic() - start:.0f} s, {result.notes}")
+    assert result.label in pipe.info.label_set.labels
+    assert any("48" in note or "8000" in note for note in result.notes)
+    assert 700 < max(lengths) < 2000

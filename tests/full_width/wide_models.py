@@ -15,11 +15,19 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_models import _LLAVA_TEMPLATE, _QWEN_TEMPLATE, _byte_level_tokenizer, _sentencepiece_tokenizer
+from tiny_models import (
+    _IDEFICS,
+    _IDEFICS_TEMPLATE,
+    _LLAVA_TEMPLATE,
+    _QWEN_TEMPLATE,
+    _byte_level_tokenizer,
+    _sentencepiece_tokenizer,
+)
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from emo_r3.models.processor import image_only
 
@@ -40,6 +48,7 @@ QWEN_TOKENS = (
     *("<|image_pad|>", "<|video_pad|>"),
 )
 LLAVA_TOKENS = ("<image>", "<pad>")
+SMOLVLM_TOKENS = (*_IDEFICS, *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)))
 
 # What the published files say and `model_shapes.json` doesn't: it does not count for memory.
 TEXT: dict[str, dict[str, Any]] = {
@@ -77,6 +86,34 @@ def shape(name: str) -> dict[str, Any]:
 def build(name: str, folder: Path) -> None:
     """Writes the checkpoint of a model of `model_shapes.json`, cut to two layers of each kind, in bf16."""
     model, processor = random_model(name, LAYERS)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def build_smolvlm(folder: Path) -> None:
+    """SmolVLM-Instruct's widths (SigLIP So400m and SmolLM2 1.7B), two layers deep, for reading photographs alone."""
+    tokenizer = _byte_level_tokenizer(
+        SMOLVLM_TOKENS, bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<pad>"
+    )
+    image, end, pad = (tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<end_of_utterance>", "<pad>"))
+    text = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 32}
+    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "image_size": 384}
+    config = transformers.SmolVLMConfig(
+        text_config={"model_type": "llama", "num_hidden_layers": LAYERS, "vocab_size": 49280, **text}
+        | {"max_position_embeddings": 16384, "bos_token_id": 1, "eos_token_id": end, "pad_token_id": pad},
+        vision_config={"num_hidden_layers": LAYERS, "patch_size": 14, **vision},
+        image_token_id=image,
+        scale_factor=3,
+        pad_token_id=pad,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=end, pad_token_id=pad)
+    images = SmolVLMImageProcessorPil(size={"longest_edge": 4 * 384}, max_image_size={"longest_edge": 384})
+    processor = image_only(transformers.SmolVLMProcessor)(
+        images, tokenizer, None, image_seq_len=81, chat_template=_IDEFICS_TEMPLATE
+    )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
