@@ -65,7 +65,7 @@ def test_commands_parse() -> None:
 def test_the_walk_with_photographs_can_be_walked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Every command of photographs.md in its order, with the miniature for the model and scikit-learn's photographs."""
+    """Every command of photographs.md, with the miniature for the model and scikit-learn's photographs."""
     load = EmoR3Pipeline.from_pretrained
     miniature = load()  # once: `--dtype` is read and not obeyed, as the numbers are not told
 
