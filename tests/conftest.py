@@ -23,8 +23,11 @@ _HOME = tempfile.TemporaryDirectory(prefix="emo-r3-tests-")
 os.environ.update(HF_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 for _name in [name for name in os.environ if name.startswith(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_"))]:
     del os.environ[_name]
-# One thread for each test process: with more, they wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# One thread for each test process: with more, they wait for each other. A worker has the variables of the process that
+# started it, which said 2.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 _connect = socket.socket.connect
 
