@@ -6,11 +6,11 @@ It runs on a CPU, on a GPU of its own, and on ZeroGPU, which lends one for the s
 import os
 
 try:
-    import spaces  # on ZeroGPU, it has to come before torch
+    from spaces import GPU  # on ZeroGPU, it has to come before torch
 except ImportError:
     on_gpu = None
 else:
-    on_gpu = spaces.GPU(duration=int(os.environ.get("EMO_R3_GPU_SECONDS", "60")))
+    on_gpu = GPU(duration=int(os.environ.get("EMO_R3_GPU_SECONDS", "60")))
 
 from emo_r3 import EmoR3Pipeline
 from emo_r3.demo import create_demo, launch
