@@ -13,7 +13,7 @@ from ..evaluation.calibrating import calibrate, own_folder
 from ..evaluation.probabilities import plot_reliability, probability_table
 from ..models.calibration import CALIBRATION_FILE, SCALINGS
 from ..models.checkpoint import INFO_FILE
-from .common import check_output, check_plot, positive, quiet_libraries
+from .common import add_answer_arguments, check_output, check_plot, positive, quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,22 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method", choices=("set", "think", "direct"), help="of answering (default: what the model was made for)"
     )
     parser.add_argument("--decoding", choices=("free", "constrained"), default="constrained")
-    parser.add_argument(
-        "--candidates",
-        dest="num_candidates",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="draw N answers to each image and make one of them",
-    )
-    parser.add_argument(
-        "--aggregate",
-        choices=("best", "self-consistency"),
-        default="best",
-        help="of the candidates: the best, or the mean of what they say",
-    )
-    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
+    add_answer_arguments(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="reliability diagrams: .png, .svg or .pdf")
 
 

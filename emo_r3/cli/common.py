@@ -31,6 +31,26 @@ def positive(text: str) -> int:
     return number
 
 
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the images of a data set are answered, for the commands that measure."""
+    parser.add_argument(
+        "--candidates",
+        dest="num_candidates",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="draw N answers to each image and make one of them",
+    )
+    parser.add_argument(
+        "--aggregate",
+        choices=("best", "self-consistency"),
+        default="best",
+        help="of the candidates: the best, or the mean of what they say",
+    )
+    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """Let SIGTERM raise `Terminated` here, so that the work ends as by Ctrl-C."""

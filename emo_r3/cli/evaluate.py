@@ -16,7 +16,7 @@ from ..evaluation.comparison import RESULTS, load_run, make_table, markdown, rea
 from ..evaluation.probabilities import plot_reliability, probability_table
 from ..evaluation.run import Evaluation, evaluate
 from ..evaluation.sepm import PRESETS
-from .common import EXIT_SOME_FAILED, check_output, check_plot, positive, quiet_libraries
+from .common import EXIT_SOME_FAILED, add_answer_arguments, check_output, check_plot, positive, quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,22 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoding", choices=("free", "constrained"), default="free", help="(default: free, as the paper measures)"
     )
-    parser.add_argument(
-        "--candidates",
-        dest="num_candidates",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="draw N answers to each image and make one of them",
-    )
-    parser.add_argument(
-        "--aggregate",
-        choices=("best", "self-consistency"),
-        default="best",
-        help="of the candidates: the best, or the mean of what they say",
-    )
-    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(default: %(default)s)")
+    add_answer_arguments(parser)
     parser.add_argument(
         "--faithfulness", action="store_true", help="ask again with changed texts and images, about 8 times the work"
     )
