@@ -30,8 +30,8 @@ test-fast: $(VENV)/.dev  ## the same without what takes more than a second or tw
 
 # torch compiles nothing (minutes for a few tokens), and one thread is the quickest for a model of this size.
 test-vllm: $(VLLM_VENV)/.ready  ## run the tests of training and serving with a real vLLM, in an environment of its own
-	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/with_vllm
 	$(VLLM_VENV)/bin/python -m pytest tests/models/test_families.py -k mistral3  # needs torchvision, which is here
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/with_vllm
 
 test-full-width: $(VENV)/.dev  ## train each recipe for two steps on models as wide as published ones: hours, 20 GiB
 	$(BIN)/python -m pytest --full-width --capture=no -v tests/full_width
