@@ -71,6 +71,7 @@ def test_the_command_writes_what_was_fitted_into_the_checkpoint(answers: Path, m
     assert found.temperature == pytest.approx(fit_temperature(np.array(shares), np.array(people)))
 
 
+@pytest.mark.slow
 def test_another_process_answers_with_it(answers: Path, model: Path) -> None:
     [found] = CheckpointInfo.read(model).calibrations
     raw = EmoR3Pipeline.from_pretrained(model, calibration=False)(SAMPLE, method="direct")

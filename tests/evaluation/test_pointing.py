@@ -47,6 +47,7 @@ def test_scenes_are_of_the_test_split_and_have_objects() -> None:
     assert {world.TRIGGERS[name].kind for scene in scenes for name in scene.triggers} == {"object"}
 
 
+@pytest.mark.slow
 def test_maps_of_the_miniature_beat_chance() -> None:
     scenes = pointing_scenes(40)
     drawn = [render_with_boxes(scene) for scene in scenes]

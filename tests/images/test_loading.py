@@ -541,6 +541,7 @@ def noisy_tiff() -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 def test_pillow_warnings_do_not_leak() -> None:
     huge = 89_478_485 // 4000 + 1
     large = encoded(Image.new("1", (4000, huge)))

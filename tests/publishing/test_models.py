@@ -74,6 +74,7 @@ def test_a_pipeline_there_and_back(hub: HubServer, tmp_path: Path) -> None:
     assert b"recipe, data, hardware, time and curves are not recorded" in files["README.md"]
 
 
+@pytest.mark.slow
 def test_a_run_with_its_results(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None:
     run, results = make_run(tmp_path / "run"), make_results(tmp_path / "evaluation")
     arguments = (run, "emo-r3/run", "--results", results)
@@ -245,6 +246,7 @@ def space_client(folder: str, repo_id: str) -> None:
     assert (there / "app.py").read_text() == "import gradio\n"
 
 
+@pytest.mark.slow
 def test_a_space_there_and_back(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None:
     folder = make_space(tmp_path / "space")
     listing = pusher.push(folder, "emo-r3/a-space", "--public", kind="space")

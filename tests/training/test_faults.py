@@ -90,6 +90,7 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_whole(limit, tmp_path, mon
     assert checkpoints(tmp_path)[-1] == "checkpoint-5"
 
 
+@pytest.mark.slow
 def test_sigterm_saves_when_the_generation_is_used_up(tmp_path, caplog):
     whole = make_trainer(tmp_path / "whole")
     whole.train()
