@@ -9,7 +9,7 @@ import inspect
 import re
 from pathlib import Path
 
-from emo_r3.training.rewards import MEASUREMENTS, reward_called, reward_names
+from emo_r3.training.rewards import MEASUREMENTS, REWARDS
 
 PAGE = Path(__file__).with_name("rewards.md")
 FACTS = ("Formula", "Source", "Range", "Licence")
@@ -41,12 +41,12 @@ far the judge can be believed.
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "\n".join(entry(name) for name in sorted(reward_names()) if name != "overlong") + OVERLONG
+    return HEAD + "\n".join(entry(name) for name in sorted(REWARDS)) + OVERLONG
 
 
 def entry(name: str) -> str:
     """The part of one reward."""
-    function = reward_called(name)
+    function = REWARDS[name]
     text = inspect.getdoc(function) or ""
     facts = {fact: found[1] for fact in FACTS if (found := re.search(rf"^{fact}: (.*)$", text, re.MULTILINE))}
     about = text.partition("\nFormula:")[0].strip()

@@ -18,6 +18,7 @@ from ..results import EvidenceMap
 from ..utils import chunks
 from .image_tokens import seen_part, token_boxes
 from .prefix_cache import LabelTrie, Tokens, input_device
+from .vision_once import features_holder
 
 Fill = Literal["mean", "zero"]
 
@@ -73,12 +74,11 @@ def hidden_parts(model: PreTrainedModel, fill: Fill) -> Iterator[HiddenParts]:
     Raises:
         [`EmoR3Error`]: the model has no such method.
     """
-    holders: list[Any] = [module for module in model.modules() if hasattr(module, "get_image_features")]
-    if not holders:
+    holder: Any = features_holder(model)
+    if holder is None:
         raise EmoR3Error(
             f"{type(model).__name__} computes no features of images that could be hidden: leave explain out"
         )
-    holder = holders[-1]  # the innermost: what is around it hands on to it
     parts = HiddenParts(holder.get_image_features, fill)
     holder.get_image_features = parts
     try:

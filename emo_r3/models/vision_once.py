@@ -27,7 +27,7 @@ IMAGES = (
 def why_not_once(model: torch.nn.Module) -> str | None:
     """Why a row can't be given what the vision tower made of another's image; `None` if it can."""
     config: Any = model.config
-    if _holder(model) is None or not isinstance(getattr(config, "image_token_id", None), int):
+    if features_holder(model) is None or not isinstance(getattr(config, "image_token_id", None), int):
         return "its image is no tokens of a row"
     if config.model_type == "llama4":
         return "it projects features after it was given them"
@@ -51,7 +51,7 @@ def vision_once(
     Raises:
         CheckpointError: in the forward, if the model's features don't fit its image tokens.
     """
-    holder: Any = _holder(model)
+    holder: Any = features_holder(model)
     own = holder.get_image_features
     tokens = (ids == holder.config.image_token_id).sum(-1).tolist()
 
@@ -79,7 +79,7 @@ def vision_once(
         del holder.get_image_features
 
 
-def _holder(model: torch.nn.Module) -> torch.nn.Module | None:
+def features_holder(model: torch.nn.Module) -> torch.nn.Module | None:
     """The innermost module that makes features of images: those around it only pass its own on."""
     # Of the class: adapters and wrappers answer with the attributes of what they hold.
     holders = [module for module in model.modules() if hasattr(type(module), "get_image_features")]

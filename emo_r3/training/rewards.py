@@ -200,28 +200,36 @@ def coherence_reward(
     return [_coherence(one, right) for one, right in zip(found, label, strict=True)]
 
 
+REWARDS: dict[str, Callable[..., list[float]]] = {
+    "accuracy": accuracy_reward,
+    "format": format_reward,
+    "lenient_format": lenient_format_reward,
+    "consistency": consistency_reward,
+    "coherence": coherence_reward,
+}
+"""What a recipe can list without a path; and `overlong`, TRL's, which a buffer's length belongs to."""
+
+
 def reward_functions(config: EmoR3Config) -> list[Callable[..., list[float]]]:
     """The functions that a configuration's `rewards` name, in their order.
 
     Raises:
         RecipeError: there is none of a name.
     """
-    return [_overlong(config) if name == "overlong" else reward_called(name) for name in config.rewards or ()]
+    return [_overlong(config) if name == "overlong" else find_reward(name) for name in config.rewards or ()]
 
 
-def reward_called(name: str) -> Callable[..., list[float]]:
+def find_reward(name: str) -> Callable[..., list[float]]:
     """The reward of this module with a name, such as `"accuracy"`, or the function at a dotted path.
 
     Raises:
         RecipeError: there is none.
     """
     if "." not in name:
-        found = globals().get(f"{name}_reward")
-        if found is None:
-            raise RecipeError(
-                f"rewards: {name!r} is none of {', '.join(reward_names())}, and no dotted path of a function"
-            )
-        return found
+        if name not in REWARDS:
+            known = ", ".join([*REWARDS, "overlong"])
+            raise RecipeError(f"rewards: {name!r} is none of {known}, and no dotted path of a function")
+        return REWARDS[name]
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -230,11 +238,6 @@ def reward_called(name: str) -> Callable[..., list[float]]:
     if not callable(found):
         raise RecipeError(f"rewards: {name} is a {type(found).__name__}, not a function")
     return found
-
-
-def reward_names() -> list[str]:
-    """Names of the rewards that a recipe can list without a path."""
-    return [*(name.removesuffix("_reward") for name in globals() if name.endswith("_reward")), "overlong"]
 
 
 def measurements(functions: Iterable[Callable[..., Any]]) -> set[str]:

@@ -19,11 +19,11 @@ from emo_r3.training.rewards import (
     coherence_reward,
     completion_text,
     consistency_reward,
+    find_reward,
     format_reward,
     lenient_format_reward,
     measurements,
     parse_all,
-    reward_called,
     reward_functions,
 )
 
@@ -209,7 +209,6 @@ def shout(completions: Any, **columns: Any) -> list[float]:
 def test_a_recipe_names_its_rewards() -> None:
     own = f"{__name__}.shout"
     made = config(rewards=["accuracy", "coherence", own], reward_weights=[0.8, 0.1, 0.1])
-    sys.modules.setdefault(__name__, sys.modules[shout.__module__])
     assert reward_functions(made) == [accuracy_reward, coherence_reward, shout]
     assert measurements([accuracy_reward, format_reward, shout]) == set()
     assert measurements([accuracy_reward, coherence_reward]) == {"reflection"}
@@ -236,7 +235,7 @@ def test_rewards_that_do_not_fit_together(fields: dict[str, Any], said: str) -> 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("niceness", "none of format"),
+        ("niceness", "none of accuracy"),
         ("no_such_package.reward", "can't be imported"),
         ("emo_r3.training.rewards.nothing", "can't be imported"),
         ("emo_r3.training.rewards.MEASUREMENTS", "not a function"),
@@ -244,7 +243,7 @@ def test_rewards_that_do_not_fit_together(fields: dict[str, Any], said: str) -> 
 )
 def test_a_reward_that_is_not_there(name: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        reward_called(name)
+        find_reward(name)
 
 
 @pytest.mark.parametrize(
