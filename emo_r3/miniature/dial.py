@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ..errors import EmoR3Error
 from ..models import CHECKPOINT
 from ..models.checkpoint import load_for_training, save_checkpoint
 from . import world
-from .model import GRID, MERGE
 from .tasks import ImagePool, Questions
-from .train import fast_vision
+from .train import answer_logits, fast_vision
 
 STEPS, PEAK, POOL = 200, 3e-4, 2000
 # Share of the batches of each task, and images per batch: half are answers, the rest keeps its judgement as it was.
@@ -105,7 +103,8 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = PEAK * min(1.0, (step + 1) / 20) * max(0.05, min(1.0, late))
             with torch.autocast("cpu", torch.bfloat16):
-                loss = answer_loss(model, questions.batch(task, ROWS[task]))
+                logits, targets, chosen = answer_logits(model, questions.batch(task, ROWS[task]))
+                loss = F.cross_entropy(logits, targets[chosen])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
@@ -117,17 +116,3 @@ def _train(
                 losses.clear()
                 report(json.dumps(rows[-1]))
     return rows
-
-
-def answer_loss(model: Any, batch: dict[str, Any]) -> Tensor:
-    """Cross-entropy of the answers' tokens in a batch of [`Questions`]."""
-    images = {}
-    if "tags" in batch:
-        grid = torch.tensor([[1, GRID * MERGE, GRID * MERGE]]).expand(len(batch["tags"]), 3)
-        images = {"pixel_values": batch["pixel_values"], "image_grid_thw": grid}
-    hidden = model.model(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **images
-    ).last_hidden_state
-    targets = batch["targets"][:, 1:]
-    chosen = targets != -100
-    return F.cross_entropy(model.lm_head(hidden[:, :-1][chosen]).float(), targets[chosen])

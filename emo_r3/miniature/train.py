@@ -87,13 +87,7 @@ class Learner(nn.Module):
             image = self.model.model.visual(batch["pixel_values"], grid_thw=grid).pooler_output
             loss, metrics = self.tag_loss(image, batch["tags"])
             return 10 * loss, metrics
-        images = {"pixel_values": batch["pixel_values"], "image_grid_thw": grid} if "tags" in batch else {}
-        hidden = self.model.model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **images
-        ).last_hidden_state
-        targets = batch["targets"][:, 1:]
-        chosen = targets != -100
-        logits = self.model.lm_head(hidden[:, :-1][chosen]).float()
+        logits, targets, chosen = answer_logits(self.model, batch)
         loss = F.cross_entropy(logits, targets[chosen])
         metrics = {batch["task"]: loss.item()}
         if batch["task"] in ("consistency", "coherence"):
@@ -101,7 +95,7 @@ class Learner(nn.Module):
             right = (logits.argmax(-1) == targets[chosen])[starts[chosen]]
             metrics[f"{batch['task']}_right"] = right.float().mean().item()
         total = loss
-        if images:
+        if "tags" in batch:
             tag_loss, tag_metrics = self.tag_loss(self.seen["image"], batch["tags"])
             total, metrics = total + 10 * tag_weight * tag_loss, metrics | tag_metrics
         if "truth" in batch:
@@ -113,6 +107,20 @@ class Learner(nn.Module):
             total = total + read_loss
             metrics |= {"word": read_loss.item(), "word_right": balanced(read > 0, truth > 0.5)}
         return total, metrics
+
+
+def answer_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the answers' tokens in a batch of [`Questions`], all tokens shifted by one, and which these are."""
+    images = {}
+    if "tags" in batch:
+        grid = torch.tensor([[1, GRID * MERGE, GRID * MERGE]]).expand(len(batch["tags"]), 3)
+        images = {"pixel_values": batch["pixel_values"], "image_grid_thw": grid}
+    hidden = model.model(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **images
+    ).last_hidden_state
+    targets = batch["targets"][:, 1:]
+    chosen = targets != -100
+    return model.lm_head(hidden[:, :-1][chosen]).float(), targets, chosen
 
 
 @contextmanager
