@@ -22,7 +22,7 @@ from trl.trainer.utils import use_adapter
 from ..errors import RecipeError
 from ..models.checkpoint import load_for_training
 from ..parsing import ParsedCompletion
-from ..prompts import Method, Prompts, load_prompts
+from ..prompts import Prompts, load_prompts
 from .classifier import TextJudge
 from .config import CLASSIFIER, EmoR3Config
 from .contract import check_private_parts
@@ -97,7 +97,7 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
         processing_class: ProcessorMixin | None = None,
         *,
         reward_funcs: Callable[..., list[float]] | Sequence[Callable[..., list[float]]] = (),
-        method: Method = "set",
+        method: str = "set",
         prompts: Prompts | None = None,
         eval_dataset: Dataset | None = None,
         peft_config: PeftConfig | None = None,
