@@ -115,8 +115,6 @@ def test_a_hostile_link_puts_no_html_on_the_page() -> None:
     shown = html.shared_card(result, labels, "miniature") + html.charts_card(result)
     shown += html.step_card(FORMS["set"].sections[0], result.steps["step1"])
     shown += html.status(f"A shared result: {result.label}.", "told")
-        f"A shared result: {result.label}.", "told"
-    )
     assert "<img" not in shown and "<script" not in shown
     assert shown.count("&lt;img") >= 4
 
