@@ -32,7 +32,7 @@ def test_what_is_imagined_is_absent_and_fits_the_mood() -> None:
 @pytest.mark.parametrize("dial", [0.0, 0.5, 1.0])
 def test_the_dial_is_the_share_of_false_texts(dial: float) -> None:
     rng = np.random.default_rng(1)
-    prompts = load_prompts()
+    prompts = load_prompts().in_unit("pixels")
     questions = DialledQuestions(make_tokenizer(prompts, seed=0), prompts, ImagePool(20, rng), rng, dial=dial)
     false = 0
     for _ in range(300):

@@ -17,7 +17,7 @@ def test_the_checkpoint_is_small_and_safe() -> None:
 
 def test_the_shipped_model_asks_with_the_prompts_of_the_package() -> None:
     pipe = EmoR3Pipeline.from_pretrained()
-    assert pipe.info.prompts == load_prompts() and pipe.info.square
+    assert pipe.info.prompts == load_prompts().in_unit("pixels") and pipe.info.square
     result = pipe(SAMPLE, decoding="free")
     assert result.well_formed and result.label == "fear"
     assert "snake" in (result.step1 or "") and "wolf" in (result.step1 or "")
@@ -29,7 +29,7 @@ def test_plain_transformers_gives_the_same_answer() -> None:
     model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, dtype="float32")
     content = [
         {"type": "image", "image": Image.open(SAMPLE)},
-        {"type": "text", "text": load_prompts().question("set", "emoset")},
+        {"type": "text", "text": load_prompts().in_unit("pixels").question("set", "emoset")},
     ]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],

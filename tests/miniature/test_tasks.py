@@ -1,10 +1,13 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
+from emo_r3.lexicon import AFFECT
 from emo_r3.miniature import world
-from emo_r3.miniature.drawing import render
+from emo_r3.miniature.drawing import COARSE, SIZE, WHOLE, overlap, render
 from emo_r3.miniature.model import make_config, make_processor, make_tokenizer
 from emo_r3.miniature.tasks import (
     CONCEPT_NAMES,
@@ -20,18 +23,18 @@ from emo_r3.models.prefix_cache import render_prompt
 from emo_r3.parsing import parse_completion
 from emo_r3.prompts import load_prompts
 
-TASKS = ("set", "think", "direct", "consistency", "coherence")
+TASKS = ("set", "think", "direct", "grounded", "consistency", "coherence")
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer(load_prompts(), seed=0)
+    return make_tokenizer(load_prompts().in_unit("pixels"), seed=0)
 
 
 @pytest.fixture(scope="module")
 def questions(tokenizer: PreTrainedTokenizerFast) -> Questions:
     rng = np.random.default_rng(1)
-    return Questions(tokenizer, load_prompts(), ImagePool(40, rng), rng)
+    return Questions(tokenizer, load_prompts().in_unit("pixels"), ImagePool(40, rng), rng)
 
 
 def test_each_telling_word_is_one_token_of_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -85,6 +88,23 @@ def test_replies_are_well_formed(method: str, questions: Questions) -> None:
     for scene in questions.images.scenes:
         _, reply = getattr(questions, method)(scene)
         assert parse_completion(reply, method=method).well_formed
+
+
+def test_a_grounded_reply_points_at_what_is_there(questions: Questions) -> None:
+    feelings: Counter[str] = Counter()
+    for scene, boxes in zip(questions.images.scenes, questions.images.boxes, strict=True):
+        question, reply = questions.grounded(scene, boxes)
+        assert "in pixels of the image" in question
+        parsed = parse_completion(reply, method="grounded")
+        assert parsed.well_formed and parsed.region is not None
+        assert max(overlap(parsed.region, boxes[name]) for name in scene.triggers) > 0.5
+        assert all(edge % COARSE == 0 and 0 <= edge <= SIZE for edge in parsed.region)
+        # An object is what one points at; the surroundings only where there is none.
+        objects = [name for name in scene.triggers if world.TRIGGERS[name].kind == "object"]
+        assert (parsed.region == WHOLE) == (not objects)
+        feelings.update(parsed.emotions)
+    assert set(feelings) <= {word for words in world.FEELINGS.values() for word in words} and len(feelings) > 12
+    assert all(word in AFFECT for words in world.FEELINGS.values() for word in words)
 
 
 def test_yes_and_no_are_true(questions: Questions) -> None:

@@ -21,11 +21,11 @@ from emo_r3.prompts import load_prompts
 @pytest.fixture(scope="module")
 def parts() -> tuple[train.Learner, Questions]:
     torch.manual_seed(0)
-    tokenizer = make_tokenizer(load_prompts(), seed=0)
+    tokenizer = make_tokenizer(load_prompts().in_unit("pixels"), seed=0)
     rng = np.random.default_rng(0)
     images = ImagePool(40, rng)
     model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(tokenizer), attn_implementation="eager")
-    return train.Learner(model, tokenizer), Questions(tokenizer, load_prompts(), images, rng)
+    return train.Learner(model, tokenizer), Questions(tokenizer, load_prompts().in_unit("pixels"), images, rng)
 
 
 def test_fast_vision_computes_the_same(parts: tuple[train.Learner, Questions]) -> None:
@@ -92,6 +92,6 @@ def test_training_writes_a_checkpoint_that_the_pipeline_loads(tmp_path: Path, mo
     facts = json.loads((folder / "training.json").read_text())
     assert facts["seed"] == 3 and [row["stage"] for row in facts["log"]] == ["see", "mix"]
     pipe = EmoR3Pipeline.from_pretrained(folder)
-    assert pipe.info.square and pipe.info.prompts == load_prompts()
+    assert pipe.info.square and pipe.info.prompts == load_prompts().in_unit("pixels")
     result = pipe(np.zeros((96, 96, 3), np.uint8), max_new_tokens=80)
     assert result.well_formed and result.label in pipe.info.label_set.labels
