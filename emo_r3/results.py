@@ -78,12 +78,23 @@ class Evidence:
 
     Args:
         text (`str`): the text of step 1.
-        box (`tuple[float, float, float, float]`, *optional*): left, top, right and bottom in pixels of the image as it
-            was given, upright; `None` where the model gave no region, or one that is not in the image.
+        size (`tuple[int, int]`): width and height of the image as it was given, upright.
+        box (`tuple[float, float, float, float]`, *optional*): left, top, right and bottom in its pixels; `None`
+            where the model gave no region, or one that is not in the image.
     """
 
     text: str
+    size: tuple[int, int]
     box: tuple[float, float, float, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return {"text": self.text, "size": list(self.size), "box": self.box and list(self.box)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evidence:
+        """Makes the evidence of what `to_dict` returned."""
+        return cls(values["text"], tuple(values["size"]), values["box"] and tuple(values["box"]))
 
 
 @dataclass(frozen=True)
@@ -171,21 +182,40 @@ class EmotionResult:
         return self.steps.get("step3")
 
     def overlay(self, image: Any) -> Image.Image:
-        """The image with the evidence map over it: what the label hangs on is coloured.
+        """The image with what there is of evidence: what the label hangs on is coloured, and the region has a frame.
 
         Args:
             image: the image that was read, as the pipeline takes it.
 
         Raises:
-            EmoR3Error: there is no map, as nobody asked for it or there is no label.
+            EmoR3Error: there is neither a map nor a region, as nobody asked for it or there is no label.
             ImageError: the image can't be read.
         """
-        if self.evidence_map is None:
-            raise EmoR3Error(f"{self.image}: there is no evidence map: ask for it with explain=True")
+        framed = self.evidence is not None and self.evidence.box is not None
+        if self.evidence_map is None and not framed:
+            raise EmoR3Error(
+                f"{self.image}: there is no evidence map and no region: ask for it with explain=True or "
+                "method='grounded'"
+            )
         from .images.loading import load_image
-        from .images.overlay import with_evidence
+        from .images.overlay import with_evidence, with_frame
 
-        return with_evidence(load_image(image).image, self.evidence_map)
+        made = load_image(image).image
+        if self.evidence_map is not None:
+            made = with_evidence(made, self.evidence_map)
+        return with_frame(made, self.evidence) if framed and self.evidence else made
+
+    @property
+    def evidence_agreement(self) -> float | None:
+        """Share of what speaks for the label in the evidence map that lies in the region; `None` without one of them.
+
+        A region that is drawn at random has, on average, its share of the image.
+        """
+        if self.evidence_map is None or self.evidence is None or self.evidence.box is None:
+            return None
+        from .images.overlay import share_in_frame
+
+        return share_in_frame(self.evidence_map, self.evidence)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the confidence as plain values; numbers are finite or `None`.
@@ -201,7 +231,7 @@ class EmotionResult:
             if not values[name]:
                 del values[name]
         if self.evidence is not None:
-            values["evidence"] = {"text": self.evidence.text, "box": self.evidence.box and list(self.evidence.box)}
+            values["evidence"] = self.evidence.to_dict()
         if self.emotions:
             values["emotions"] = list(self.emotions)
         if self.evidence_map is not None:
@@ -223,8 +253,7 @@ class EmotionResult:
         for name in ("problems", "notes", "candidate_scores", "emotions"):
             entries[name] = tuple(entries.get(name, ()))
         if entries.get("evidence") is not None:
-            box = entries["evidence"]["box"]
-            entries["evidence"] = Evidence(entries["evidence"]["text"], tuple(box) if box else None)
+            entries["evidence"] = Evidence.from_dict(entries["evidence"])
         if entries.get("coherence") is not None:
             entries["coherence"] = Coherence(**entries["coherence"])
         if entries.get("evidence_map") is not None:

@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from .. import __version__
-from ..evaluation.miniature import DATASETS, card, measure
+from ..evaluation.miniature import DATASETS, measure, measure_dials
+from ..evaluation.miniature_card import card
 from ..models import CHECKPOINT
 
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", type=Path, default=CHECKPOINT, help="folder of the miniature (default: the shipped one)"
     )
     parser.add_argument("--count", type=int, default=2000, help="scenes of each data set")
+    parser.add_argument("--dial-count", type=int, default=1000, help="scenes for the bases that hallucinate")
     parser.add_argument("--seed", type=int, default=1_000_003, help="of the scenes; training draws from other seeds")
     parser.add_argument(
         "--write", action="store_true", help="write evaluation.json and the card into the model's folder"
@@ -31,15 +33,17 @@ def run(args: argparse.Namespace) -> int:
     """Measure a miniature on held-out scenes."""
     from ..inference.pipeline import EmoR3Pipeline
 
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     pipe = EmoR3Pipeline.from_pretrained(args.model)
-    results = {
-        domain: measure(pipe, domain, args.count, args.seed, lambda line: print(line, file=sys.stderr, flush=True))
-        for domain in DATASETS
-    }
+    results = {domain: measure(pipe, domain, args.count, args.seed, report) for domain in DATASETS}
     numbers = {
         "count": args.count,
         "scene_seed": args.seed,
         "results": results,
+        "dial_count": args.dial_count,
+        "dials": measure_dials(pipe, args.model, args.dial_count, args.seed, report),
         "emo_r3": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

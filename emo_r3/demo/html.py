@@ -19,15 +19,17 @@ from ..results import EmotionResult
 from .charts import bars, percent, plane, tone
 
 
-def step_card(section: Section, text: str = "", is_open: bool = False) -> str:
+def step_card(section: Section, text: str = "", is_open: bool = False, emotions: Sequence[str] = ()) -> str:
     """The card of a step, or of the one thought: its title, and its text so far.
 
     Args:
         section ([`~emo_r3.forms.Section`]): which.
         text (`str`, *optional*, defaults to `""`): what is written so far; the explanation stands in its place.
         is_open (`bool`, *optional*, defaults to `False`): whether it is being written.
+        emotions (`list[str]`, *optional*): the list that the section ends with.
     """
     name, title = section.tag, section.title
+    listed = f'<p class="soft">{escape(" · ".join(emotions))}</p>' if emotions else ""
     state = "writing" if is_open else "written" if text else "waiting"
     spoken, number = title, ""
     if name.startswith("step"):
@@ -36,7 +38,7 @@ def step_card(section: Section, text: str = "", is_open: bool = False) -> str:
     return (
         f'<section class="card step {state}" aria-label="{spoken}">'
         f"<h3>{number}{title}</h3>"
-        f"<p>{escape(text) or section.about}</p></section>"
+        f"<p>{escape(text) or section.about}</p>{listed}</section>"
     )
 
 
@@ -123,27 +125,53 @@ def check_card(result: EmotionResult) -> str:
 
 
 def evidence_card(result: EmotionResult, image: Image.Image | None) -> str:
-    """The image with what the label hangs on as a layer that can be taken off; nothing if it was not asked.
+    """The image with what the label hangs on as a layer that can be taken off, and the region that the answer names;
+    nothing if there is neither.
 
     Args:
         result (`EmotionResult`): the result.
         image (`Image`, *optional*): the image, of any size.
     """
-    if result.evidence_map is None or image is None:
+    found, framed = result.evidence_map, result.evidence is not None and result.evidence.box is not None
+    if image is None or (found is None and not framed):
         return ""
-    values = result.evidence_map.array
-    row, column = divmod(int(values.argmax()), values.shape[1])
-    layer = evidence_layer(result.evidence_map, image.size)
+    box, said, layer = "", "", ""
+    if framed:
+        box, said = _region(result)
+    if found is not None:
+        row, column = divmod(int(found.array.argmax()), found.array.shape[1])
+        layer = (
+            f'<img class="layer" src="{_data_url(evidence_layer(found, image.size))}" alt="Strongest in row {row + 1} '
+            f'of {found.array.shape[0]}, column {column + 1} of {found.array.shape[1]}">'
+        )
+        said += (
+            '<p class="soft">The brighter the colour of a place, the more of the '
+            "label's probability goes when the model doesn't see it, and comes when it sees nothing else: "
+            f"{percent(max(0.0, float(found.array.max())))} at most. Seeing all, and asked for the label alone, it "
+            f"gives it {percent(found.probability)}.</p>"
+        )
+    title = "What the answer points at" if found is None else "What the label hangs on"
+    switch = '<label><input type="checkbox" checked> Show the layer</label>' if found is not None else ""
+    read = f'<img src="{_data_url(image)}" alt="The image that was read">'
     return (
-        '<section class="card evidence" aria-label="What the label hangs on"><h3>What the label hangs on</h3>'
-        '<label><input type="checkbox" checked> Show the layer</label>'
-        f'<p class="images"><img src="{_data_url(image)}" alt="The image that was read">'
-        f'<img class="layer" src="{_data_url(layer)}" alt="Strongest in row {row + 1} of {values.shape[0]}, column '
-        f'{column + 1} of {values.shape[1]}"></p><p class="soft">The brighter the colour of a place, the more of the '
-        "label's probability goes when the model doesn't see it, and comes when it sees nothing else: "
-        f"{percent(max(0.0, float(values.max())))} at most. Seeing all, and asked for the label alone, it gives it "
-        f"{percent(result.evidence_map.probability)}.</p></section>"
+        f'<section class="card evidence" aria-label="{title}"><h3>{title}</h3>{switch}'
+        f'<p class="images">{read}{layer}{box}</p>{said}</section>'
     )
+
+
+def _region(result: EmotionResult) -> tuple[str, str]:
+    """A frame around the region that the answer names, and what is to be said of it."""
+    assert result.evidence is not None and result.evidence.box is not None
+    (width, height), (left, top, right, bottom) = result.evidence.size, result.evidence.box
+    style = (
+        f"left: {left / width:.2%}; top: {top / height:.2%}; width: {(right - left) / width:.2%}; "
+        f"height: {(bottom - top) / height:.2%}"
+    )
+    area = (right - left) * (bottom - top) / (width * height)
+    said = f"The frame is the region that the answer names as its evidence, {percent(area)} of the image."
+    if (share := result.evidence_agreement) is not None:
+        said += f" Of what the label hangs on, {percent(share)} lies in it."
+    return f'<span class="region" role="img" aria-label="The region" style="{style}"></span>', f"<p>{said}</p>"
 
 
 def gallery(results: Sequence[EmotionResult], thumbnails: Sequence[Image.Image | None]) -> str:

@@ -259,7 +259,10 @@ def _add_one(
 
     def final(result: EmotionResult, labels: LabelSet, copy: Any = None) -> list[str]:
         found = f"The answer: {result.label or 'no label'}."
-        steps = [html.step_card(section, result.steps.get(tag, "")) for tag, section in sections.items()]
+        steps = [
+            html.step_card(section, result.steps.get(tag, ""), emotions=result.emotions if section.emotions else ())
+            for tag, section in sections.items()
+        ]
         last = (html.evidence_card(result, copy), html.charts_card(result), html.check_card(result))
         card = html.answer_card(result, to_fragment(result, labels.name))
         return shown(html.status(found, "told"), card, steps, last)

@@ -129,13 +129,13 @@ class Answers(BoundedPipeline):
     def one_explained(
         self, image: Any, labels: str | LabelSet, self_check: bool, explain: bool
     ) -> Generator[tuple[Any, Image.Image | None]]:
-        """The same, and with the last of them a small copy of the upload if it has an evidence map."""
+        """The same, and with the last of them a small copy of the upload if it has an evidence map or a region."""
         labels = self.labels(labels)
         source = self.uploads.take(*_file(image))
         options = {"labels": labels, "reflect": self_check, "explain": explain}
         with closing(self.stream(source, **options)) as events:
             for event in events:
-                found = event.result is not None and event.result.evidence_map is not None
+                found = event.result is not None and (event.result.evidence_map or event.result.evidence)
                 yield event, _thumbnail(source, event.result, 480) if found else None
 
     def many(self, images: Any, labels: str | LabelSet, self_check: bool) -> Iterator[Row]:

@@ -1,11 +1,11 @@
-"""A map of what a label hangs on, as a transparent layer over its image."""
+"""What a label hangs on, over its image: a map as a transparent layer, and a region as a frame."""
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from ..results import EvidenceMap
+from ..results import Evidence, EvidenceMap
 from .fitting import scale_and_margins
 
 FULL = 0.1
@@ -64,11 +64,7 @@ def evidence_layer(evidence: EvidenceMap, size: tuple[int, int]) -> Image.Image:
     """
     values = evidence.array.clip(0)
     strengths = Image.fromarray(values / max(FULL, float(values.max())))
-    scale, margins = scale_and_margins(evidence.size, size)
-    edges = []
-    for side, (given, margin) in enumerate(zip(evidence.size, margins, strict=True)):
-        edges.append([round((evidence.box[end + side] * given - margin) / scale) for end in (0, 2)])
-    (left, right), (top, bottom) = edges
+    left, top, right, bottom = map(round, _place(evidence, size))
     shape = (max(1, right - left), max(1, bottom - top))
     spread = np.asarray(strengths.resize(shape, Image.Resampling.BILINEAR))
     alpha = np.rint(255 * _OPACITY * spread).astype(np.uint8)
@@ -81,3 +77,38 @@ def with_evidence(image: Image.Image, evidence: EvidenceMap) -> Image.Image:
     """The image with [`evidence_layer`] over it, RGB."""
     whole = image.convert("RGBA")
     return Image.alpha_composite(whole, evidence_layer(evidence, image.size)).convert("RGB")
+
+
+def with_frame(image: Image.Image, evidence: Evidence) -> Image.Image:
+    """The image, RGB, with a frame around the region of the evidence; as it is where there is none."""
+    framed = image.convert("RGB")
+    if evidence.box is not None:
+        scale = (image.width / evidence.size[0], image.height / evidence.size[1])
+        edges = [round(edge * scale[at % 2]) for at, edge in enumerate(evidence.box)]
+        wide = max(1, min(image.size) // 100)
+        pen = ImageDraw.Draw(framed)
+        for inset, colour in ((0, "black"), (wide, "white"), (2 * wide, "black")):  # it shows on light and on dark
+            left, top, right, bottom = edges[0] + inset, edges[1] + inset, edges[2] - 1 - inset, edges[3] - 1 - inset
+            if left <= right and top <= bottom:
+                pen.rectangle((left, top, right, bottom), outline=colour, width=wide)
+    return framed
+
+
+def share_in_frame(evidence_map: EvidenceMap, evidence: Evidence) -> float | None:
+    """Share of the map's values above 0 that lies in the region of the evidence; `None` without such values or it."""
+    values = evidence_map.array.clip(0)
+    if evidence.box is None or not values.sum():
+        return None
+    left, top, right, bottom = _place(evidence_map, evidence.size)
+    rows, columns = values.shape
+    across, down = np.linspace(left, right, columns + 1), np.linspace(top, bottom, rows + 1)
+    wide = np.diff(across.clip(evidence.box[0], evidence.box[2])) / np.diff(across)
+    high = np.diff(down.clip(evidence.box[1], evidence.box[3])) / np.diff(down)
+    return float((values * high[:, None] * wide[None, :]).sum() / values.sum())
+
+
+def _place(evidence_map: EvidenceMap, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Where the map lies on the image of this size, in its pixels; it may reach over the edges."""
+    scale, margins = scale_and_margins(evidence_map.size, size)
+    edges = [(evidence_map.box[at] * evidence_map.size[at % 2] - margins[at % 2]) / scale for at in range(4)]
+    return edges[0], edges[1], edges[2], edges[3]

@@ -169,7 +169,7 @@ def make_result(
     evidence, section, seen = None, FORMS[options.method].region, seen or Seen()
     if section is not None and section in parsed.steps:
         box = None if parsed.region is None else seen.box(parsed.region, info.prompts.unit or "", loaded)
-        evidence = Evidence(parsed.steps[section], box)
+        evidence = Evidence(parsed.steps[section], loaded.size or loaded.image.size, box)
     affect = expected_affect(probabilities, lexicon)
     return EmotionResult(
         image=loaded.name,

@@ -61,7 +61,12 @@ class DialledQuestions(Questions):
 
 
 def make_dialled(
-    dial: float, output: Path, seed: int = 0, steps: int = STEPS, report: Callable[[str], None] = lambda line: None
+    dial: float,
+    output: Path,
+    seed: int = 0,
+    steps: int = STEPS,
+    report: Callable[[str], None] = lambda line: None,
+    source: Path = CHECKPOINT,
 ) -> None:
     """Fine-tunes the shipped miniature and writes a checkpoint: the same bytes for the same seed on one machine.
 
@@ -72,6 +77,7 @@ def make_dialled(
         seed (`int`, *optional*, defaults to 0): of scenes, texts and order.
         steps (`int`, *optional*, defaults to 200): updates.
         report (`Callable`, *optional*): told a line each 50 updates.
+        source (`Path`, *optional*): folder of the miniature that it is made of; the shipped one unless given.
 
     Raises:
         EmoR3Error: the dial is not from 0 to 1, or the folder holds something.
@@ -84,7 +90,7 @@ def make_dialled(
     torch.set_num_threads(1)  # sums of several threads differ in their last bits
     try:
         model: Any
-        model, processor, info = load_for_training(str(CHECKPOINT), dtype="float32")
+        model, processor, info = load_for_training(str(source), dtype="float32")
         model.set_attn_implementation("eager")  # on a CPU, the fused one has a slow backward pass
         model.model.visual.requires_grad_(False)
         rng = np.random.default_rng([seed, 4])

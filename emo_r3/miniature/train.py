@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from ..labels import LABEL_SETS
@@ -243,7 +243,7 @@ def work(rank: int, folder: str, seed: int, pool: int, see_steps: int, mix_steps
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES, timeout=timedelta(minutes=10)
     )
-    prompts = load_prompts().in_unit(unit_of(Qwen2_5_VLForConditionalGeneration.config_class.model_type))
+    prompts = load_prompts().in_unit(unit_of(Qwen2_5_VLConfig.model_type))
     tokenizer = make_tokenizer(prompts, seed)
     torch.manual_seed(seed)
     # The plain attention: on a CPU the fused one has a slow backward pass.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -13,7 +14,8 @@ from tiny_models import tiny_checkpoint
 from emo_r3 import EmoR3Pipeline
 from emo_r3.demo import html
 from emo_r3.demo.uploads import Answers, Uploads
-from emo_r3.results import EmotionResult, EvidenceMap
+from emo_r3.forms import FORMS
+from emo_r3.results import EmotionResult, Evidence, EvidenceMap
 
 MAP = EvidenceMap(((0.0, 0.4), (0.0, 0.1)), 0.875, (0.0, 0.0, 1.0, 1.0), (80, 60))
 
@@ -39,3 +41,16 @@ def test_an_upload_comes_back_with_its_map_if_it_was_asked_for(tmp_path: Path) -
         *_, (last, copy) = answers.one_explained(upload, "webemo-2", False, explain)
         assert (last.result.evidence_map is not None) == explain
         assert copy.size == (480, 160) if explain else copy is None
+
+
+def test_the_region_of_a_grounded_answer_is_a_frame_on_the_image() -> None:
+    evidence = Evidence("A dog.", (80, 60), (20.0, 15.0, 60.0, 45.0))
+    result = EmotionResult("a.png", label="awe", evidence=evidence, emotions=("awe", "<b>"))
+    card = html.evidence_card(result, Image.new("RGB", (40, 30)))
+    assert 'style="left: 25.00%; top: 25.00%; width: 50.00%; height: 50.00%"' in card
+    assert "25% of the image" in card and "What the answer points at" in card and "Show the layer" not in card
+    assert html.evidence_card(EmotionResult("a.png", label="awe", evidence=Evidence("A dog.", (80, 60))), None) == ""
+    both = html.evidence_card(replace(result, evidence_map=MAP), Image.new("RGB", (40, 30)))
+    assert "Show the layer" in both and "Of what the label hangs on, 25% lies in it" in both
+    step = html.step_card(FORMS["grounded"].sections[2], "Calm.", emotions=result.emotions)
+    assert "awe · &lt;b&gt;" in step

@@ -5,6 +5,7 @@ import pytest
 
 from emo_r3.cli.main import main
 from emo_r3.evaluation import miniature as evaluate
+from emo_r3.evaluation.miniature_card import TARGETS, card
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.models.checkpoint import CHECKPOINT
 
@@ -29,14 +30,14 @@ def shipped(name: str) -> dict[str, object]:
 
 def test_every_number_of_the_card_is_from_the_run() -> None:
     written = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
-    assert written == evaluate.card(shipped("evaluation.json"), shipped("training.json"))
+    assert written == card(shipped("evaluation.json"), shipped("training.json"))
 
 
 def test_the_shipped_numbers_are_of_enough_held_out_scenes() -> None:
     numbers = shipped("evaluation.json")
     assert numbers["count"] >= 2000 and numbers["scene_seed"] != shipped("training.json")["seed"]
     for domain in evaluate.DATASETS:
-        for key in evaluate.TARGETS:
+        for key in TARGETS:
             entry = numbers["results"][domain][key]
             assert entry["n"] >= 2000 and entry["low"] <= entry["value"] <= entry["high"]
 
@@ -44,7 +45,7 @@ def test_the_shipped_numbers_are_of_enough_held_out_scenes() -> None:
 def test_a_missed_goal_is_said_with_how_much_is_missing() -> None:
     numbers, training = shipped("evaluation.json"), shipped("training.json")
     numbers["results"]["miniature-7"]["consistency"] = evaluate.rate(700, 1000)
-    assert "**missed by 0.100**" in evaluate.card(numbers, training)
+    assert "**missed by 0.100**" in card(numbers, training)
 
 
 @pytest.mark.slow
