@@ -54,6 +54,7 @@ def ask(hub: HubServer, home: Path, *cases: tuple[str, str | None], **options: A
     return {name: lines[0] for name, lines in said.items()}
 
 
+@pytest.mark.slow
 def test_missing_private_gated_and_mistyped_read_differently(hub: HubServer, tmp_path: Path) -> None:
     for name, private in (("emo-r3/hidden", True), ("emo-r3/asks", False)):
         repo = hub.store.create("datasets", name, private, "owner")

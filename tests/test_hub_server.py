@@ -87,7 +87,9 @@ def repository_client(repo_id: str, folder: str) -> None:
     assert not api.repo_exists(repo_id + "-moved", **where)
 
 
-@pytest.mark.parametrize("disable_xet", ["0", "1"], ids=["xet", "lfs"])
+@pytest.mark.parametrize(
+    "disable_xet", [pytest.param("0", marks=pytest.mark.slow, id="xet"), pytest.param("1", id="lfs")]
+)
 def test_repository_life(hub: HubServer, tmp_path: Path, disable_xet: str) -> None:
     run_client(
         hub,
@@ -328,6 +330,7 @@ def faults_client(repo_id: str) -> None:
         assert file.read() == bytes(range(256)) * 2000
 
 
+@pytest.mark.slow
 def test_faults(hub: HubServer, tmp_path: Path) -> None:
     hub.faults.add("503", "PUT /_lfs")
     hub.faults.add("cut", "GET /_blobs")

@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from tiny_models import tiny_checkpoint
 
@@ -32,6 +33,7 @@ def test_the_layer_is_an_image_of_its_own_that_can_be_taken_off() -> None:
     assert ".evidence:has(input:not(:checked)) .layer { visibility: hidden; }" in style
 
 
+@pytest.mark.slow
 def test_an_upload_comes_back_with_its_map_if_it_was_asked_for(tmp_path: Path) -> None:
     answers = Answers(EmoR3Pipeline.from_pretrained(tiny_checkpoint("qwen3_vl")), Uploads(tmp_path, tmp_path))
     for explain in (True, False):

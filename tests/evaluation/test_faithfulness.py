@@ -120,6 +120,7 @@ def test_an_image_with_several_beginnings_is_computed_once(items: Items) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_changes_are_those_of_the_definition(items: Items, rows: list[Row], records: list[Row]) -> None:
     images, scenes = make_images(items), [read_scene(scene) for scene in items.rows["scene"]]
     first = [beginning_of(row) for row in rows]
@@ -154,6 +155,7 @@ def without_triggers(scene: Scene) -> Image.Image:
     return render_with_boxes(scene, frozenset(scene.triggers))[0]
 
 
+@pytest.mark.slow
 def test_the_model_reads_its_text_as_in_reflection(items: Items, rows: list[Row], records: list[Row]) -> None:
     results = miniature()(make_images(items), labels=LABELS, reflect=True, **OPTIONS)
     assert [record["read_by_itself"] for record in records] == [result.coherence.label for result in results]

@@ -65,7 +65,9 @@ def test_a_result_puts_its_map_over_the_image() -> None:
     assert EmotionResult.from_dict({**result.to_dict(), "evidence_map": None}).evidence_map is None
     without = EmotionResult("a.png", label="awe")
     assert "evidence_map" not in without.to_dict()
-    with pytest.raises(EmoR3Error, match=r"a\.png: there is no evidence map and no region: ask for it with explain=True"):
+    with pytest.raises(
+        EmoR3Error, match=r"a\.png: there is no evidence map and no region: ask for it with explain=True"
+    ):
         without.overlay(image)
 
 

@@ -94,6 +94,7 @@ def pipe() -> EmoR3Pipeline:
     return EmoR3Pipeline.from_pretrained()
 
 
+@pytest.mark.slow
 def test_the_miniature_in_eight_chains(pipe: EmoR3Pipeline) -> None:
     image = Image.open("docs/samples/03-mountains-fireworks.png")
     options: dict[str, Any] = {"num_candidates": 8, "temperature": 1.2}

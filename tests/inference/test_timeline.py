@@ -49,6 +49,7 @@ def test_each_moment_has_its_own_result(tmp_path: Path) -> None:
     Timeline(()).plot(tmp_path / "nothing.png")
 
 
+@pytest.mark.slow
 def test_a_video_on_the_command_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

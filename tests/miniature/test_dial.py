@@ -29,7 +29,9 @@ def test_what_is_imagined_is_absent_and_fits_the_mood() -> None:
         assert set(strongest) & world.TRIGGERS[added].emotions.keys()
 
 
-@pytest.mark.parametrize("dial", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "dial", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_the_dial_is_the_share_of_false_texts(dial: float) -> None:
     rng = np.random.default_rng(1)
     prompts = load_prompts().in_unit("pixels")

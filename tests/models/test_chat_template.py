@@ -42,11 +42,19 @@ def test_special_tokens_are_there_and_a_named_template_is_found() -> None:
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "come to an end"),
+        pytest.param(
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "come to an end",
+            marks=pytest.mark.slow,
+        ),
         ("{{ 9 ** (9 ** 9) }}", "come to an end"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "[Rr]ange"),
         ("{{ 'a' * 10 ** 12 }}", "memory"),
-        ("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "memory"),
+        pytest.param(
+            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "memory",
+            marks=pytest.mark.slow,
+        ),
         ("{{ '%999999999999d' % 1 }}", "."),
         ("{{ 'a' * 9999999 }}", "characters"),
         ("{{ raise_exception('images only\nand more') }}", "images only"),

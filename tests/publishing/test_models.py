@@ -263,6 +263,7 @@ def test_a_space_there_and_back(hub: HubServer, pusher: Pusher, tmp_path: Path) 
     assert "nothing to do" in pusher.push(folder, "emo-r3/a-space", kind="space")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model", "space"])
 def test_others_commit_meanwhile(hub: HubServer, pusher: Pusher, tmp_path: Path, kind: str) -> None:
     folder = make_space(tmp_path / "it") if kind == "space" else make_run(tmp_path / "it")
@@ -356,6 +357,7 @@ def failing_client(folder: str, repo_id: str) -> None:
         traceback.print_exc()
 
 
+@pytest.mark.slow
 def test_the_token_is_nowhere(hub: HubServer, pusher: Pusher, tmp_path: Path) -> None:
     folder, planted = make_space(tmp_path / "space"), "hf_planted0000000000"
     for debug in ({}, {"EMO_R3_DEBUG": "1"}):

@@ -321,6 +321,7 @@ def lfs_client(folder: str, repo_id: str) -> None:
     assert sync.plan(target).nothing_to_do
 
 
+@pytest.mark.slow
 def test_without_xet(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     for path in folder.glob("data/*.parquet"):
         write_rows(path, 11)  # unknown to the Hub yet

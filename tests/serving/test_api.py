@@ -70,6 +70,7 @@ def image(path: Path, name: str | None = None) -> tuple[str, bytes]:
     return (name or path.name, path.read_bytes())
 
 
+@pytest.mark.slow
 def test_one_image_gets_what_the_pipeline_gives(server: Running) -> None:
     options = {"labels": "joy, fear, sadness", "reflect": "true"}
     files = {"image": image(SAMPLES[0], "../../etc/a photo.png")}
@@ -84,6 +85,7 @@ def test_one_image_gets_what_the_pipeline_gives(server: Running) -> None:
     assert given["score"] == pytest.approx(expected["score"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_several_images_come_in_order_and_a_broken_one_says_why(server: Running) -> None:
     files = [("images", image(path)) for path in SAMPLES[:2]]
     files.insert(1, ("images", ("broken.png", b"no image")))
@@ -95,6 +97,7 @@ def test_several_images_come_in_order_and_a_broken_one_says_why(server: Running)
     assert "broken.png" in broken["error"]
 
 
+@pytest.mark.slow
 def test_several_chains_are_one_answer(server: Running) -> None:
     data = {"num_candidates": "4", "aggregate": "self-consistency"}
     answer = httpx.post(
@@ -103,6 +106,7 @@ def test_several_chains_are_one_answer(server: Running) -> None:
     assert answer.json()["chain_agreement"] in (0.25, 0.5, 0.75, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}])
 def test_without_the_token_nothing_is_read(server: Running, headers: dict[str, str]) -> None:
     for path in ("/predict", "/predict-many", "/", "/redoc"):
@@ -110,6 +114,7 @@ def test_without_the_token_nothing_is_read(server: Running, headers: dict[str, s
         assert (answer.status_code, answer.json()["error"][:25]) == (401, "send the server's token: ")
 
 
+@pytest.mark.slow
 def test_health_and_documentation_are_for_all(server: Running) -> None:
     health = httpx.get(f"{server.url}/health").json()
     assert (health["status"], health["model"], health["method"]) == ("ok", "miniature", "set")
@@ -120,6 +125,7 @@ def test_health_and_documentation_are_for_all(server: Running) -> None:
     assert "swagger" in httpx.get(f"{server.url}/docs").text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "code", "said"),
     [
@@ -136,6 +142,7 @@ def test_an_option_that_cannot_be_used_says_why(server: Running, data: dict[str,
     assert said in answer.text
 
 
+@pytest.mark.slow
 def test_no_image_and_a_broken_one_say_why(server: Running) -> None:
     assert httpx.post(f"{server.url}/predict", headers=BEARER).status_code == 422
     answer = httpx.post(f"{server.url}/predict", files={"image": ("a.png", b"no image")}, headers=BEARER)
@@ -145,6 +152,7 @@ def test_no_image_and_a_broken_one_say_why(server: Running) -> None:
     assert httpx.post(f"{server.url}/predict-many", files=many, headers=BEARER).status_code == 422
 
 
+@pytest.mark.slow
 def test_a_request_that_is_too_large_is_not_read(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as raw:
         raw.settimeout(20)
@@ -205,6 +213,7 @@ def test_a_short_token_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "short" not in said
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_line(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
     port = server.url.rpartition(":")[2]
     assert main(["serve", "--port", port]) == 2
