@@ -223,7 +223,11 @@ def pickled(folder: Path) -> None:
         (edit(CONFIG, "target_modules", value="nothing"), "[Tt]arget modules"),
         (edit(CONFIG, "target_modules", value="(" * 50), "patterns of module names can't be used"),
         (edit(CONFIG, "target_modules", value="(.*.*.*.*.*.*.*)*!"), "don't come to an end"),
-        (edit(CONFIG, "alpha_pattern", value={"(.*.*.*.*.*.*.*)*!": 1}), "don't come to an end"),
+        pytest.param(
+            edit(CONFIG, "alpha_pattern", value={"(.*.*.*.*.*.*.*)*!": 1}),
+            "don't come to an end",
+            marks=pytest.mark.slow,
+        ),
         (edit(CONFIG, "modules_to_save", value=["(.*.*.*.*.*.*.*)*!"]), "modules_to_save is"),
         (edit(CONFIG, "modules_to_save", value=["merger"]), "can't be loaded"),
         (edit(CONFIG, "layer_replication", value=[[0, 10**6]]), "layer_replication"),
