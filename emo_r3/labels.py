@@ -191,6 +191,11 @@ def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
     return LabelSet("custom", tuple(labels))
 
 
+def named_labels(labels: Sequence[str]) -> LabelSet:
+    """The package's own set of these labels, which knows more about them, or else the caller's own."""
+    return next((known for known in LABEL_SETS.values() if list(known.labels) == list(labels)), resolve_labels(labels))
+
+
 def match_label(text: str, labels: LabelSet | Sequence[str] | str) -> str | None:
     """The label of the list that `text` spells, as `normalize_label` finds it, or `None`."""
     listed = resolve_labels(labels).labels

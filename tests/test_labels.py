@@ -17,6 +17,7 @@ from emo_r3.labels import (
     WEBEMO_7_OF_25,
     LabelSet,
     match_label,
+    named_labels,
     normalize_label,
     resolve_labels,
 )
@@ -189,6 +190,11 @@ def test_a_huge_text_is_no_label(text: str) -> None:
     assert len(str(caught.value)) < 400
     with pytest.raises(LabelError, match="characters"):
         resolve_labels(["joy", text])
+
+
+def test_labels_have_their_name() -> None:
+    assert named_labels(list(LABEL_SETS["emotion6"].labels)) is LABEL_SETS["emotion6"]
+    assert named_labels(["calm", "tense"]).name == "custom"
 
 
 @settings(deadline=None)

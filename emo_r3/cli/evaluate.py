@@ -13,9 +13,11 @@ from accelerate import PartialState
 
 from ..errors import EmoR3Error
 from ..evaluation.comparison import RESULTS, load_run, make_table, markdown, read_rows
+from ..evaluation.dan import GATES
 from ..evaluation.probabilities import plot_reliability, probability_table
 from ..evaluation.run import Evaluation, evaluate
 from ..evaluation.sepm import PRESETS
+from ..evaluation.training_free import TRAINING_FREE
 from ..forms import METHODS
 from .common import EXIT_SOME_FAILED, add_answer_arguments, check_output, check_plot, positive, quiet_libraries
 
@@ -45,10 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N items of each data set")
     parser.add_argument(
         "--method",
-        choices=(*METHODS, "sepm"),
-        help="sepm: a baseline without training, on Qwen2.5-VL (default: what the model was made for)",
+        choices=(*METHODS, *TRAINING_FREE),
+        help="sepm, dan: baselines without training, on Qwen-VL models (default: what the model was made for)",
     )
     parser.add_argument("--sepm-preset", choices=tuple(PRESETS), help="thresholds of sepm (default: paper)")
+    parser.add_argument("--dan-gate", choices=GATES, help="how dan weights labels by polarity (default: soft)")
     parser.add_argument(
         "--decoding", choices=("free", "constrained"), default="free", help="(default: free, as the paper measures)"
     )

@@ -32,6 +32,7 @@ from .comparison import read_rows
 from .examples import SEED, Items, Row, load_items, people_of
 from .probabilities import measure_group, way_of
 from .run import evaluate
+from .training_free import TRAINING_FREE
 
 Targets = Literal["annotators", "labels"]
 Array = NDArray[Any]
@@ -108,8 +109,8 @@ def calibrate(
         )
     if wrong := {"endpoint", "faithfulness", "judge", "in_domain", "calibration"} & set(options):
         raise EmoR3Error(f"{min(wrong)}: calibrate has no such option; leave it out")
-    if options.get("method") == "sepm":
-        raise EmoR3Error("method sepm is a baseline beside the pipeline: calibrate set, think or direct")
+    if (method := options.get("method")) in TRAINING_FREE:
+        raise EmoR3Error(f"method {method} is a baseline beside the pipeline: calibrate set, think or direct")
     folder = own_folder(model)
     if folder and not os.access(folder, os.W_OK):
         raise EmoR3Error(f"{folder} can't be written, and its {INFO_FILE} is to say the calibration: copy it first")

@@ -15,7 +15,7 @@ from ..data.load import to_prompts
 from ..errors import DataError
 from ..files import writing
 from ..inference.endpoint import Refused, Unanswered
-from ..labels import LabelSet, resolve_labels
+from ..labels import LabelSet, named_labels
 from ..metrics.accuracy import domain_accuracy, wilson
 from ..miniature.datasets import drawn_if_ours, read_scenes
 from ..parsing import parse_completion
@@ -45,7 +45,7 @@ class Items:
         revision (`str`, *optional*): of the repository, as it was asked for.
         split (`str`): the split.
         rows (`Dataset`): images not decoded.
-        labels (`LabelSet`): what there is to choose from.
+        labels (`LabelSet`): what there is to choose from, with the signs of the list where it is one of `LABEL_SETS`.
         references (`list[str]`): the right answers.
         ids (`list[str]`): the rows' `id`, or their numbers.
         fingerprint (`str`): hash of all images and labels.
@@ -128,7 +128,7 @@ def load_items(name: str, split: str = "test", limit: int | None = None) -> Item
         revision=revision,
         split=split,
         rows=rows,
-        labels=resolve_labels(asked[0]["labels"]),
+        labels=named_labels(asked[0]["labels"]),
         references=list(asked["label"]),
         ids=row_ids(rows, range(len(rows))),
         fingerprint=fingerprint(rows),

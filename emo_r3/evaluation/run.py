@@ -43,10 +43,12 @@ from ..models.checkpoint_files import hub_commit, weights_digest
 from ..results import EmotionResult
 from ..utils import with_progress, without_folders
 from .comparison import PREDICTIONS, RESULTS, read_rows
+from .dan import DanPipeline, Gate
 from .examples import FAILED, SEED, Engine, Items, Journal, Row, load_items, predict_items, score, short_name
 from .faithfulness import Judge, Probe, check_probed, summarize
 from .probabilities import measure, way_of
 from .sepm import SepmPipeline
+from .training_free import TRAINING_FREE, TrainingFreePipeline
 
 _logger = logging.getLogger(__name__)
 
@@ -80,9 +82,11 @@ class Evaluation:
         in_domain (`list[str]`, *optional*): those of the data sets that the model was trained on.
         split (`str`, *optional*, defaults to `"test"`): of the data sets.
         limit (`int`, *optional*): take the first so many items of each only.
-        method (`str`, *optional*): `"set"`, `"think"`, `"direct"` or `"sepm"`; what the model was made for
+        method (`str`, *optional*): `"set"`, `"think"`, `"direct"`, `"sepm"` or `"dan"`; what the model was made for
             unless given.
         sepm_preset (`str`, *optional*): thresholds of `"sepm"`; the paper's unless given.
+        dan_gate (`str`, *optional*): how the polarity weights the labels in `"dan"`: `"soft"`, as in the paper, unless
+            given; `"hard"` or `"none"`.
         decoding (`str`, *optional*, defaults to `"free"`): as the paper measures, or `"constrained"`.
         num_candidates (`int`, *optional*, defaults to 1): draw as many answers to each image and make one of them.
         aggregate (`str`, *optional*, defaults to `"best"`): how: the best, or `"self-consistency"`.
@@ -106,6 +110,7 @@ class Evaluation:
     limit: int | None = None
     method: str | None = None
     sepm_preset: str | None = None
+    dan_gate: Gate | None = None
     decoding: Literal["free", "constrained"] = "free"
     num_candidates: int = 1
     aggregate: Aggregate = "best"
@@ -197,6 +202,8 @@ def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[st
     """What answers, and what decides its answers: `model`, `method`, `prompts`, and what else it settles itself."""
     if asked.sepm_preset and asked.method != "sepm":
         raise EmoR3Error(f"--sepm-preset {asked.sepm_preset} is for --method sepm: add that, or leave the preset out")
+    if asked.dan_gate and asked.method != "dan":
+        raise EmoR3Error(f"--dan-gate {asked.dan_gate} is for --method dan: add that, or leave the gate out")
     if asked.endpoint:
         return _load_endpoint(asked)
     # With a process for each device, a model is on its process's.
@@ -223,15 +230,20 @@ def load_engine(asked: Evaluation, state: PartialState) -> tuple[Engine, dict[st
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
     }
     facts = {"model": model, "calibrations": calibrations} | _how_asked(asked, info)
-    if asked.method != "sepm":
+    baseline: TrainingFreePipeline
+    if asked.method == "sepm":
+        facts |= {"sepm_preset": asked.sepm_preset or "paper"}
+        baseline = SepmPipeline(pipe, facts["sepm_preset"])
+    elif asked.method == "dan":
+        facts |= {"dan_gate": asked.dan_gate or "soft"}
+        baseline = DanPipeline(pipe, facts["dan_gate"])
+    else:
         return pipe, facts
-    preset = asked.sepm_preset or "paper"
-    sepm = SepmPipeline(pipe, preset)
 
     def read(images: Iterable[Any], *, labels: LabelSet, on_error: Any, **_: Any) -> Iterator[EmotionResult]:
-        return sepm(images, labels=labels, on_error=on_error)  # of the other options, it has none
+        return baseline(images, labels=labels, on_error=on_error)  # of the other options, it has none
 
-    return read, facts | {"sepm_preset": preset, "decoding": "constrained"}
+    return read, facts | {"decoding": "constrained"}
 
 
 def _several(asked: Evaluation) -> dict[str, Any]:
@@ -240,15 +252,16 @@ def _several(asked: Evaluation) -> dict[str, Any]:
         return {}
     if wrong := [f"--{name}" for name in ("endpoint", "faithfulness") if getattr(asked, name)]:
         raise EmoR3Error(f"{wrong[0]} is about one answer to an image: leave --candidates and --aggregate out")
-    if asked.method == "sepm":
-        raise EmoR3Error("--method sepm draws no answers: leave --candidates and --aggregate out")
+    if asked.method in TRAINING_FREE:
+        raise EmoR3Error(f"--method {asked.method} draws no answers: leave --candidates and --aggregate out")
     return {"num_candidates": asked.num_candidates, "aggregate": asked.aggregate}
 
 
 def _load_endpoint(asked: Evaluation) -> tuple[Engine, dict[str, Any]]:
     """A server's model, asked about as many images at once as are in a batch."""
     given = {"--revision": asked.revision, "--dtype": asked.dtype, "--faithfulness": asked.faithfulness}
-    given |= {"--method sepm": asked.method == "sepm", "--decoding constrained": asked.decoding == "constrained"}
+    given |= {f"--method {asked.method}": asked.method in TRAINING_FREE}
+    given |= {"--decoding constrained": asked.decoding == "constrained"}
     if wrong := [name for name, value in given.items() if value]:
         raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
     assert asked.endpoint

@@ -21,7 +21,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
-from ..labels import LABEL_SETS, LabelSet, resolve_labels
+from ..labels import named_labels
 from ..models.checkpoint import CheckpointInfo, load_for_training, save_checkpoint
 from ..models.checkpoint_files import hub_commit
 from ..models.coordinates import prompts_for
@@ -215,11 +215,6 @@ def freeze_vision_tower(model: PreTrainedModel) -> str:
         raise RecipeError(f"freeze_vision_tower: {type(model).__name__} has no vision tower that can be told apart")
     tower.requires_grad_(False)
     return name.rpartition(".")[2]
-
-
-def named_labels(labels: Sequence[str]) -> LabelSet:
-    """The package's own set of these labels, which knows more about them, or else the caller's own."""
-    return next((known for known in LABEL_SETS.values() if list(known.labels) == list(labels)), resolve_labels(labels))
 
 
 @dataclass

@@ -184,6 +184,7 @@ def test_answers_are_asked_for_once_and_fitted_again(
         ({"targets": "nobody"}, "annotators or labels"),
         ({"endpoint": "http://localhost"}, "endpoint: calibrate has no such option"),
         ({"method": "sepm"}, "calibrate set, think or direct"),
+        ({"method": "dan"}, "method dan is a baseline .* calibrate set, think or direct"),
         ({"split": "nothing"}, "can't be loaded"),
     ],
 )

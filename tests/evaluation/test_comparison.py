@@ -208,7 +208,7 @@ def test_the_command_writes_tables_and_a_plot(paper: list[str], tmp_path: Path, 
 
 @pytest.mark.slow
 def test_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Vanilla, SEPM and one trained checkpoint, by the commands that a user types."""
+    """Vanilla, SEPM, DAN and one trained checkpoint, by the commands that a user types."""
     monkeypatch.chdir(tmp_path)
     sets = []
     for name, size in {"miniature-8": 4, "miniature-6": 2, "miniature-7": 2}.items():
@@ -222,6 +222,7 @@ def test_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     runs = {
         "vanilla": [],
         "SEPM": ["--method", "sepm"],
+        "DAN": ["--method", "dan"],
         "EMO-R3": ["--model", "trained/final", "--in-domain", "miniature-8"],
     }
     for name, options in runs.items():
@@ -230,7 +231,7 @@ def test_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert main(["compare", *(f"{name}={name}" for name in runs), "--output", "table"]) == 0
     accuracies, differences = capsys.readouterr().out.strip().split("\n\n")
     assert [cells(line)[0] for line in accuracies.splitlines()[2:]] == list(runs)
-    assert [cells(line)[0] for line in differences.splitlines()[2:]] == ["SEPM", "EMO-R3"]
+    assert [cells(line)[0] for line in differences.splitlines()[2:]] == ["SEPM", "DAN", "EMO-R3"]
     for line, system in zip(accuracies.splitlines()[2:], runs, strict=True):
         metrics = json.loads((tmp_path / system / "results.json").read_text())["metrics"]
         shown = [float(cell.split()[0]) for cell in cells(line)[1:4]]

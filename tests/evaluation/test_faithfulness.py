@@ -343,10 +343,11 @@ def test_a_judge_that_cannot_chat_is_refused(judge_folder: Path, tmp_path: Path)
         Judge.from_pretrained(tiny_checkpoint("llava"))
 
 
-def test_only_a_local_model_is_probed() -> None:
+@pytest.mark.parametrize("baseline", ["sepm", "dan"])
+def test_only_a_local_model_is_probed(baseline: str) -> None:
     assert check_probed(miniature(), "set") is miniature()
-    with pytest.raises(EmoR3Error, match="not sepm"):
-        check_probed(lambda images: iter(()), "sepm")
+    with pytest.raises(EmoR3Error, match=f"not {baseline}"):
+        check_probed(lambda images: iter(()), baseline)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from emo_r3.errors import EmoR3Error
 from emo_r3.evaluation import run as evaluation
 from emo_r3.evaluation.examples import load_items, predict_items
 from emo_r3.files import locked
+from emo_r3.labels import LABEL_SETS
 from emo_r3.metrics.accuracy import domain_accuracy
 from emo_r3.miniature import world
 from emo_r3.miniature.datasets import make_miniature
@@ -95,6 +96,13 @@ def test_the_engine_is_asked_for_whole_batches(sets: list[str]) -> None:
     assert [row["id"] for number in (0, 1, 2) for row in every[number]] == items.ids
     some = dict(predict_items(Reader(), items, [2, 0], 4, **options))
     assert some == {number: every[number] for number in (0, 2)} and len(some[2]) == 1
+
+
+def test_labels_of_a_known_list_have_its_signs(sets: list[str]) -> None:
+    # They were a list without signs, so that SEPM went by valence and took Emotion6's surprise for positive.
+    assert [load_items(name, limit=1).labels for name in sets] == [
+        LABEL_SETS[x] for x in ("emoset", "emotion6", "webemo")
+    ]
 
 
 def test_items_are_in_order_and_the_references_those_of_the_data_set(

@@ -44,7 +44,7 @@ from emo_r3.training import stage as stage_module
 from emo_r3.training.examples import label_rows
 from emo_r3.training.recipe import load_recipe
 from emo_r3.training.run import train
-from emo_r3.training.stage import SupervisedTrainer, freeze_vision_tower, label_collator, named_labels
+from emo_r3.training.stage import SupervisedTrainer, freeze_vision_tower, label_collator
 
 Write = Callable[..., Path]
 
@@ -499,11 +499,6 @@ def test_words() -> None:
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *words]) == 0
     assert "emo-r3 train --config RECIPE [--field value ...]" in capsys.readouterr().out
-
-
-def test_labels_have_their_name() -> None:
-    assert named_labels(list(LABEL_SETS["emotion6"].labels)) is LABEL_SETS["emotion6"]
-    assert named_labels(["calm", "tense"]).name == "custom"
 
 
 @pytest.mark.slow
