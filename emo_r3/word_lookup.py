@@ -13,6 +13,9 @@ from .lexicon import AFFECT, Affect
 MAX_LETTERS = 40
 """Of a word; a longer one is none."""
 
+MAX_KNOWN = 100_000
+"""Words that are remembered: what a policy makes up must not fill the memory."""
+
 NEAREST = 0.9
 """Least share of letters in common, by `difflib.SequenceMatcher.ratio`, of a word and the nearest of the lexicon."""
 
@@ -25,11 +28,11 @@ _FORMS = (
     *(("iful", "y"), ("ful", ""), ("ity", "e"), ("ity", ""), ("ation", "e"), ("ation", ""), ("ion", "e")),
 )
 # Endings that words of one stem differ in. Without `-ion`: compassion is not of compass.
-_ENDINGS = sorted(
+_ENDINGS = (
     "s es ed ing ly ness ment ful fully ous ously ity ety al ally ic ical ically ive ively able ably ible ibly ation "
-    "ition ance ence ancy ency ant ent ish ingly edly ify ified e i y".split(),
-    key=lambda ending: -len(ending),
+    "ition ance ence ancy ency ant ent ish ingly edly ify ified e i y"
 )
+_LONGEST_FIRST = sorted(_ENDINGS.split(), key=len, reverse=True)
 _STEM = 4  # letters that a stem has to have, and one more where a single letter was taken off: spit is not of spite
 
 
@@ -86,7 +89,7 @@ class WordLookup:
             return None
         key = label_key(word)
         if key not in self._known:
-            if len(self._known) >= 100_000:  # what a policy makes up must not fill the memory
+            if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[key] = self._find(key)
         return self._known[key]
@@ -123,7 +126,7 @@ def bases(word: str) -> list[str]:
 
 def stem(word: str) -> str:
     """What is left of a word without its endings, as many as leave enough of it."""
-    while ending := next((end for end in _ENDINGS if word.endswith(end) and _leaves_enough(word, end)), None):
+    while ending := next((end for end in _LONGEST_FIRST if word.endswith(end) and _leaves_enough(word, end)), None):
         word = word.removesuffix(ending)
     return word
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..labels import label_key
 from ..word_lookup import WordLookup
 from .prior import Prior, Vector, mean, vector
 
@@ -35,12 +34,6 @@ class Counterfactual:
     def reward(self) -> float:
         """The mean of the drops: R_cf."""
         return math.fsum(self.drops) / len(self.drops)
-
-
-def readable_list(emotions: Sequence[str], length: int) -> bool:
-    """Whether a list has as many emotions as it has to, all different, each with a letter."""
-    keys = {label_key(word) for word in emotions[: length + 1]}
-    return len(emotions) == length == len(keys) and all(any(map(str.isalpha, key)) for key in keys)
 
 
 def points_of(emotions: Sequence[str], lookup: WordLookup) -> list[Vector | None] | None:
