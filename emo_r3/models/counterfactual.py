@@ -24,7 +24,7 @@ from .prefix_cache import (
     run_prompts,
 )
 
-_MORE_ROWS = 4
+MORE_ROWS = 4
 """Times as many words as texts go through the model at once: a word is a token or two behind a text's cache."""
 
 
@@ -137,7 +137,7 @@ class _Image:
     def forwards(self, rows: Sequence[Candidates], max_rows: int) -> int:
         """How many forwards the scores of rows take, seen and hidden."""
         sequences = sum(len(row.paths) for row in rows)
-        return 2 * (sequences if self.cache is None else 1 + math.ceil(sequences / (_MORE_ROWS * max_rows)))
+        return 2 * (sequences if self.cache is None else 1 + math.ceil(sequences / (MORE_ROWS * max_rows)))
 
     def scores(self, rows: Sequence[Candidates], max_rows: int, is_hidden: bool) -> list[list[float]]:
         """For each row, the sum of the log-probabilities of each word's tokens."""
@@ -160,7 +160,7 @@ class _Image:
             [0] * len(rows),
             alone,
             [len(self.prompt)] * len(rows),
-            _MORE_ROWS * max_rows,
+            MORE_ROWS * max_rows,
         )
         places = [(row, path) for row, one in enumerate(rows) for path in one.paths]
         wanted = sorted({token for row in rows for word in row.words for token in word})

@@ -28,6 +28,7 @@ ADAPTERS = [
     for kind in ("lora", "qlora")
 ]
 FILES = [RECIPES / model / f"{method}.yaml" for model in MODELS for method in METHODS]
+FILES += [RECIPES / model / "dspo.yaml" for model in MODELS if model != "llava-1.5-7b"]
 FILES += [RECIPES / "qwen3-vl-4b" / "emo-r3.yaml", *ADAPTERS]
 
 
