@@ -65,7 +65,7 @@ class Priors:
         lookup ([`~emo_r3.word_lookup.WordLookup`]): the lexicon.
         kind (`str`, *optional*, defaults to `"label"`): one of the above.
         variance (`str`, *optional*, defaults to `"sigma_squared"`): `"sigma_squared"` or `"sigma"`.
-        items (`list[str]`, *optional*): labels of the items to draw from; needed for `"shuffled"`.
+        items (`list[str]`, *optional*): labels of all items; needed for `"shuffled"`, which draws from them.
         seed (`int`, *optional*, defaults to 0): of the draw.
     """
 
@@ -100,6 +100,29 @@ class Priors:
         context = self._context(row) if self.kind == "context" else None
         return self._gaussian(affect, context)
 
+    def check(self, columns: Sequence[str]) -> None:
+        """Looks at all that can be known before a run begins.
+
+        Args:
+            columns (`list[str]`): names of the rows' columns.
+
+        Raises:
+            RecipeError: the lexicon lacks one of `items` or its standard deviations, or the rows a column.
+        """
+        needed = {"context": "caption", "annotators": "distribution"}.get(self.kind)
+        if needed is not None and needed not in columns:
+            raise self._missing(needed)
+        if self.kind != "annotators":
+            for label in sorted(set(self.items)):
+                self._gaussian(self.label(label))
+
+    def _missing(self, column: str) -> RecipeError:
+        what = {"caption": "what another model says of each image", "distribution": "the annotators' votes"}[column]
+        return RecipeError(
+            f"prior {self.kind}: the rows have no column `{column}` with {what}; add it to the data set, or set "
+            "prior: label"
+        )
+
     def label(self, label: str) -> Affect:
         """What the lexicon says of a label.
 
@@ -117,10 +140,7 @@ class Priors:
 
     def _context(self, row: Mapping[str, Any]) -> Vector | None:
         if not isinstance(row.get("caption"), str):
-            raise RecipeError(
-                "prior context: the rows have no column `caption` with what another model says of each image; add it "
-                "to the data set, or set prior: label"
-            )
+            raise self._missing("caption")
         known = [self.lookup(word) for word in _WORD.findall(row["caption"])]
         points = [vector(found.affect) for found in known if found is not None and found.how in ("exact", "form")]
         return mean(points) if points else None
@@ -128,9 +148,7 @@ class Priors:
     def _votes(self, row: Mapping[str, Any]) -> Affect:
         votes = row.get("distribution")
         if not isinstance(votes, Mapping):
-            raise RecipeError(
-                "prior annotators: the rows have no column `distribution` with the annotators' votes; set prior: label"
-            )
+            raise self._missing("distribution")
         words = {label: self.lookup(label) for label, share in votes.items() if share}
         known = {found.word: found.affect for found in words.values() if found is not None}
         shares: dict[str, float] = {}

@@ -175,9 +175,7 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
             labels = self.train_dataset.with_format(None)["label"][:]
             words = lookup_in(args.lexicon)
             self.priors = Priors(words, args.prior, args.prior_variance, labels, args.seed)
-            if args.prior != "annotators":
-                for label in sorted(set(labels)):
-                    self.priors.label(label)
+            self.priors.check(self.train_dataset.column_names)
 
     # The seam: reflection, then TRL's own reward machinery.
 

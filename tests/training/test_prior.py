@@ -83,6 +83,20 @@ def test_what_is_missing_is_told(
         Priors(WordLookup(lexicon), kind)(row)
 
 
+@pytest.mark.parametrize(
+    ("kind", "items", "columns", "said"),
+    [
+        ("context", ["joy"], ["label"], "no column `caption`"),
+        ("annotators", ["joy"], ["label", "caption"], "no column `distribution`"),
+        ("shuffled", ["joy", "zest"], ["label"], "no word for the label 'zest'"),
+    ],
+)
+def test_what_is_missing_is_told_before_a_run(kind: Any, items: list[str], columns: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        Priors(LOOKUP, kind, items=items).check(columns)
+    Priors(LOOKUP, kind, items=["joy"]).check(["label", "caption", "distribution"])
+
+
 def test_shuffled_priors_are_other_items_and_stay() -> None:
     labels = ["joy", "fear", "calm", "cake"]
     rows = [{"label": "joy", "image": Image.new("RGB", (4, 4), (shade, 0, 0))} for shade in range(60)]
