@@ -19,6 +19,7 @@ from urllib.parse import quote
 from .errors import EmoR3Error, ImageError, reason
 from .files import check_regular, link_target, replace_file
 from .formats import Row
+from .forms import TITLES
 from .images.loading import load_thumbnail, source_name
 from .parsing import PROBLEMS
 from .results import EmotionResult
@@ -26,7 +27,6 @@ from .utils import chunks, printable, with_progress, without_folders
 
 _GENERATOR = '<meta name="generator" content="emo-r3 report">'
 _STYLE = Path(__file__).with_name("contact_sheet.css")
-_STEP_TITLES = {"step1": "Triggers", "step2": "Reflection", "step3": "Conclusion", "think": "Reasoning"}
 _ALSO = 2  # labels that are shown beside the answer's
 # Sides of thumbnails in pixels, by how many there are: some 30 MB of them at most for 5,000 images.
 _SIDES = ((1000, 320), (3000, 224), (10**9, 160))
@@ -268,7 +268,7 @@ def _answer(result: EmotionResult) -> str:
 
 def _details(result: EmotionResult, name: str) -> str:
     """What is unfolded: the steps, all labels, the other numbers."""
-    parts = [(_STEP_TITLES.get(step, step), _text(text)) for step, text in result.steps.items()]
+    parts = [(TITLES.get(step, step), _text(text)) for step, text in result.steps.items()]
     labels = "".join(
         f'<li><span>{_text(label)}</span> <span class="share">{_percent(share)}</span></li>'
         for label, share in _ranked(result.probabilities)

@@ -14,11 +14,12 @@ from typing import Any, TextIO
 
 from .errors import EmoR3Error, reason
 from .files import check_regular, link_target, replace_file, writing
+from .forms import TITLES
 from .utils import printable
 
 Row = dict[str, Any]
 FORMATS = ("text", "json", "jsonl", "csv")
-STEP_TITLES = {"step1": "triggers", "step2": "reflection", "step3": "conclusion", "think": "thinking"}
+STEP_TITLES = {tag: title.lower() for tag, title in TITLES.items()}
 BAR_WIDTH = 24
 # A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection"). Where it separates
 # cells by something else than commas, as in many countries, one may begin within a text.
@@ -28,7 +29,8 @@ BOM = "\ufeff"
 _CSV_PLAIN = ("image", "label", "confidence", "valence", "arousal", "consistency")
 _CSV_FIRST = (*_CSV_PLAIN, "coherence_label", "coherence_probability", "score")
 _CSV_LAST = (*STEP_TITLES, "problems", "notes", "error")
-_TEXT_BLOCK = re.compile(rf"[^\n]+\n  (?:{'|'.join([*STEP_TITLES.values(), 'label', 'error'])}) +\S")
+_TEXT_TITLES = (*STEP_TITLES.values(), "region", "emotions", "label", "error")
+_TEXT_BLOCK = re.compile(rf"[^\n]+\n  (?:{'|'.join(_TEXT_TITLES)}) +\S")
 
 
 def write_rows(
@@ -101,6 +103,11 @@ def text_block(row: Mapping[str, Any], width: int = 100, blocks: bool = True) ->
         return "\n".join([*lines, *_wrapped("error", str(row["error"]), width)]) + "\n"
     for name, text in (row.get("steps") or {}).items():
         lines += _wrapped(STEP_TITLES.get(name, name), str(text), width)
+    if box := (row.get("evidence") or {}).get("box"):
+        edges = zip(("left", "top", "right", "bottom"), box, strict=True)
+        lines += _wrapped("region", ", ".join(f"{edge} {at:.0f}" for edge, at in edges) + " (pixels)", width)
+    if row.get("emotions"):
+        lines += _wrapped("emotions", ", ".join(row["emotions"]), width)
     lines += _wrapped("label", row.get("label") or "(none)", width)
     probabilities = row.get("probabilities") or {}
     if probabilities:

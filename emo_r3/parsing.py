@@ -1,24 +1,31 @@
 r"""From the text of a completion to its steps, its label and what is wrong with it, and back.
 
-The form is `<step1>..</step1> <step2>..</step2> <step3>..</step3> \boxed{label}` for the method `"set"` (section 3.2),
-`<think>..</think> \boxed{label}` for `"think"` and `\boxed{label}` for `"direct"`, with any white space in between.
+The form of each method is in `prompts.toml`: tagged sections, `<step1>..</step1>`, and then `\boxed{label}`, with any
+white space in between. A section may end with a region, `\bboxed{[left, top, right, bottom]}`, or with a list of
+emotions, `\list{joy, awe}`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from .errors import EmoR3Error, LabelError
-from .labels import LabelSet, clean_label, match_label
-from .prompts import Method
-
-SECTIONS: dict[str, tuple[str, ...]] = {"set": ("step1", "step2", "step3"), "think": ("think",), "direct": ()}
-"""The tagged sections of each method, in order; the box follows them."""
+from .forms import FORMS, METHODS, Form
+from .labels import LabelSet, clean_label, label_key, match_label
 
 BOX = "\\boxed{"
+REGION, REGION_END = "\\bboxed{[", "]}"
+EMOTIONS, EMOTIONS_END = "\\list{", "}"
+LONGEST_EMOTION = 40
+"""Characters of an emotion of the list."""
+
+Region = tuple[float, float, float, float]
+_NUMBER = re.compile(r"-?[0-9]{1,6}(\.[0-9]{1,6})?")
 
 PROBLEMS: dict[str, str] = {
     "missing_section": "a section of the method is absent",
@@ -36,12 +43,29 @@ PROBLEMS: dict[str, str] = {
     "nested_braces": "a box has braces inside",
     "empty_box": "the box holds no word",
     "unknown_label": "the text in the box is not a label of the list, or could be none of any list",
-    "text_outside": "there is text outside the sections and the box",
+    "text_outside": "there is text outside the sections and the box, or behind the last thing that a section holds",
+    "missing_region": "there is no region",
+    "repeated_region": "there is more than one region",
+    "misplaced_region": "a region stands outside the section that ends with it",
+    "malformed_region": "a region is not four numbers, left below right and top below bottom",
+    "missing_list": "there is no list of emotions",
+    "repeated_list": "there is more than one list of emotions",
+    "misplaced_list": "a list of emotions stands outside the section that ends with it",
+    "malformed_list": "a list of emotions is not as many different words or short phrases as the form has",
 }
 """All that can be wrong with a completion: what each code in `ParsedCompletion.problems` means."""
 
-_MARK = re.compile(r"<(?P<closing>/?)(?P<name>step[123]|think)>|\\boxed\{|[{}]")
-_MARKS = (BOX, *(f"<{slash}{name}>" for names in SECTIONS.values() for name in names for slash in ("", "/")))
+_TAGS = tuple(dict.fromkeys(tag for form in FORMS.values() for tag in form.tags))
+_OPENINGS = {BOX: "box", "\\bboxed{": "region", EMOTIONS: "emotions"}
+
+
+@cache
+def _marks(form: Form) -> tuple[re.Pattern[str], tuple[str, ...]]:
+    """What divides an answer: a pattern, and the texts of all marks that are more than a brace."""
+    held = {"box": True, "region": form.region is not None, "emotions": form.emotions > 0}
+    openings = [opening for opening, name in _OPENINGS.items() if held[name]]
+    pattern = rf"<(?P<closing>/?)(?P<name>{'|'.join(_TAGS)})>|{'|'.join(map(re.escape, openings))}|[{{}}]"
+    return re.compile(pattern), (*openings, *(f"<{slash}{tag}>" for tag in _TAGS for slash in ("", "/")))
 
 
 @dataclass(frozen=True)
@@ -51,15 +75,21 @@ class ParsedCompletion:
     Args:
         steps (`dict[str, str]`): stripped text of each section that could be read, by tag name: `step1`, `step2` and
             `step3`, or `think`. Of a repeated section, the last complete one; of an unclosed one, what there is. No
-            text holds a tag or a box.
+            text holds a tag, a box, a region or a list.
         label (`str` or `None`): the label in the last complete box, as the list spells it; the stripped text of that
             box where it is not in the list or no list was given; `None` without a complete box that holds something.
         problems (`tuple[str, ...]`): what is wrong, as keys of `PROBLEMS` in the order of that table.
+        region (`tuple[float, float, float, float]`, *optional*): left, top, right and bottom as written, in the
+            model's own coordinates; `None` where the form has no region, or there is not one good one in its place.
+        emotions (`tuple[str, ...]`, *optional*): the emotions of the list, as written; none where the form has no
+            list, or there is not one good one in its place.
     """
 
     steps: dict[str, str]
     label: str | None
     problems: tuple[str, ...]
+    region: Region | None = None
+    emotions: tuple[str, ...] = ()
 
     @property
     def well_formed(self) -> bool:
@@ -69,7 +99,8 @@ class ParsedCompletion:
 
 @dataclass(frozen=True)
 class VisibleSection:
-    """A part of a growing text: its tag name or `"box"`, its stripped text so far, and whether it is being written."""
+    """A part of a growing text: its tag name, `"box"`, `"region"` or `"emotions"`, its stripped text so far, and
+    whether it is being written."""
 
     name: str
     text: str
@@ -78,23 +109,30 @@ class VisibleSection:
 
 @dataclass
 class _Part:
-    """A section or a box: where its text starts and ends, and whether its own closing mark follows."""
+    """A section, or a box, region or list: where its text starts and ends, and whether its own closing mark follows.
+
+    `within` is the section in which it stands; `ended` says of a section that nothing but its closing may follow.
+    """
 
     name: str
     start: int
     end: int | None = None
     closed: bool = False
+    within: str | None = None
+    ended: bool = False
 
 
 class _Reading:
     """One pass over a text: the parts in the order in which they open, and the problems that show on the way.
 
-    At most one section and one box are open at a time. A tag ends whatever is open. A box ends only the text of the
-    section that it stands in: no part holds a tag or a box. Each character is looked at a fixed number of times.
+    At most one section and one box, region or list are open at a time. A tag ends whatever is open. A box, region or
+    list ends only the text of the section that it stands in: no part holds a tag or another part. Each character is
+    looked at a fixed number of times.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, form: Form) -> None:
         self.text = text
+        self.pattern, self.marks = _marks(form)
         self.parts: list[_Part] = []
         self.problems: set[str] = set()
         self.section: _Part | None = None
@@ -106,7 +144,7 @@ class _Reading:
         interrupted: list[str] = []
         closings: set[str] = set()
         depth = read_to = 0
-        for mark in _MARK.finditer(self.text):
+        for mark in self.pattern.finditer(self.text):
             if mark[0] in ("{", "}"):
                 if self.box is not None:
                     depth += 1 if mark[0] == "{" else -1
@@ -126,7 +164,7 @@ class _Reading:
             name = mark["name"]
             if name is None:
                 depth = 1
-                self._open_box(mark.end())
+                self._open_part(_OPENINGS[mark[0]], mark.end())
                 continue
             if mark["closing"]:
                 closings.add(name)
@@ -146,11 +184,14 @@ class _Reading:
         # With a closing tag of its own somewhere, a section was interrupted; without one, it has no end.
         self.problems.update("nested_section" if name in closings else "unclosed_section" for name in interrupted)
 
-    def _open_box(self, start: int) -> None:
-        if self.section is not None:
-            self.problems.add("misplaced_box")
-        self.has_box = True
-        self.box = _Part("box", start)
+    def _open_part(self, name: str, start: int) -> None:
+        if name == "box":
+            self.has_box = True
+            if self.section is not None:
+                self.problems.add("misplaced_box")
+        elif self.section is not None:
+            self.section.ended = True
+        self.box = _Part(name, start, within=self.section.name if self.section else None)
         self.parts.append(self.box)
 
     def _open_section(self, name: str, start: int) -> None:
@@ -160,7 +201,7 @@ class _Reading:
         self.parts.append(self.section)
 
     def _check_outside(self, start: int, end: int) -> None:
-        if self.section is None and self.text[start:end].strip():
+        if (self.section is None or self.section.ended) and self.text[start:end].strip():
             self.problems.add("text_outside")
 
     def content(self, part: _Part) -> str:
@@ -168,26 +209,27 @@ class _Reading:
         if part.end is not None:
             return self.text[part.start : part.end].strip()
         text = self.text[part.start :]
-        for size in range(min(len(text), max(map(len, _MARKS)) - 1), 0, -1):
-            if any(mark.startswith(text[-size:]) for mark in _MARKS):
+        for size in range(min(len(text), max(map(len, self.marks)) - 1), 0, -1):
+            if any(mark.startswith(text[-size:]) for mark in self.marks):
                 return text[:-size].strip()
         return text.strip()
 
 
 def parse_completion(
-    text: str, labels: LabelSet | Sequence[str] | str | None = None, method: Method = "set"
+    text: str, labels: LabelSet | Sequence[str] | str | None = None, method: str = "set"
 ) -> ParsedCompletion:
     r"""Reads a completion. Takes any text, in time linear in its length, and always says what is wrong with it.
 
     Nothing is wrong if it has exactly one of each tag of the method, in order, with a word (a letter or a digit) in
-    each section, then one box with a label at the very end, and only white space between. The steps and the label are
-    read as far as they can be even if something is wrong.
+    each section, then one box with a label at the very end, and only white space between; and if a region and a list
+    stand at the end of the sections that ask for them. The steps and the label are read as far as they can be even if
+    something is wrong.
 
     Args:
         text (`str`): the completion, without the prompt and without special tokens.
         labels (`LabelSet`, `list[str]` or `str`, *optional*): labels that the box may hold, as `resolve_labels` takes
             them; by default whatever could be a label.
-        method (`str`, *optional*, defaults to `"set"`): `"set"`, `"think"` or `"direct"`.
+        method (`str`, *optional*, defaults to `"set"`): one of `METHODS`.
 
     Raises:
         EmoR3Error: the method is unknown.
@@ -195,22 +237,29 @@ def parse_completion(
 
     Example:
         >>> parse_completion("<think>A dog sleeps.</think> \\boxed{Joy}", "emotion6", method="think")
-        ParsedCompletion(steps={'think': 'A dog sleeps.'}, label='joy', problems=())
+        ParsedCompletion(steps={'think': 'A dog sleeps.'}, label='joy', problems=(), region=None, emotions=())
         >>> parse_completion("\\boxed{glee} I think", "emotion6", method="direct").problems
         ('unknown_label', 'text_outside')
     """
-    if method not in SECTIONS:
-        raise EmoR3Error(f"method {method!r} is unknown; choose one of {', '.join(SECTIONS)}")
-    reading = _Reading(text)
-    steps, section_problems = _read_sections(reading, SECTIONS[method])
-    label, box_problems = _read_box(reading, labels)
-    found = reading.problems | section_problems | box_problems
-    return ParsedCompletion(steps, label, tuple(code for code in PROBLEMS if code in found))
+    form = _form(method)
+    reading = _Reading(text, form)
+    steps, problems = _read_sections(reading, form.tags)
+    label, of_box = _read_box(reading, labels)
+    region, of_region = _read_region(reading, form)
+    emotions, of_list = _read_emotions(reading, form)
+    found = reading.problems | problems | of_box | of_region | of_list
+    return ParsedCompletion(steps, label, tuple(code for code in PROBLEMS if code in found), region, emotions)
+
+
+def _form(method: str) -> Form:
+    if method not in FORMS:
+        raise EmoR3Error(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    return FORMS[method]
 
 
 def _read_sections(reading: _Reading, wanted: tuple[str, ...]) -> tuple[dict[str, str], set[str]]:
     problems = set()
-    names = [part.name for part in reading.parts if part.name != "box"]
+    names = [part.name for part in reading.parts if part.name not in _OPENINGS.values()]
     known = [name for name in dict.fromkeys(names) if name in wanted]
     if len(known) < len(wanted):
         problems.add("missing_section")
@@ -258,6 +307,43 @@ def _read_box(reading: _Reading, labels: LabelSet | Sequence[str] | str | None) 
     return content or None, problems
 
 
+def _one_of(reading: _Reading, name: str, code: str, wanted: str | None) -> tuple[str | None, set[str]]:
+    """The text of the one part of a name that stands in its section, and what is wrong with these parts."""
+    parts = [part for part in reading.parts if part.name == name]
+    if wanted is None:
+        return None, set()
+    faults = {"missing": not parts, "repeated": len(parts) > 1}
+    faults["misplaced"] = any(part.within != wanted for part in parts)
+    faults["malformed"] = any(not part.closed for part in parts)
+    problems = {f"{fault}_{code}" for fault, there in faults.items() if there}
+    return (None if problems else reading.content(parts[0])), problems
+
+
+def _read_region(reading: _Reading, form: Form) -> tuple[Region | None, set[str]]:
+    content, problems = _one_of(reading, "region", "region", form.region)
+    if content is None:
+        return None, problems
+    numbers = content[1:-1].split(",") if content[:1] == "[" and content[-1:] == "]" else []
+    if len(numbers) == 4 and all(_NUMBER.fullmatch(number.strip()) for number in numbers):
+        left, top, right, bottom = map(float, numbers)
+        if left < right < math.inf and top < bottom < math.inf:
+            return (left, top, right, bottom), set()
+    return None, {"malformed_region"}
+
+
+def _read_emotions(reading: _Reading, form: Form) -> tuple[tuple[str, ...], set[str]]:
+    wanted = next((section.tag for section in form.sections if section.emotions), None)
+    content, problems = _one_of(reading, "emotions", "list", wanted)
+    if content is None:
+        return (), problems
+    if content.count(",") == form.emotions - 1:
+        words = tuple(word.strip() for word in content.split(","))
+        good = all(len(word) <= LONGEST_EMOTION and any(map(str.isalpha, word)) for word in words)
+        if good and len({label_key(word) for word in words}) == form.emotions:
+            return words, set()
+    return (), {"malformed_list"}
+
+
 def _has_word(text: str) -> bool:
     # The dots of the form that the prompts show are no word, so a mere copy of it is never well-formed.
     return any(character.isalnum() for character in text)
@@ -271,29 +357,41 @@ def _could_be_label(text: str) -> bool:
     return True
 
 
-def visible_sections(text: str) -> tuple[VisibleSection, ...]:
+def visible_sections(text: str, method: str = "set") -> tuple[VisibleSection, ...]:
     r"""Reads a growing text for a display: its sections and boxes so far, in the order in which they open.
 
     The beginning of a tag at the very end is left out until it is known to be none. Text outside is not shown. Only
     the last part can be open.
 
     Args:
-        text (`str`): the completion so far, of any method.
+        text (`str`): the completion so far; tags of other methods are shown too.
+        method (`str`, *optional*, defaults to `"set"`): one of `METHODS`.
 
     Example:
         >>> visible_sections("<step1>A dog</step1> <step2>It is ca</ste")[-1]
         VisibleSection(name='step2', text='It is ca', is_open=True)
     """
-    reading = _Reading(text)
+    reading = _Reading(text, _form(method))
     return tuple(VisibleSection(part.name, reading.content(part), part.end is None) for part in reading.parts)
 
 
-def render_completion(step1: str, step2: str, step3: str, label: str) -> str:
-    r"""Writes a completion of Structured Emotional Thinking (section 3.2), which `parse_completion` reads back.
+def render_completion(
+    step1: str,
+    step2: str,
+    step3: str,
+    label: str,
+    *,
+    region: Sequence[float] | None = None,
+    emotions: Sequence[str] = (),
+) -> str:
+    r"""Writes a completion of Structured Emotional Thinking (section 3.2), which `parse_completion` reads back; one of
+    the form `"grounded"` with a region and emotions.
 
     Args:
         step1, step2, step3 (`str`): text of the sections; outer white space is dropped.
         label (`str`): the label in the box.
+        region (`list[float]`, *optional*): left, top, right and bottom of what step 1 names, as the model writes it.
+        emotions (`list[str]`, *optional*): the list that ends step 3.
 
     Raises:
         EmoR3Error: the texts don't make a well-formed completion, e.g. a step is empty or holds a tag.
@@ -305,11 +403,14 @@ def render_completion(step1: str, step2: str, step3: str, label: str) -> str:
         <step3>Positive, calm.</step3>
         \boxed{contentment}
     """
-    lines = [
-        f"<{name}>{step.strip()}</{name}>" for name, step in zip(SECTIONS["set"], (step1, step2, step3), strict=True)
-    ]
+    method = "set" if region is None and not emotions else "grounded"
+    lines = []
+    for section, step in zip(FORMS[method].sections, (step1, step2, step3), strict=True):
+        held = f" {REGION}{', '.join(f'{number:g}' for number in region or ())}{REGION_END}" if section.region else ""
+        held += f" {EMOTIONS}{', '.join(emotions)}{EMOTIONS_END}" if section.emotions else ""
+        lines.append(f"<{section.tag}>{step.strip()}{held}</{section.tag}>")
     text = "\n".join([*lines, f"{BOX}{label.strip()}}}"])
-    if problems := parse_completion(text).problems:
+    if problems := parse_completion(text, method=method).problems:
         raise EmoR3Error(
             f"no completion can be made of this: {'; '.join(PROBLEMS[code] for code in problems)}: {text[:200]!r}"
         )

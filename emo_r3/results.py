@@ -73,6 +73,20 @@ class EvidenceMap:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What the answer names as what could trigger an emotion, and where it is, with the method `"grounded"`.
+
+    Args:
+        text (`str`): the text of step 1.
+        box (`tuple[float, float, float, float]`, *optional*): left, top, right and bottom in pixels of the image as it
+            was given, upright; `None` where the model gave no region, or one that is not in the image.
+    """
+
+    text: str
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
 class EmotionResult:
     r"""The reading of one image.
 
@@ -95,6 +109,8 @@ class EmotionResult:
         candidate_scores (`tuple[float, ...]`): scores of all candidates, if there was more than one.
         chain_agreement (`float`, *optional*): share of the candidates that have the label, with
             `aggregate="self-consistency"`.
+        evidence (`Evidence`, *optional*): what step 1 names and where it is, with the method `"grounded"`.
+        emotions (`tuple[str, ...]`): what people may feel in the model's own words, with that method.
         evidence_map (`EvidenceMap`, *optional*): what of the image the label hangs on, with `explain=True`.
         method, prompt_version, model (`str`): how the model was asked.
         error (`str`, *optional*): why there is no result; all else but `image` is then empty.
@@ -114,6 +130,8 @@ class EmotionResult:
     score: float | None = None
     candidate_scores: tuple[float, ...] = ()
     chain_agreement: float | None = None
+    evidence: Evidence | None = None
+    emotions: tuple[str, ...] = ()
     evidence_map: EvidenceMap | None = None
     method: str = ""
     prompt_version: str = ""
@@ -172,16 +190,21 @@ class EmotionResult:
     def to_dict(self) -> dict[str, Any]:
         """All fields and the confidence as plain values; numbers are finite or `None`.
 
-        `evidence_map` is there where there is one.
+        `evidence`, `emotions` and `evidence_map` are there where there is one.
         """
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {name: list(values[name]) for name in ("problems", "notes", "candidate_scores")}
         values |= {"probabilities": dict(self.probabilities), "steps": dict(self.steps)}
         if self.coherence is not None:
             values["coherence"] = {item.name: getattr(self.coherence, item.name) for item in fields(Coherence)}
-        if self.evidence_map is None:
-            del values["evidence_map"]
-        else:
+        for name in ("evidence", "emotions", "evidence_map"):
+            if not values[name]:
+                del values[name]
+        if self.evidence is not None:
+            values["evidence"] = {"text": self.evidence.text, "box": self.evidence.box and list(self.evidence.box)}
+        if self.emotions:
+            values["emotions"] = list(self.emotions)
+        if self.evidence_map is not None:
             values["evidence_map"] = self.evidence_map.to_dict()
         return values | {"confidence": self.confidence}
 
@@ -197,8 +220,11 @@ class EmotionResult:
             TypeError: an entry is unknown.
         """
         entries = {name: value for name, value in values.items() if name != "confidence"}
-        for name in ("problems", "notes", "candidate_scores"):
+        for name in ("problems", "notes", "candidate_scores", "emotions"):
             entries[name] = tuple(entries.get(name, ()))
+        if entries.get("evidence") is not None:
+            box = entries["evidence"]["box"]
+            entries["evidence"] = Evidence(entries["evidence"]["text"], tuple(box) if box else None)
         if entries.get("coherence") is not None:
             entries["coherence"] = Coherence(**entries["coherence"])
         if entries.get("evidence_map") is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import gc
+import itertools
 import json
 import re
 import time
@@ -15,16 +16,16 @@ from hypothesis import strategies as st
 from emo_r3 import labels as labels_module
 from emo_r3 import parsing as parsing_module
 from emo_r3.errors import EmoR3Error, LabelError
+from emo_r3.forms import FORMS
 from emo_r3.labels import LABEL_SETS
 from emo_r3.parsing import (
     PROBLEMS,
-    SECTIONS,
     VisibleSection,
     parse_completion,
     render_completion,
     visible_sections,
 )
-from emo_r3.prompts import Method, load_prompts
+from emo_r3.prompts import load_prompts
 
 ONE, TWO, THREE = "<step1>A dog.</step1>", "<step2>It soothes.</step2>", "<step3>Calm.</step3>"
 BOX = "\\boxed{awe}"
@@ -60,7 +61,7 @@ def test_well_formed(text: str, label: str) -> None:
          {"step1": "a <b>bold</b> \\boxed word", "step2": "<step4>x", "step3": None}),
     ],
 )  # fmt: skip
-def test_methods_scripts_and_harmless_marks(text: str, method: Method, steps: dict[str, str | None]) -> None:
+def test_methods_scripts_and_harmless_marks(text: str, method: str, steps: dict[str, str | None]) -> None:
     parsed = parse_completion(text, "emoset", method)
     assert parsed.problems == (() if None not in steps.values() else ("empty_section",))
     assert parsed.steps == {name: content for name, content in steps.items() if content}
@@ -139,8 +140,89 @@ def test_faults(name: str) -> None:
     assert all(content == STEPS[step] for step, content in parsed.steps.items())
 
 
+REGION, LIST = " \\bboxed{[8, 24, 48, 64]}", " \\list{awe, joy, calm, fun, peace}"
+GROUNDED = GOOD.replace("dog.", f"dog.{REGION}").replace("Calm.", f"Calm.{LIST}")
+FIVE = ("awe", "joy", "calm", "fun", "peace")
+# Text, its problems, and whether the region and the emotions could be read.
+GROUNDED_FAULTS: dict[str, tuple[str, str, bool, bool]] = {
+    "plain steps": (GOOD, "missing_region missing_list", False, False),
+    "no region": (GROUNDED.replace(REGION, ""), "missing_region", False, True),
+    "two regions": (GROUNDED.replace(REGION, REGION + REGION), "repeated_region", False, True),
+    "the region in step 2": (
+        GROUNDED.replace(REGION, "").replace("soothes.", f"soothes.{REGION}"), "misplaced_region", False, True),
+    "the region between steps": (
+        GROUNDED.replace(REGION, "").replace("<step2>", f"{REGION}<step2>"), "misplaced_region", False, True),
+    "text behind the region": (GROUNDED.replace(REGION, f"{REGION} There."), "text_outside", True, True),
+    "three numbers": (GROUNDED.replace(", 64", ""), "malformed_region", False, True),
+    "five numbers": (GROUNDED.replace("64]", "64, 9]"), "malformed_region", False, True),
+    "words for numbers": (GROUNDED.replace("64]", "x]"), "malformed_region", False, True),
+    "not a number": (GROUNDED.replace("64]", "nan]"), "malformed_region", False, True),
+    "an endless number": (GROUNDED.replace("64]", "9" * 5000 + "]"), "malformed_region", False, True),
+    "no brackets": (GROUNDED.replace("[8, 24, 48, 64]", "8, 24, 48, 64"), "malformed_region", False, True),
+    "upside down": (GROUNDED.replace("24, 48, 64", "64, 48, 24"), "malformed_region", False, True),
+    "nothing in the region": (GROUNDED.replace("48, 64", "8, 64"), "malformed_region", False, True),
+    "the region isn't closed": (GROUNDED.replace("64]}", "64]"), "malformed_region", False, True),
+    "braces in the region": (GROUNDED.replace("[8", "{[8").replace("64]", "64]}"), "nested_braces malformed_region",
+                             False, True),
+    "no list": (GROUNDED.replace(LIST, ""), "missing_list", True, False),
+    "two lists": (GROUNDED.replace(LIST, LIST + LIST), "repeated_list", True, False),
+    "the list in step 1": (
+        GROUNDED.replace(LIST, "").replace(REGION, REGION + LIST), "misplaced_list", True, False),
+    "text behind the list": (GROUNDED.replace(LIST, f"{LIST}."), "text_outside", True, True),
+    "four emotions": (GROUNDED.replace(", peace", ""), "malformed_list", True, False),
+    "hundreds of emotions": (GROUNDED.replace("peace", "peace, " * 400), "malformed_list", True, False),
+    "an emotion twice": (GROUNDED.replace("peace", "AWE"), "malformed_list", True, False),
+    "an emotion that is nothing": (GROUNDED.replace("peace", " "), "malformed_list", True, False),
+    "a number for an emotion": (GROUNDED.replace("peace", "7"), "malformed_list", True, False),
+    "a story for an emotion": (GROUNDED.replace("peace", "peace " * 9), "malformed_list", True, False),
+    "the list isn't closed": (GROUNDED.replace("peace}", "peace"), "malformed_list", True, False),
+    "only a region in step 1": (GROUNDED.replace("A dog.", "..."), "empty_section", True, True),
+}  # fmt: skip
+
+
+def test_a_grounded_answer() -> None:
+    parsed = parse_completion(GROUNDED, "emoset", "grounded")
+    assert parsed.problems == ()
+    assert parsed.steps == STEPS
+    assert (parsed.label, parsed.region, parsed.emotions) == ("awe", (8.0, 24.0, 48.0, 64.0), FIVE)
+    spaced = GROUNDED.replace("[8, 24, 48, 64]", " [ 8.5,24 , 48,64 ] ").replace("awe, joy", "awe ,\n joy")
+    assert parse_completion(spaced, "emoset", "grounded").region == (8.5, 24.0, 48.0, 64.0)
+    assert parse_completion(spaced, "emoset", "grounded").emotions == FIVE
+    written = render_completion(*STEPS.values(), "awe", region=(8, 24, 48, 64), emotions=FIVE)
+    assert parse_completion(written, "emoset", "grounded") == parsed
+
+
+@pytest.mark.parametrize("name", list(GROUNDED_FAULTS))
+def test_faults_of_grounded_answers(name: str) -> None:
+    text, problems, region, emotions = GROUNDED_FAULTS[name]
+    parsed = parse_completion(text, "emoset", "grounded")
+    assert " ".join(parsed.problems) == problems
+    assert parsed.region == ((8.0, 24.0, 48.0, 64.0) if region else None)
+    assert parsed.emotions == (FIVE if emotions else ())
+    assert parsed.label == "awe"
+    assert all(content in (*STEPS.values(), "...") for content in parsed.steps.values())
+
+
+def test_marks_of_another_form_are_text() -> None:
+    parsed = parse_completion(GROUNDED, "emoset")
+    assert parsed.problems == ()
+    assert parsed.steps["step1"] == f"A dog.{REGION}"
+    assert (parsed.region, parsed.emotions) == (None, ())
+
+
+def test_a_growing_grounded_answer() -> None:
+    seen = [visible_sections(GROUNDED[:size], "grounded") for size in range(len(GROUNDED) + 1)]
+    names = [section.name for section in seen[-1]]
+    assert names == ["step1", "region", "step2", "step3", "emotions", "box"]
+    # No step ever shows the beginning of a region, and each text only grows.
+    assert not [1 for shown in seen for section in shown if section.name in STEPS and "\\" in section.text]
+    for before, after in itertools.pairwise(seen):
+        assert all(late.text.startswith(early.text) for early, late in zip(before, after, strict=False))
+
+
 def test_every_problem_has_a_case() -> None:
     found = {code for _, problems, _, _ in FAULTS.values() for code in problems.split()}
+    found |= {code for _, problems, _, _ in GROUNDED_FAULTS.values() for code in problems.split()}
     assert found == set(PROBLEMS)
 
 
@@ -178,14 +260,14 @@ def test_labels_without_letters() -> None:
          ("unexpected_section", "nested_section", "unopened_section", "empty_section")),
     ],
 )  # fmt: skip
-def test_the_form_of_another_method(text: str, method: Method, problems: tuple[str, ...]) -> None:
+def test_the_form_of_another_method(text: str, method: str, problems: tuple[str, ...]) -> None:
     assert parse_completion(text, "emoset", method).problems == problems
 
 
-@pytest.mark.parametrize("method", list(SECTIONS))
+@pytest.mark.parametrize("method", list(FORMS))
 @pytest.mark.parametrize("labels", [None, "emoset", "webemo-2"])
-def test_a_quoted_prompt_does_not_pass(method: Method, labels: str | None) -> None:
-    question = load_prompts().question(method, labels or "emoset")
+def test_a_quoted_prompt_does_not_pass(method: str, labels: str | None) -> None:
+    question = load_prompts().in_unit("pixels").question(method, labels or "emoset")
     form = question[question.index("<") if "<" in question else question.index("\\boxed") :]
     boxed = form.replace("label", LABEL_SETS[labels or "emoset"].labels[0])
     for quoted in (question, f"{question}\n{form}", question.replace("label}", "awe}")):
@@ -198,13 +280,17 @@ def test_a_quoted_prompt_does_not_pass(method: Method, labels: str | None) -> No
 
 def test_unusable_requests() -> None:
     with pytest.raises(EmoR3Error, match="'cot' is unknown; choose one of set, think, direct"):
-        parse_completion(GOOD, method="cot")  # type: ignore[arg-type]
+        parse_completion(GOOD, method="cot")
     with pytest.raises(LabelError, match="1 label"):
         parse_completion(GOOD, ["awe"])
 
 
 MARKS = [f"<{slash}{name}>" for name in ("step1", "step2", "step3", "think") for slash in ("", "/")] + ["\\boxed{"]
 FRAGMENTS = [
+    "\\bboxed{[8, 24, 48, 64]}",
+    "\\bboxed{[8, 24",
+    "\\list{awe, joy, calm, fun, peace}",
+    "\\list{",
     "{",
     "}",
     "awe",
@@ -239,7 +325,7 @@ def near_misses(draw: st.DrawFn) -> str:
 def is_the_form(text: str) -> bool:
     """The form as a pattern: plain to read, but slow on long texts and silent on what is wrong."""
     plain = r"((?:(?!</?step[123]>|</?think>|\\boxed\{).)+)"
-    sections = r"\s*".join(f"<{name}>{plain}</{name}>" for name in SECTIONS["set"])
+    sections = r"\s*".join(f"<{name}>{plain}</{name}>" for name in FORMS["set"].tags)
     found = re.fullmatch(rf"\s*{sections}\s*\\boxed\{{\s*(?:awe|fear)\s*\}}\s*", text, re.DOTALL)
     return found is not None and all(any(map(str.isalnum, content)) for content in found.groups())
 
@@ -251,16 +337,16 @@ def test_nothing_is_wrong_exactly_where_the_form_is_met(text: str) -> None:
 
 
 @settings(deadline=None)
-@given(SOUP | near_misses() | st.text(), st.sampled_from(list(SECTIONS)), st.sampled_from([None, "emoset"]))
-def test_any_text_gets_a_verdict(text: str, method: Method, labels: str | None) -> None:
+@given(SOUP | near_misses() | st.text(), st.sampled_from(list(FORMS)), st.sampled_from([None, "emoset"]))
+def test_any_text_gets_a_verdict(text: str, method: str, labels: str | None) -> None:
     parsed = parse_completion(text, labels, method)
     assert list(parsed.problems) == [code for code in PROBLEMS if code in parsed.problems]
-    assert list(parsed.steps) == [name for name in SECTIONS[method] if name in parsed.steps]
+    assert list(parsed.steps) == [name for name in FORMS[method].tags if name in parsed.steps]
     assert not [mark for mark in MARKS for content in parsed.steps.values() if mark in content]
     assert all(content == content.strip() != "" for content in parsed.steps.values())
     assert parsed.label is None or (parsed.label in text or parsed.label in LABEL_SETS["emoset"].labels)
     if parsed.well_formed:
-        assert set(parsed.steps) == set(SECTIONS[method])
+        assert set(parsed.steps) == set(FORMS[method].tags)
         assert parsed.label
     json.dumps([parsed.steps, parsed.label, parsed.problems])
 

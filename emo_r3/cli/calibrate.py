@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from ..evaluation.calibrating import calibrate, own_folder
 from ..evaluation.probabilities import plot_reliability, probability_table
+from ..forms import METHODS
 from ..models.calibration import CALIBRATION_FILE, SCALINGS
 from ..models.checkpoint import INFO_FILE
 from .common import add_answer_arguments, check_output, check_plot, positive, quiet_libraries
@@ -46,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("annotators", "labels"),
         help="what probabilities are to be (default: how annotators spread, where the data set says so)",
     )
-    parser.add_argument(
-        "--method", choices=("set", "think", "direct"), help="of answering (default: what the model was made for)"
-    )
+    parser.add_argument("--method", choices=METHODS, help="of answering (default: what the model was made for)")
     parser.add_argument("--decoding", choices=("free", "constrained"), default="constrained")
     add_answer_arguments(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="reliability diagrams: .png, .svg or .pdf")

@@ -16,6 +16,7 @@ from ..evaluation.comparison import RESULTS, load_run, make_table, markdown, rea
 from ..evaluation.probabilities import plot_reliability, probability_table
 from ..evaluation.run import Evaluation, evaluate
 from ..evaluation.sepm import PRESETS
+from ..forms import METHODS
 from .common import EXIT_SOME_FAILED, add_answer_arguments, check_output, check_plot, positive, quiet_libraries
 
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N items of each data set")
     parser.add_argument(
         "--method",
-        choices=("set", "think", "direct", "sepm"),
+        choices=(*METHODS, "sepm"),
         help="sepm: a baseline without training, on Qwen2.5-VL (default: what the model was made for)",
     )
     parser.add_argument("--sepm-preset", choices=tuple(PRESETS), help="thresholds of sepm (default: paper)")

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from .. import __version__
 from ..errors import EmoR3Error
+from ..forms import METHODS
 from ..utils import printable, with_progress
 from .common import EXIT_SOME_FAILED, check_device, check_output, positive, quiet_libraries, terminable
 
@@ -67,7 +68,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
     answer = parser.add_argument_group("answer")
     answer.add_argument("--labels", metavar="NAME|A,B,..", help="emoset, emotion6, webemo, ... or your own list")
-    answer.add_argument("--method", choices=("set", "think", "direct"), help="three steps, one thought, or label only")
+    answer.add_argument(
+        "--method",
+        choices=METHODS,
+        help="form of the answer: three steps, one thought, the label only, or three steps with evidence",
+    )
     answer.add_argument(
         "--decoding", choices=("constrained", "free"), help="force the structure and a label, or don't"
     )

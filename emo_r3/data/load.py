@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..hub_errors import why_unreadable
 from ..labels import LabelSet, match_label, normalize_label, resolve_labels
 from ..parsing import parse_completion
-from ..prompts import Method, Prompts, load_prompts
+from ..prompts import Prompts, load_prompts
 from ..utils import first_line
 from .build import import_datasets
 
@@ -122,7 +122,7 @@ def check_columns(rows: Dataset | IterableDataset, name: str = "data set") -> No
 
 def to_prompts(
     dataset: Given,
-    method: Method = "set",
+    method: str = "set",
     labels: LabelSet | Sequence[str] | str | None = None,
     prompts: Prompts | None = None,
     keep: Sequence[str] = (),

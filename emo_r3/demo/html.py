@@ -10,6 +10,7 @@ from html import escape
 from PIL import Image
 
 from ..formats import Row, write_table
+from ..forms import Section
 from ..images.overlay import evidence_layer
 from ..labels import LabelSet
 from ..miniature.familiarity import UNFAMILIAR
@@ -17,24 +18,16 @@ from ..parsing import PROBLEMS
 from ..results import EmotionResult
 from .charts import bars, percent, plane, tone
 
-STEPS = {
-    "step1": ("Triggers", "What in the image could move somebody"),
-    "step2": ("Reflection", "How a person looking at it would respond"),
-    "step3": ("Conclusion", "Positive or negative, calm or excited"),
-    "think": ("Reasoning", "What the model thinks before it answers"),
-}
-"""Title and explanation of the card of each section that an answer may have."""
 
-
-def step_card(name: str, text: str = "", is_open: bool = False) -> str:
+def step_card(section: Section, text: str = "", is_open: bool = False) -> str:
     """The card of a step, or of the one thought: its title, and its text so far.
 
     Args:
-        name (`str`): a key of `STEPS`.
+        section ([`~emo_r3.forms.Section`]): which.
         text (`str`, *optional*, defaults to `""`): what is written so far; the explanation stands in its place.
         is_open (`bool`, *optional*, defaults to `False`): whether it is being written.
     """
-    title, explanation = STEPS[name]
+    name, title = section.tag, section.title
     state = "writing" if is_open else "written" if text else "waiting"
     spoken, number = title, ""
     if name.startswith("step"):
@@ -43,7 +36,7 @@ def step_card(name: str, text: str = "", is_open: bool = False) -> str:
     return (
         f'<section class="card step {state}" aria-label="{spoken}">'
         f"<h3>{number}{title}</h3>"
-        f"<p>{escape(text) or explanation}</p></section>"
+        f"<p>{escape(text) or section.about}</p></section>"
     )
 
 

@@ -14,8 +14,8 @@ from gradio.data_classes import GradioRootModel, ImageData
 
 from ..environment import source_url
 from ..errors import EmoR3Error
+from ..forms import FORMS
 from ..labels import LABEL_SETS, LabelSet
-from ..parsing import SECTIONS
 from ..results import EmotionResult
 from ..serving.limits import KEEP_SECONDS, MAX_IMAGES, MAX_LABEL_TEXT, web_words
 from . import html
@@ -33,7 +33,7 @@ _PRIVACY = (
 )
 _MINIATURE = ", which knows only its own small drawings, and no photographs"
 _PAPER = "https://arxiv.org/abs/2602.23802"
-_REASONS = {"set": ", with the reasons, in three steps", "think": ", with the reasons", "direct": ""}
+_REASONS = {0: "", 1: ", with the reasons", 3: ", with the reasons, in three steps"}
 _ADD = "Nothing is read yet: pick an example, or add an image and read its emotion."
 _ADD_MANY = "Nothing is read yet: add images, then read their emotions."
 # The address that leads back to these settings; read by `from_link`.
@@ -104,9 +104,10 @@ def _top(answers: Answers) -> str:
     shown = [
         f'<a href="{escape(url)}" target="_blank" rel="noopener">{word}</a>' for word, url in links.items() if url
     ]
+    reasons = _REASONS[len(FORMS[answers.method].sections)]
     return (
         f"<div class='title'><h1>EMO-R3</h1><span>{' · '.join(shown)}</span></div>"
-        f"<p>The emotion that an image evokes in those who look at it{_REASONS[answers.method]}.</p>"
+        f"<p>The emotion that an image evokes in those who look at it{reasons}.</p>"
         f"<p class='model'>Model: <strong>{escape(answers.name)}</strong>"
         f"{_MINIATURE if name == 'miniature' else ''}.</p>"
     )
@@ -243,22 +244,22 @@ def _add_one(
     picks: Sequence[tuple[Any, Path]],
 ) -> None:
     """The answer to one image: the label first, then the steps, then the numbers behind it."""
-    sections = SECTIONS[answers.method]
+    sections = {section.tag: section for section in FORMS[answers.method].sections}
     default = answers.pipeline.info.label_set
     line = gr.HTML(html.status(_ADD), elem_classes="status")
     outputs = [line, gr.HTML(elem_id="answer")]
-    outputs += [gr.HTML(html.step_card(name), elem_id=name) for name in sections]
+    outputs += [gr.HTML(html.step_card(section), elem_id=name) for name, section in sections.items()]
     outputs += [gr.HTML(elem_id=name) for name in ("evidence", "charts", "check")]
 
     def shown(
         status: str, answer: str = "", steps: Sequence[str] = (), last: Sequence[str] = ("", "", "")
     ) -> list[str]:
         """All outputs."""
-        return [status, answer, *(steps or map(html.step_card, sections)), *last]
+        return [status, answer, *(steps or map(html.step_card, sections.values())), *last]
 
     def final(result: EmotionResult, labels: LabelSet, copy: Any = None) -> list[str]:
         found = f"The answer: {result.label or 'no label'}."
-        steps = [html.step_card(step, result.steps.get(step, "")) for step in sections]
+        steps = [html.step_card(section, result.steps.get(tag, "")) for tag, section in sections.items()]
         last = (html.evidence_card(result, copy), html.charts_card(result), html.check_card(result))
         card = html.answer_card(result, to_fragment(result, labels.name))
         return shown(html.status(found, "told"), card, steps, last)
@@ -273,8 +274,8 @@ def _add_one(
                     yield final(event.result, labels, copy)
                 elif event.section in texts:
                     texts[event.section] = event.text
-                    steps = [html.step_card(step, text, step == event.section) for step, text in texts.items()]
-                    writing = f"Writing: {html.STEPS[event.section][0].lower()} ..."
+                    steps = [html.step_card(sections[tag], text, tag == event.section) for tag, text in texts.items()]
+                    writing = f"Writing: {sections[event.section].title.lower()} ..."
                     yield shown(html.status(writing, "busy"), html.reading_card(), steps)
         except EmoR3Error as error:
             yield shown(html.status(web_words(str(error)), "refused"))
@@ -296,7 +297,7 @@ def _add_one(
                 result, labels = from_fragment(fragment)
             except EmoR3Error as error:
                 return {"shown": shown(html.status(str(error), "refused"))}
-            steps = [html.step_card(step, result.steps.get(step, "")) for step in sections]
+            steps = [html.step_card(section, result.steps.get(tag, "")) for tag, section in sections.items()]
             card = html.shared_card(result, labels, answers.name)
             last = ("", html.charts_card(result), "")
             return {"shown": shown(html.status(f"A shared result: {result.label}.", "told"), card, steps, last)}

@@ -10,7 +10,7 @@ import zlib
 from typing import Any
 
 from ..errors import EmoR3Error
-from ..parsing import SECTIONS
+from ..forms import TITLES
 from ..results import EmotionResult
 from ..serving.limits import MAX_LABEL_TEXT, MAX_LABELS
 
@@ -65,8 +65,7 @@ def from_fragment(fragment: str) -> tuple[EmotionResult, str]:
             _text(label, MAX_LABEL_TEXT): _number(share, 0, 1) for label, share in facts["probabilities"].items()
         }
         label = _text(facts["label"], MAX_LABEL_TEXT)
-        known = {name for names in SECTIONS.values() for name in names}
-        steps = {name: _text(text, _MAX_TEXT) for name, text in facts["steps"].items() if name in known}
+        steps = {name: _text(text, _MAX_TEXT) for name, text in facts["steps"].items() if name in TITLES}
         valence, arousal = (None if facts[name] is None else _number(facts[name], 1, 9) for name in _AFFECT)
         if label not in shares or len(shares) > max(MAX_LABELS, 256):
             raise ValueError

@@ -33,7 +33,6 @@ from ..models.decoding import BOX, box_sequences, encode_after
 from ..models.image_tokens import token_boxes
 from ..models.occlusion import CellProbabilities, Fill, cell_probabilities, with_texts
 from ..models.prefix_cache import LabelTrie, Tokens, render_prompt
-from ..prompts import Method
 from ..results import EmotionResult
 from ..utils import chunks
 from .miniature import rate
@@ -97,7 +96,7 @@ def measure_pointing(
             with asker.attention_weights():
                 note("attention", asker.attention(image, result))
         for image, result in zip(tried, pipe(tried, labels=asker.labels, method="set", batch_size=32), strict=True):
-            ways: list[tuple[str, Method, Fill]] = [("zero", "direct", "zero"), ("chain", "set", "mean")]
+            ways: list[tuple[str, str, Fill]] = [("zero", "direct", "zero"), ("chain", "set", "mean")]
             for name, method, fill in ways:
                 found = asker.probabilities(image, result, method, fill)
                 note(name, (found.all - found.without + found.alone - found.none) / 2)
@@ -116,18 +115,18 @@ class _Asker:
         self.sequences = box_sequences(self.processor.tokenizer, BOX, self.labels.labels)
         self.trie = LabelTrie(self.sequences)
 
-    def inputs(self, image: Image.Image, method: Method) -> dict[str, Tensor]:
+    def inputs(self, image: Image.Image, method: str) -> dict[str, Tensor]:
         question = self.pipe.info.prompts.question(method, self.labels)
         prompt = render_prompt(self.processor, question, with_image=True)
         return dict(self.processor(text=[prompt], images=[[image]], return_tensors="pt"))
 
-    def written(self, result: EmotionResult, method: Method) -> Tokens:
+    def written(self, result: EmotionResult, method: str) -> Tokens:
         """What stands before the box."""
         before = result.text[: result.text.rindex(BOX)] if method == "set" else ""
         return encode_after(self.processor.tokenizer, before) if before else []
 
     def probabilities(
-        self, image: Image.Image, result: EmotionResult, method: Method = "direct", fill: Fill = "mean"
+        self, image: Image.Image, result: EmotionResult, method: str = "direct", fill: Fill = "mean"
     ) -> CellProbabilities:
         inputs = self.inputs(image, method)
         return cell_probabilities(
@@ -152,7 +151,7 @@ class _Asker:
             self.model.set_attn_implementation(usual)
 
     @torch.no_grad()
-    def attention(self, image: Image.Image, result: EmotionResult, method: Method = "direct") -> Tensor:
+    def attention(self, image: Image.Image, result: EmotionResult, method: str = "direct") -> Tensor:
         """From the token after which the label comes to those of the image: mean over heads and the last layers."""
         inputs = self.inputs(image, method)
         opening = self.trie.paths[0]  # where the labels part

@@ -51,4 +51,19 @@ def fit_image(loaded: LoadedImage, square: bool = False, max_pixels: int | None 
         small = image.size
         image = image.resize((small[0] * factor, small[1] * factor), Image.Resampling.NEAREST)
         notes.append(f"enlarged from {small[0]}x{small[1]} to {image.width}x{image.height}")
-    return LoadedImage(image, loaded.name, tuple(notes))
+    return LoadedImage(image, loaded.name, tuple(notes), loaded.size or (large if image.size != large else None))
+
+
+def scale_and_margins(given: tuple[int, int], own: tuple[int, int]) -> tuple[float, tuple[float, float]]:
+    """How an image lies in what [`fit_image`] made of it: in the middle, with margins where it was padded.
+
+    Args:
+        given (`tuple[int, int]`): width and height of what was made.
+        own (`tuple[int, int]`): of the image.
+
+    Returns:
+        `tuple[float, tuple[float, float]]`: length of a pixel of the image in the other, and the left and
+            the top margin.
+    """
+    scale = min(made / side for made, side in zip(given, own, strict=True))
+    return scale, ((given[0] - own[0] * scale) / 2, (given[1] - own[1] * scale) / 2)

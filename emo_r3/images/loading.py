@@ -60,11 +60,14 @@ class LoadedImage:
         name (`str`): what to call it in messages and rows: its path, its URL without the query, or its type.
         notes (`tuple[str, ...]`): what was done to it: "first frame of 12", "first of several pages",
             "rotated by EXIF", "colours converted to sRGB", "flattened on white", "16-bit scaled".
+        size (`tuple[int, int]`, *optional*): its width and height before it was brought into a processor's shape;
+            unless given, it wasn't.
     """
 
     image: Image.Image
     name: str
     notes: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
 
 
 def load_image(

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..results import EvidenceMap
+from .fitting import scale_and_margins
 
 FULL = 0.1
 """A map's largest value is coloured in full, or this if it is larger: what hangs on no cell gets a faint map."""
@@ -63,11 +64,9 @@ def evidence_layer(evidence: EvidenceMap, size: tuple[int, int]) -> Image.Image:
     """
     values = evidence.array.clip(0)
     strengths = Image.fromarray(values / max(FULL, float(values.max())))
-    # The image lies in the middle of what the model was given, with a margin on two sides where that was padded.
-    scale = min(given / own for given, own in zip(evidence.size, size, strict=True))
+    scale, margins = scale_and_margins(evidence.size, size)
     edges = []
-    for side, (given, own) in enumerate(zip(evidence.size, size, strict=True)):
-        margin = (given - own * scale) / 2
+    for side, (given, margin) in enumerate(zip(evidence.size, margins, strict=True)):
         edges.append([round((evidence.box[end + side] * given - margin) / scale) for end in (0, 2)])
     (left, right), (top, bottom) = edges
     shape = (max(1, right - left), max(1, bottom - top))

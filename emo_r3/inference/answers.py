@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..forms import FORMS
+from ..images.fitting import scale_and_margins
 from ..images.loading import LoadedImage
 from ..lexicon import Affect, expected_affect
 from ..models.checkpoint import CheckpointInfo
+from ..models.coordinates import to_fractions
 from ..models.decoding import BOX, ConstrainedDecoding, box_sequences, find_box, read
+from ..models.image_tokens import WHOLE, Box
 from ..models.prefix_cache import CachedPrompts, LabelTrie, Tokens, score_labels
 from ..parsing import parse_completion
-from ..results import EmotionResult
+from ..results import EmotionResult, Evidence
 from .options import CallOptions
 
 
@@ -33,6 +37,36 @@ class Answer:
     text: str
     log_probs: Tensor
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model saw of an image.
+
+    Args:
+        size (`tuple[int, int]`, *optional*): width and height in pixels as its processor resized it, where that is
+            known.
+        part (`tuple[float, float, float, float]`): the part of the image that it saw, in parts of its sides.
+    """
+
+    size: tuple[int, int] | None = None
+    part: Box = WHOLE
+
+    def box(self, region: Box, unit: str, loaded: LoadedImage) -> Box | None:
+        """A region that the model wrote, in whole pixels of the image as it was given; `None` outside of it."""
+        fractions = to_fractions(region, unit, self.size)
+        if fractions is None:
+            return None
+        own = loaded.size or loaded.image.size
+        scale, margins = scale_and_margins(loaded.image.size, own)
+        edges = []
+        for edge, fraction in enumerate(fractions):
+            side = edge % 2
+            start, end = self.part[side], self.part[side + 2]
+            given = (start + fraction * (end - start)) * loaded.image.size[side]
+            edges.append(min(max(round((given - margins[side]) / scale), 0), own[side]))
+        left, top, right, bottom = map(float, edges)
+        return (left, top, right, bottom) if left < right and top < bottom else None
 
 
 def until(tokens: Tokens, ends: Sequence[int]) -> Tokens:
@@ -116,6 +150,7 @@ def make_result(
     info: CheckpointInfo,
     model: str,
     lexicon: Mapping[str, Affect] | None = None,
+    seen: Seen | None = None,
 ) -> EmotionResult:
     """The result of a completion about an image: the text read, and the affect of its distribution.
 
@@ -128,8 +163,13 @@ def make_result(
         info (`CheckpointInfo`): how the model wants to be asked.
         model (`str`): what to call the model.
         lexicon (`dict[str, Affect]`, *optional*): valence and arousal of words; the shipped norms unless given.
+        seen ([`Seen`], *optional*): what the model saw of the image; all of it in an unknown size unless given.
     """
     parsed = parse_completion(text, options.labels, options.method)
+    evidence, section, seen = None, FORMS[options.method].region, seen or Seen()
+    if section is not None and section in parsed.steps:
+        box = None if parsed.region is None else seen.box(parsed.region, info.prompts.unit or "", loaded)
+        evidence = Evidence(parsed.steps[section], box)
     affect = expected_affect(probabilities, lexicon)
     return EmotionResult(
         image=loaded.name,
@@ -140,6 +180,8 @@ def make_result(
         arousal=affect.arousal if affect else None,
         text=text,
         problems=tuple(parsed.problems),
+        evidence=evidence,
+        emotions=parsed.emotions,
         notes=loaded.notes + notes,
         method=options.method,
         prompt_version=info.prompts.version,

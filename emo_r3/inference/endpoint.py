@@ -28,7 +28,6 @@ from ..images.loading import LoadedImage, image_digest, load_image, source_name
 from ..labels import LabelSet
 from ..models.calibration import Calibrations
 from ..models.checkpoint import CheckpointInfo
-from ..prompts import Method
 from ..results import EmotionResult
 from .answers import make_result
 from .candidates import calibrated
@@ -128,7 +127,7 @@ class EndpointPipeline:
         images: Any,
         *,
         labels: LabelSet | Sequence[str] | str | None = None,
-        method: Method | None = None,
+        method: str | None = None,
         decoding: Literal["free"] = "free",
         max_new_tokens: int = 512,
         temperature: float | None = None,

@@ -24,12 +24,14 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors import CheckpointError, EmoR3Error, ImageError
+from ..forms import FORMS
 from ..images.fitting import fit_image
 from ..images.loading import LoadedImage, image_digest, load_image, source_name
 from ..lexicon import Affect
 from ..models.calibration import Calibration
 from ..models.checkpoint import CheckpointInfo
 from ..models.constrained_generation import can_write, write_answers
+from ..models.coordinates import seen_size
 from ..models.decoding import (
     BOX,
     AnswerForm,
@@ -42,6 +44,7 @@ from ..models.decoding import (
     end_tokens,
     vocabulary_size,
 )
+from ..models.image_tokens import seen_part
 from ..models.occlusion import evidence_map
 from ..models.prefix_cache import (
     CachedPrompts,
@@ -57,10 +60,9 @@ from ..models.prefix_cache import (
 from ..models.reflection import Reflector, once, reflected_texts
 from ..models.turns import turns_of
 from ..models.vision_once import IMAGES, vision_once, why_not_once
-from ..prompts import Method
 from ..results import Coherence, EmotionResult
 from ..utils import chunks, first_line
-from .answers import Answer, forced_answers, free_answers, make_result, until
+from .answers import Answer, Seen, forced_answers, free_answers, make_result, until
 from .candidates import best_of, calibrated, self_consistent
 from .options import CallOptions
 from .streaming import Cancelled
@@ -139,7 +141,7 @@ class Engine:
         self.end_tokens = end_tokens(model, self.tokenizer, self.name)
         of_images = [token for token in marks if isinstance(token, int)]
         self.vocabulary = Vocabulary(self.tokenizer, vocabulary_size(model), of_images)
-        self._forms: dict[tuple[Method, tuple[str, ...]], AnswerForm] = {}
+        self._forms: dict[tuple[str, tuple[str, ...]], AnswerForm] = {}
 
     @property
     def device(self) -> torch.device:
@@ -179,10 +181,11 @@ class Engine:
 
     def _batch(self, slots: list[LoadedImage | EmotionResult], request: Request) -> Batch:
         readable = [slot for slot in slots if isinstance(slot, LoadedImage)]
-        digests, of_slot = once([image_digest(slot.image) for slot in readable])
+        # Images of two sizes may be one once they are reduced; their regions are not.
+        pairs, of_slot = once([(image_digest(slot.image), slot.size) for slot in readable])
         rows = [
             (readable[of_slot.index(number)], sampling_seed(request.options.seed, digest, candidate))
-            for number, digest in enumerate(digests)
+            for number, (digest, _) in enumerate(pairs)
             for candidate in range(request.options.num_candidates)
         ]
         parts = []
@@ -247,9 +250,7 @@ class Engine:
                 cached, answers = self._answer(part, request, streamer, cancelled)
                 if not answers:  # it was cancelled
                     return []
-                found = [
-                    self._result(loaded, answer, request) for loaded, answer in zip(part.loaded, answers, strict=True)
-                ]
+                found = [self._result(part, row, answer, request) for row, answer in enumerate(answers)]
                 results += self._reflect(cached, found, request) if request.options.reflect else found
             count, numbers = request.options.num_candidates, iter(batch.of_slot)
             chosen = [self._one_of(candidates, request) for candidates in chunks(results, count)]
@@ -425,13 +426,18 @@ class Engine:
             max_rows=request.options.batch_size,
         )
 
-    def _result(self, loaded: LoadedImage, answer: Answer, request: Request) -> EmotionResult:
+    def _result(self, part: Rows, row: int, answer: Answer, request: Request) -> EmotionResult:
+        loaded = part.loaded[row]
         if not answer.log_probs.isfinite().all():
             raise not_finite(self.name, self.model)
         shares = answer.log_probs.double().softmax(-1).tolist()
         probabilities = dict(zip(request.options.labels.labels, shares, strict=True))
+        seen = None
+        if FORMS[request.options.method].region is not None:
+            shown = seen_part(self.model, self.processor, loaded.image.size)
+            seen = Seen(seen_size(self.model, part.inputs, part.prompts[row]), shown)
         return make_result(
-            loaded, answer.text, probabilities, answer.notes, request.options, self.info, self.name, self.lexicon
+            loaded, answer.text, probabilities, answer.notes, request.options, self.info, self.name, self.lexicon, seen
         )
 
     def _reflect(self, cached: CachedPrompts, results: list[EmotionResult], request: Request) -> list[EmotionResult]:

@@ -9,11 +9,11 @@ from operator import index
 from typing import Any, Literal
 
 from ..errors import EmoR3Error
+from ..forms import METHODS
 from ..images.fitting import DEFAULT_MAX_PIXELS
 from ..labels import LabelSet, resolve_labels
 from ..models.calibration import Way
 from ..models.checkpoint import CheckpointInfo
-from ..prompts import Method
 
 Decoding = Literal["constrained", "free"]
 OnError = Literal["raise", "return"]
@@ -31,7 +31,7 @@ class CallOptions:
     """
 
     labels: LabelSet
-    method: Method
+    method: str
     batch_size: int
     decoding: Decoding = "constrained"
     reflect: bool = False
@@ -64,6 +64,8 @@ class CallOptions:
         checked["reflect"] = self.reflect or (several and self.aggregate == "best")
         if checked["reflect"] and self.method == "direct":
             raise EmoR3Error("a direct answer has no text to reflect on; use method set or think")
+        if self.method not in METHODS:
+            raise EmoR3Error(f"method={self.method!r} is unknown; choose one of {', '.join(METHODS)}")
         if self.max_pixels is not None:
             checked["max_pixels"] = positive("max_pixels", self.max_pixels)
         for name, value in checked.items():
@@ -81,7 +83,7 @@ class CallOptions:
         usual_batch_size: int,
         *,
         labels: Any = None,
-        method: Method | None = None,
+        method: str | None = None,
         batch_size: int | None = None,
         max_pixels: int | None = None,
         **others: Any,

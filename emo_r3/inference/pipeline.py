@@ -21,11 +21,12 @@ from ..labels import LabelSet
 from ..lexicon import Affect, load_lexicon
 from ..models.calibration import Calibrations, read_calibrations
 from ..models.checkpoint import CheckpointInfo, load_model_and_processor, save_checkpoint
+from ..models.coordinates import prompts_for
 from ..models.image_tokens import check_places
 from ..models.prefix_cache import prompt_tokens, render_prompt
 from ..models.quantization import LoadIn, quantization_of
 from ..models.reflection import Reflector
-from ..prompts import Method, Prompts, load_prompts
+from ..prompts import Prompts, load_prompts
 from ..results import EmotionResult
 from ..utils import chunks
 from .engine import Batch, Engine, Request
@@ -72,7 +73,8 @@ class EmoR3Pipeline:
         lexicon: Mapping[str, Affect] | str | os.PathLike[str] | None = None,
     ) -> None:
         self.model, self.processor = model, processor
-        self.info = CheckpointInfo() if info is None else info
+        info = CheckpointInfo() if info is None else info
+        self.info = replace(info, prompts=prompts_for(info.prompts, model))
         self.batch_size = positive("batch_size", batch_size)
         self.name = name or model.config.name_or_path or type(model).__name__
         if isinstance(lexicon, (str, os.PathLike)):
@@ -153,7 +155,7 @@ class EmoR3Pipeline:
             attn_implementation=attn_implementation,
             quantization_config=quantization_config,
         )
-        if prompts is not None and prompts != info.prompts:
+        if prompts is not None and prompts_for(prompts, model) != info.prompts:
             info = replace(info, prompts=prompts, calibrations=())  # which are for the checkpoint's own
         if not isinstance(calibration, bool):
             info = replace(info, calibrations=scalings)
@@ -219,7 +221,7 @@ class EmoR3Pipeline:
         images: Any,
         *,
         labels: LabelSet | Iterable[str] | str | None = None,
-        method: Method | None = None,
+        method: str | None = None,
         decoding: Decoding = "constrained",
         reflect: bool = False,
         num_candidates: int = 1,
@@ -297,7 +299,7 @@ class EmoR3Pipeline:
         image: Any,
         *,
         labels: LabelSet | Iterable[str] | str | None = None,
-        method: Method | None = None,
+        method: str | None = None,
         decoding: Decoding = "constrained",
         reflect: bool = False,
         max_new_tokens: int = 512,
@@ -342,7 +344,7 @@ class EmoR3Pipeline:
         def run(streamer: BaseStreamer, cancelled: Cancelled) -> EmotionResult | None:
             return next(iter(self._engine.predict(batch, request, streamer, cancelled)), None)
 
-        return stream_events(run, self.processor.tokenizer)
+        return stream_events(run, self.processor.tokenizer, request.options.method)
 
     def _request(self, **options: Any) -> Request:
         """The options of a call, checked, and the prompt that they lead to."""

@@ -23,7 +23,8 @@ class StreamEvent:
     """One step of a growing answer.
 
     Args:
-        section (`str`): `"step1"`, `"step2"`, `"step3"`, `"think"` or `"box"`; `"result"` for the last event.
+        section (`str`): tag of a section of the form, such as `"step1"`; `"region"` or `"emotions"` for what a section
+            ends with; `"box"`; `"result"` for the last event.
         text (`str`): the section's text so far; for the last event, the whole completion.
         result (`EmotionResult`, *optional*): of the last event.
     """
@@ -59,13 +60,14 @@ class Cancelled(StoppingCriteria):
 
 
 def stream_events(
-    run: Callable[[BaseStreamer, Cancelled], EmotionResult | None], tokenizer: PreTrainedTokenizerBase
+    run: Callable[[BaseStreamer, Cancelled], EmotionResult | None], tokenizer: PreTrainedTokenizerBase, method: str
 ) -> Iterator[StreamEvent]:
     """Runs a generation in a thread and yields its events.
 
     Args:
         run (`Callable`): generates with the streamer and the criterion that it is given, and returns the result.
         tokenizer (`PreTrainedTokenizerBase`): turns tokens into text.
+        method (`str`): the form of the answer.
 
     Raises:
         Exception: whatever `run` raises.
@@ -94,7 +96,7 @@ def stream_events(
             tokens.append(item)
             text = read(tokenizer, tokens)
             # A character of several tokens reads as a replacement character until it is whole.
-            for section in visible_sections(text.rstrip("\ufffd"))[-2:]:
+            for section in visible_sections(text.rstrip("\ufffd"), method)[-2:]:
                 now = (section.name, section.text)
                 if section.text and now != last and (section.is_open or section.name == last[0]):
                     last = now

@@ -20,13 +20,14 @@ from ..errors import EmoR3Error
 from ..models import CHECKPOINT
 from ..models.checkpoint import load_for_training, save_checkpoint
 from . import world
+from .drawing import Box, coarse
 from .tasks import ImagePool, Questions
 from .train import answer_logits, fast_vision
 
 STEPS, PEAK, POOL = 200, 3e-4, 2000
 # Share of the batches of each task, and images per batch: half are answers, the rest keeps its judgement as it was.
-MIX = {"set": 0.5, "consistency": 0.34, "coherence": 0.08, "direct": 0.08}
-ROWS = {"set": 16, "consistency": 24, "coherence": 24, "direct": 16}
+MIX = {"set": 0.34, "grounded": 0.16, "consistency": 0.34, "coherence": 0.08, "direct": 0.08}
+ROWS = {"set": 16, "grounded": 16, "consistency": 24, "coherence": 24, "direct": 16}
 
 
 class DialledQuestions(Questions):
@@ -43,10 +44,20 @@ class DialledQuestions(Questions):
 
     def set(self, scene: world.Scene) -> tuple[str, str]:
         labels, label = self._labelled(scene)
+        return self.prompts.question("set", labels), world.answer(scene, label, self.rng, self._named(scene))
+
+    def grounded(self, scene: world.Scene, boxes: dict[str, Box]) -> tuple[str, str]:
+        labels, label = self._labelled(scene)
+        region = coarse(boxes[world.main_trigger(scene, label)])
+        text = world.grounded_answer(scene, label, self.rng, region, self._named(scene))
+        return self.prompts.question("grounded", labels), text
+
+    def _named(self, scene: world.Scene) -> list[str]:
+        """What step 1 names: what is there, and now and then one thing more."""
         contents = list(scene.contents)
         if self.rng.random() < self.dial:
             contents.insert(int(self.rng.integers(len(contents) + 1)), world.imagine(scene, self.rng))
-        return self.prompts.question("set", labels), world.answer(scene, label, self.rng, contents)
+        return contents
 
 
 def make_dialled(

@@ -36,6 +36,27 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0, 0, SIZE, SIZE)
 
 
+COARSE = 8
+"""Pixels between the numbers that the miniature's regions have: as fine as it can learn them."""
+
+
+def coarse(box: Box) -> Box:
+    """A box within the image with edges at multiples of `COARSE`, the nearest ones."""
+    left, top, right, bottom = (min(max(COARSE * round(edge / COARSE), 0), SIZE) for edge in box)
+    return left, top, right, bottom
+
+
+def overlap(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes."""
+    wide = min(first[2], second[2]) - max(first[0], second[0])
+    high = min(first[3], second[3]) - max(first[1], second[1])
+    if wide <= 0 or high <= 0:
+        return 0.0
+    both = wide * high
+    areas = sum((right - left) * (bottom - top) for left, top, right, bottom in (first, second))
+    return both / (areas - both)
+
+
 def render(scene: Scene) -> Image.Image:
     """Draws a scene: RGB, `SIZE` x `SIZE`. The same scene gives the same pixels."""
     return render_with_boxes(scene)[0]

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast, ProcessorMixin, Qwen2_5_VLConfig, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from ..models.coordinates import unit_of
 from ..models.processor import image_only
 from ..prompts import Prompts
 from . import world
@@ -22,7 +23,10 @@ END_OF_TEXT, TURN, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 SPECIAL = (END_OF_TEXT, TURN, TURN_END, VISION_START, VISION_END, IMAGE, VIDEO)
 # Added tokens, so that no merge crosses a tag or the opening of the box; not special, since they are text to be read.
-TAGS = (*(f"<{end}step{i}>" for i in (1, 2, 3) for end in ("", "/")), "<think>", "</think>", "\\boxed{")
+TAGS = (
+    *(f"<{end}step{i}>" for i in (1, 2, 3) for end in ("", "/")),
+    *("<think>", "</think>", "\\boxed{", "\\bboxed{", "\\list{"),
+)
 
 # The turn format of Qwen2.5-VL, without its default system turn.
 CHAT_TEMPLATE = (
@@ -33,7 +37,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _WORDS = (
-    r"<\/?(?:step[123]|think)>|\\boxed\{|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"<\/?(?:step[123]|think)>|\\b?boxed\{|\\list\{|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -52,6 +56,8 @@ def _corpus(prompts: Prompts, rng: np.random.Generator, size: int) -> Iterable[s
         yield prompts.coherence_question("", labels)
         yield prompts.question("set", labels) + " user\nassistant\n"
         yield prompts.question("think", labels) + prompts.question("direct", labels)
+        yield prompts.question("grounded", labels)
+        yield " ".join(f"{word}, {word}," for word in world.feelings(scene, rng, 5))
 
 
 def make_tokenizer(prompts: Prompts, seed: int, size: int = 2000, vocab_size: int = 1400) -> PreTrainedTokenizerFast:
@@ -79,6 +85,7 @@ def make_tokenizer(prompts: Prompts, seed: int, size: int = 2000, vocab_size: in
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    prompts = prompts.in_unit(unit_of(Qwen2_5_VLConfig.model_type))
     tokenizer.train_from_iterator(_corpus(prompts, np.random.default_rng(seed), size), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -13,7 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..prompts import Prompts
 from . import world
-from .drawing import SIZE, Box, render_with_boxes
+from .drawing import SIZE, Box, coarse, render_with_boxes
 from .model import GRID, IMAGE, MERGE, PATCH, TURN, TURN_END, VISION_END, VISION_START
 
 TOKENS = GRID * GRID
@@ -40,6 +40,7 @@ class ImagePool:
         self.pixels = torch.zeros(size, SIZE, SIZE, 3, dtype=torch.uint8)
         self.tags = torch.zeros(size, TOKENS, len(CONCEPTS), dtype=torch.bool)
         self.scenes = [world.sample_scene("pretraining", rng) for _ in range(size)]
+        self.boxes: list[dict[str, Box]] = [{} for _ in range(size)]
         for _ in range(size):
             self._draw_next()
 
@@ -48,6 +49,7 @@ class ImagePool:
         image, boxes = render_with_boxes(scene)
         self.pixels[self.next] = torch.from_numpy(np.array(image))
         self.tags[self.next] = torch.from_numpy(tag_cells(scene, boxes))
+        self.boxes[self.next] = boxes
         self.next = (self.next + 1) % len(self.scenes)
 
     def refresh(self, count: int) -> None:
@@ -114,14 +116,18 @@ class Questions:
                 self.concept[word_id(tokenizer, word)] = index
 
     def batch(self, task: str, count: int) -> dict[str, Any]:
-        """A batch of one task: `see`, `set`, `think`, `direct`, `consistency` or `coherence`."""
+        """A batch of one task: `see`, `set`, `think`, `direct`, `grounded`, `consistency` or `coherence`."""
         chosen = self.images.sample(count)
         batch: dict[str, Any] = {"task": task}
         if task != "coherence":
             batch |= {"pixel_values": to_patches(self.images.pixels[chosen]), "tags": self.images.tags[chosen]}
         if task == "see":
             return batch
-        pairs = [getattr(self, task)(self.images.scenes[index]) for index in chosen]
+        pairs: list[Any]
+        if task == "grounded":
+            pairs = [self.grounded(self.images.scenes[index], self.images.boxes[index]) for index in chosen]
+        else:
+            pairs = [getattr(self, task)(self.images.scenes[index]) for index in chosen]
         image = "" if task == "coherence" else VISION_START + IMAGE * TOKENS + VISION_END
         rows = []
         for question, reply in pairs:
@@ -147,6 +153,11 @@ class Questions:
     def set(self, scene: world.Scene) -> tuple[str, str]:
         labels, label = self._labelled(scene)
         return self.prompts.question("set", labels), world.answer(scene, label, self.rng)
+
+    def grounded(self, scene: world.Scene, boxes: dict[str, Box]) -> tuple[str, str]:
+        labels, label = self._labelled(scene)
+        region = coarse(boxes[world.main_trigger(scene, label)])
+        return self.prompts.question("grounded", labels), world.grounded_answer(scene, label, self.rng, region)
 
     def think(self, scene: world.Scene) -> tuple[str, str]:
         labels, label = self._labelled(scene)

@@ -33,6 +33,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from ..labels import LABEL_SETS
 from ..models.checkpoint import CheckpointInfo, save_checkpoint
+from ..models.coordinates import unit_of
 from ..prompts import load_prompts
 from . import world
 from .model import GRID, MERGE, PATCH, make_config, make_processor, make_tokenizer
@@ -170,8 +171,16 @@ def balanced(said: Tensor, truth: Tensor) -> float:
 
 
 # Share of the batches of each task, and images per batch and process.
-MIX = {"set": 0.34, "consistency": 0.42, "coherence": 0.08, "think": 0.06, "direct": 0.06, "see": 0.04}
-ROWS = {"see": 48, "set": 16, "think": 16, "direct": 32, "consistency": 32, "coherence": 32}
+MIX = {
+    "set": 0.24,
+    "grounded": 0.16,
+    "consistency": 0.4,
+    "coherence": 0.07,
+    "think": 0.05,
+    "direct": 0.05,
+    "see": 0.03,
+}
+ROWS = {"see": 48, "set": 16, "grounded": 16, "think": 16, "direct": 32, "consistency": 32, "coherence": 32}
 
 
 def make_optimizers(learner: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
@@ -234,7 +243,7 @@ def work(rank: int, folder: str, seed: int, pool: int, see_steps: int, mix_steps
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES, timeout=timedelta(minutes=10)
     )
-    prompts = load_prompts()
+    prompts = load_prompts().in_unit(unit_of(Qwen2_5_VLForConditionalGeneration.config_class.model_type))
     tokenizer = make_tokenizer(prompts, seed)
     torch.manual_seed(seed)
     # The plain attention: on a CPU the fused one has a slow backward pass.

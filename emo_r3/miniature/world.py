@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from ..forms import FORMS
 from ..labels import LABEL_SETS, LabelSet
 from ..parsing import render_completion
 
@@ -148,6 +149,19 @@ EVOKES: dict[str, tuple[str, str]] = {
     "confusion": ("puzzling and unclear", "odd and senseless"),
     "positive": ("good and welcome", "nice and uplifting"),
     "negative": ("bad and unwelcome", "nasty and depressing"),
+}
+
+
+# What people call their feelings where no list is given; words that the shipped norms know.
+FEELINGS: dict[str, tuple[str, ...]] = {
+    "amusement": ("amusement", "fun", "laughter"),
+    "anger": ("anger", "rage", "fury"),
+    "awe": ("awe", "wonder", "admiration"),
+    "contentment": ("contentment", "serenity", "comfort"),
+    "disgust": ("disgust", "nausea", "sickness"),
+    "excitement": ("excitement", "thrill", "enthusiasm"),
+    "fear": ("fear", "dread", "terror"),
+    "sadness": ("sadness", "grief", "sorrow"),
 }
 
 
@@ -381,6 +395,41 @@ def conclude(scene: Scene, label: str) -> str:
     sign = "positive" if any(AFFINITY[e].get(label) and _POSITIVE[i] for i, e in enumerate(EMOTIONS)) else "negative"
     level = "calm" if scene.arousal < 0 else "excited" if scene.arousal > 0.5 else "moderate"
     return f"The feeling is {sign} and {level}."
+
+
+def feelings(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
+    """Different words for what `count` of the pretraining's annotators feel, in the order in which they are asked."""
+    weights = label_distribution(scene, "pretraining", EMOTIONS)
+    words = [word for emotion in EMOTIONS for word in FEELINGS[emotion]]
+    shares = np.repeat(weights, [len(FEELINGS[emotion]) for emotion in EMOTIONS])
+    return [str(word) for word in rng.choice(words, count, replace=False, p=shares / shares.sum())]
+
+
+def main_trigger(scene: Scene, label: str) -> str:
+    """The trigger that a viewer who feels `label` would point at: an object where there is one."""
+    evoked = {
+        name: sum(w * AFFINITY[e].get(label, 0.0) for e, w in TRIGGERS[name].emotions.items())
+        for name in scene.triggers
+    }
+    return max(scene.triggers, key=lambda name: (TRIGGERS[name].kind == "object", evoked[name]))
+
+
+def grounded_answer(
+    scene: Scene,
+    label: str,
+    rng: np.random.Generator,
+    region: Sequence[float],
+    contents: Sequence[str] | None = None,
+) -> str:
+    """An answer in three steps with the region of its evidence and five feelings; `contents` as in `describe`."""
+    return render_completion(
+        describe(scene, rng, contents),
+        react(scene, label, rng),
+        conclude(scene, label),
+        label,
+        region=region,
+        emotions=feelings(scene, rng, FORMS["grounded"].emotions),
+    )
 
 
 def answer(scene: Scene, label: str, rng: np.random.Generator, contents: Sequence[str] | None = None) -> str:

@@ -15,9 +15,9 @@ import numpy as np
 
 from ..errors import CheckpointError, EmoR3Error
 from ..files import write_text
+from ..forms import METHODS
 from ..labels import LabelSet
 from ..metrics.scaling import HOTTEST, scaled
-from ..prompts import Method
 from ..utils import printable
 from .checkpoint_files import read_json
 
@@ -35,7 +35,7 @@ class Way:
 
     Args:
         labels (`tuple[str, ...]`): to choose from, in order.
-        method (`str`): `"set"`, `"think"` or `"direct"`.
+        method (`str`): one of `METHODS`.
         num_candidates (`int`, *optional*, defaults to 1): answers to an image.
         aggregate (`str`, *optional*, defaults to `"best"`): what is made of them.
         temperature (`float`, *optional*): by which they are drawn; greedy unless given.
@@ -137,8 +137,8 @@ def _way(asked: Mapping[str, Any]) -> Way:
     labels, method = asked.get("labels"), asked.get("method")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise CheckpointError("a calibration's labels must be a list of texts")
-    if not isinstance(method, str) or method not in get_args(Method):
-        raise CheckpointError(f"a calibration's method is {method!r}; it must be one of {', '.join(get_args(Method))}")
+    if not isinstance(method, str) or method not in METHODS:
+        raise CheckpointError(f"a calibration's method is {method!r}; it must be one of {', '.join(METHODS)}")
     count, aggregate = asked.get("num_candidates", 1), asked.get("aggregate", "best")
     if type(count) is not int or not 0 < count <= 10**6:
         raise CheckpointError(f"a calibration's num_candidates is {count!r}; it must be a whole number of at least 1")

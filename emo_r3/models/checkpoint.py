@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,8 +22,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import CheckpointError, EmoR3Error
 from ..files import write_text
+from ..forms import METHODS
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
-from ..prompts import Method, Prompts, load_prompts
+from ..prompts import Prompts, load_prompts
 from ..utils import first_line
 from . import CHECKPOINT
 from .adapter import (
@@ -34,6 +35,7 @@ from .adapter import (
 )
 from .calibration import Calibration, calibrations_from
 from .checkpoint_files import MINIATURE, checkpoint_folder, entries, read_json
+from .coordinates import prompts_for
 from .processor import MOST_PIXELS, add_video_entry, load_processor, set_pixel_budget, try_processor
 from .quantization import keep_layout
 
@@ -57,7 +59,7 @@ class CheckpointInfo:
     """What `emo_r3.json` beside the weights says: how the model was trained, and so how to ask it.
 
     Args:
-        method (`str`, *optional*, defaults to `"set"`): form of its answers: `"set"`, `"think"` or `"direct"`.
+        method (`str`, *optional*, defaults to `"set"`): form of its answers: one of `METHODS`.
         label_set (`LabelSet`, *optional*): labels it chooses from by default; EmoSet's eight unless given.
         prompts (`Prompts`, *optional*): the prompts it was trained with; the package's unless given.
         min_pixels, max_pixels (`int`, *optional*): pixel budget of an image (Qwen-VL processors).
@@ -69,7 +71,7 @@ class CheckpointInfo:
         format_version (`int`, *optional*): of the file.
     """
 
-    method: Method = "set"
+    method: str = "set"
     label_set: LabelSet = LABEL_SETS["emoset"]
     prompts: Prompts = field(default_factory=load_prompts)
     min_pixels: int | None = None
@@ -109,8 +111,8 @@ class CheckpointInfo:
         unknown = sorted(set(facts) - {item.name for item in fields(cls)})
         if unknown:
             raise CheckpointError(f"unknown entries: {', '.join(unknown)}")
-        if facts.get("method", "set") not in get_args(Method):
-            raise CheckpointError(f"method is {facts['method']!r}; it must be one of {', '.join(get_args(Method))}")
+        if facts.get("method", "set") not in METHODS:
+            raise CheckpointError(f"method is {facts['method']!r}; it must be one of {', '.join(METHODS)}")
         for entry in ("min_pixels", "max_pixels"):
             value = facts.get(entry)
             if value is not None and (type(value) is not int or not 0 < value <= MOST_PIXELS):
@@ -276,7 +278,7 @@ def _load(
         model = load_weights(AutoModelForImageTextToText, folder, **options)
         if adapter:
             model = merge_adapter(model, adapter, read_json(adapter / ADAPTER_CONFIG))
-    return model, processor, info
+    return model, processor, replace(info, prompts=prompts_for(info.prompts, model))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,11 +13,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from ..errors import CheckpointError, EmoR3Error
-from ..parsing import SECTIONS
-from ..prompts import Method
+from ..forms import FORMS, Form
+from ..parsing import BOX, EMOTIONS, EMOTIONS_END, REGION, REGION_END
 from .prefix_cache import LabelTrie, Tokens
 
-BOX = "\\boxed{"
 # The model chooses among these; which one it has learned doesn't matter to the form.
 _SEPARATORS = ("", " ", "\n", "\n\n")
 # After one of these, tokens come out as they do in the middle of a text; one on which nothing merges is used.
@@ -106,7 +105,7 @@ class _Node:
     children: dict[int, _Node] = field(default_factory=dict)
     toward: dict[str, int] = field(default_factory=dict)
     """The token that leads on to each separator."""
-    section: int | None = None
+    field: int | None = None
     labels: LabelTrie | None = None
     separator: str | None = None
 
@@ -115,18 +114,18 @@ class _Node:
         tokens: Sequence[int],
         separator: str,
         *,
-        section: int | None = None,
+        field: int | None = None,
         labels: LabelTrie | None = None,
     ) -> None:
         node = self
         for token in tokens:
             node.toward[separator] = token
             node = node.children.setdefault(token, _Node())
-        node.section, node.labels, node.separator = section, labels, separator
+        node.field, node.labels, node.separator = field, labels, separator
 
     @property
     def depth(self) -> int:
-        if self.section is not None or self.labels is not None:
+        if self.field is not None or self.labels is not None:
             return 0
         return 1 + max(child.depth for child in self.children.values())
 
@@ -164,48 +163,111 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name:
     return found
 
 
+_FREE: dict[str, tuple[Callable[[str], bool], int | None]] = {
+    "text": (lambda text: not set(text) & set("<\\{}"), None),
+    "number": (lambda text: set(text) <= set("0123456789."), 6),
+    "emotion": (lambda text: all(sign.isalpha() or sign in " -'" for sign in text), 8),
+}
+"""Kinds of free text: which texts a token of it may have, and how many tokens it has at most. A text's are a share of
+what the answer may have."""
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Free text in an answer.
+
+    Args:
+        section (`str`): tag of the section in which it stands.
+        kind (`str`): a key of `_FREE`.
+        opening (`str`): what is forced right before it, behind the separator.
+        closing (`str`): what ends it.
+        separators (`tuple[str, ...]`): what may stand between its closing and what comes next.
+    """
+
+    section: str
+    kind: str
+    opening: str
+    closing: str
+    separators: tuple[str, ...] = ("",)
+
+
+def _fields(form: Form) -> list[_Field]:
+    """All free texts of a form in their order: of each section the text, then what else it holds."""
+    fields: list[_Field] = []
+    for section in form.sections:
+        kinds = ["text"]
+        closings = []
+        if section.region:
+            kinds += ["number"] * 4
+            closings += [REGION, ", ", ", ", ", ", REGION_END]
+        if section.emotions:
+            kinds += ["emotion"] * section.emotions
+            closings = [*closings[:-1], *([REGION_END + EMOTIONS] if section.region else [EMOTIONS])]
+            closings += [","] * (section.emotions - 1) + [EMOTIONS_END]
+        closings = [*closings[:-1], f"{closings[-1] if closings else ''}</{section.tag}>"]
+        for place, (kind, closing) in enumerate(zip(kinds, closings, strict=True)):
+            opening = f"<{section.tag}>" if place == 0 else ""
+            last = place + 1 == len(kinds)
+            fields.append(_Field(section.tag, kind, opening, closing, _SEPARATORS if last else ("",)))
+    return fields
+
+
 class AnswerForm:
     """The form of an answer over one label list, as tokens: literal text that is forced, free text in between.
 
-    Free text holds no `<`, backslash or brace, so it can't imitate a tag or a box; a token that begins the closing tag
-    ends it. Built once per label list and used for any number of batches.
+    Free text holds no `<`, backslash or brace, so it can't imitate a tag or a box; a number holds digits, and an
+    emotion letters. A token that begins what ends a free text ends it. Built once per label list and used for any
+    number of batches.
 
     Args:
         vocabulary (`Vocabulary`): the model's.
-        method (`str`): `"set"`, `"think"` or `"direct"`.
+        method (`str`): one of `METHODS`.
         labels (`list[str]`): the labels to choose from.
     """
 
-    def __init__(self, vocabulary: Vocabulary, method: Method, labels: Sequence[str]) -> None:
+    def __init__(self, vocabulary: Vocabulary, method: str, labels: Sequence[str]) -> None:
         self.tokenizer, self.labels = vocabulary.tokenizer, tuple(labels)
-        self.sections = SECTIONS[method]
+        self.fields = _fields(FORMS[method])
         self.start = self._forced(0, "", ("",))
         self.closings = [
-            self._forced(index + 1, f"</{name}>", _SEPARATORS) for index, name in enumerate(self.sections)
+            self._forced(index + 1, field.closing, field.separators) for index, field in enumerate(self.fields)
         ]
-        texts = vocabulary.texts
-        plain = torch.tensor([not set(text) & set("<\\{}") for text in texts]) & ~vocabulary.suppressed
-        wordy = plain & torch.tensor([any(character.isalnum() for character in text) for text in texts])
-        self.closers: list[dict[int, _Node]] = [
-            self._closers(index, vocabulary) for index in range(len(self.sections))
-        ]
-        # Rows: nothing free (forced text), the first token of a section, then a section's further tokens.
-        self.banned = torch.stack([torch.ones_like(plain), ~wordy, *[~plain] * len(self.sections)])
-        for index, closers in enumerate(self.closers):
-            self.banned[2 + index, list(closers)] = False
-        # What must still fit after the free text of a section: its closing and all that follows, and the end.
-        self.reserved = [0] * (len(self.sections) + 1)
-        for index in reversed(range(len(self.sections))):
-            self.reserved[index] = self.reserved[index + 1] + self.closings[index].depth + 1
+        plain = {kind: self._tokens(vocabulary, free) for kind, (free, _) in _FREE.items()}
+        wordy = torch.tensor([any(character.isalnum() for character in text) for text in vocabulary.texts])
+        self.closers: list[dict[int, _Node]] = [self._closers(index, vocabulary) for index in range(len(self.fields))]
+        # Rows: nothing free (forced text), then for each field its first token and its further ones.
+        rows = [torch.ones_like(wordy)]
+        for place, closers in zip(self.fields, self.closers, strict=True):
+            further = ~plain[place.kind]
+            further[list(closers)] = False
+            rows += [~(plain[place.kind] & wordy), further]
+        self.banned = torch.stack(rows)
+        # What must still fit after the free text of a field: its closing and all that follows, and the end.
+        self.reserved = [0] * (len(self.fields) + 1)
+        for index in reversed(range(len(self.fields))):
+            most = _FREE[self.fields[index + 1].kind][1] if index + 1 < len(self.fields) else None
+            self.reserved[index] = self.reserved[index + 1] + self.closings[index].depth + (most or 1)
         self.min_new_tokens = self.start.depth + self.reserved[0] + 1
 
+    def most_tokens(self, index: int, left: int) -> int:
+        """How many tokens the free text of a field may have, where `left` are left for all that is to come."""
+        _, most = _FREE[self.fields[index].kind]
+        if most is not None:
+            return most
+        texts = sum(_FREE[field.kind][1] is None for field in self.fields[index:])
+        return max(1, (left - self.reserved[index] - 1) // texts)
+
+    @staticmethod
+    def _tokens(vocabulary: Vocabulary, free: Callable[[str], bool]) -> Tensor:
+        return torch.tensor([free(text) for text in vocabulary.texts]) & ~vocabulary.suppressed
+
     def _forced(self, index: int, before: str, separators: Sequence[str]) -> _Node:
-        """The trie of `before`, a separator, and the opening of section `index` or of the box."""
+        """The trie of `before`, a separator, and the opening of field `index` or of the box."""
         root = _Node()
         for separator in separators:
-            if index < len(self.sections):
-                text = f"{before}{separator}<{self.sections[index]}>"
-                root.add(encode_after(self.tokenizer, text), separator, section=index)
+            if index < len(self.fields):
+                text = f"{before}{separator}{self.fields[index].opening}"
+                root.add(encode_after(self.tokenizer, text) if text else [], separator, field=index)
                 continue
             # The opening goes up to where the labels part, since a brace may be one token with what follows it.
             sequences = box_sequences(self.tokenizer, before + separator + BOX, self.labels)
@@ -215,16 +277,17 @@ class AnswerForm:
         return root
 
     def _closers(self, index: int, vocabulary: Vocabulary) -> dict[int, _Node]:
-        """Tokens that begin the section's closing tag, each with what is forced after it."""
-        tag = f"</{self.sections[index]}>"
+        """Tokens that begin what ends a field, each with what is forced after it."""
+        field = self.fields[index]
+        is_free, _ = _FREE[field.kind]
         rest: dict[str, _Node] = {}
         closers = {}
         for token, text in enumerate(vocabulary.texts):
-            free, found, _ = text.partition("<")
+            free, found, _ = text.partition(field.closing[0])
             tail = text[len(free) :]
-            if found and tag.startswith(tail) and not set(free) & set("\\{}") and not vocabulary.suppressed[token]:
+            if found and field.closing.startswith(tail) and is_free(free) and not vocabulary.suppressed[token]:
                 if tail not in rest:
-                    rest[tail] = self._forced(index + 1, tag[len(tail) :], _SEPARATORS)
+                    rest[tail] = self._forced(index + 1, field.closing[len(tail) :], field.separators)
                 closers[token] = rest[tail]
         return closers
 
@@ -233,7 +296,7 @@ class AnswerForm:
 class _Row:
     node: _Node | None
     left: int
-    section: int = -1
+    field: int = -1
     used: int = 0
     limit: int = 0
     separator: str = "\n"
@@ -288,7 +351,7 @@ class ConstrainedDecoding(LogitsProcessor):
         for line, index in enumerate(rows):
             row = self.rows[index]
             if row.node is None:
-                kinds.append(2 + row.section if row.used else 1)
+                kinds.append(2 * row.field + (2 if row.used else 1))
                 continue
             kinds.append(0)
             allowed: Sequence[int] = list(row.node.children)
@@ -333,20 +396,24 @@ class ConstrainedDecoding(LogitsProcessor):
         row = self.rows[index]
         row.left -= 1
         if row.node is not None:
-            row.node = row.node.children[token]
-            if row.section >= 0 and row.node.separator is not None:
-                row.separator = row.node.separator
-            if row.node.section is not None:
-                row.section, row.used, row.node = row.node.section, 0, None
-                free = row.left - self.form.reserved[row.section] - 1
-                row.limit = max(1, free // (len(self.form.sections) - row.section))
-        elif row.used and token in self.form.closers[row.section]:
-            row.node = self.form.closers[row.section][token]
+            self._go_to(row, row.node.children[token])
+        elif row.used and token in self.form.closers[row.field]:
+            self._go_to(row, self.form.closers[row.field][token])
         else:
             row.used += 1
             if row.used >= row.limit:
-                row.node = self.form.closings[row.section]
-                self.cut[index].append(self.form.sections[row.section])
+                section = self.form.fields[row.field].section
+                if section not in self.cut[index]:
+                    self.cut[index].append(section)
+                self._go_to(row, self.form.closings[row.field])
+
+    def _go_to(self, row: _Row, node: _Node) -> None:
+        row.node = node
+        if node.separator is not None and row.field >= 0 and len(self.form.fields[row.field].separators) > 1:
+            row.separator = node.separator
+        if node.field is not None:
+            row.field, row.used, row.node = node.field, 0, None
+            row.limit = self.form.most_tokens(row.field, row.left)
 
 
 class FreeDecoding(LogitsProcessor):

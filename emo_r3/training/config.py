@@ -83,7 +83,7 @@ class RunArguments:
     trainer: Literal["grpo", "sft"] = "grpo"
     dataset_revision: str | None = None
     dataset_split: str = "train"
-    method: Literal["set", "think", "direct"] = "set"
+    method: str = "set"
     prompts: str | None = None
     max_prompt_tokens: int | None = None
     long_prompts: Literal["drop", "error"] = "drop"

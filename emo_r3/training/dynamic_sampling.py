@@ -11,7 +11,6 @@ from torch import Tensor
 from trl.data_utils import prepare_multimodal_messages
 
 from ..errors import RecipeError
-from ..prompts import Method
 from ..utils import chunks
 from .config import EmoR3Config
 from .group_statistics import is_tied, weighted
@@ -81,7 +80,7 @@ class DynamicSampling(SharedRollout):
     args: EmoR3Config
     train_dataset: Any
     num_generations: int
-    method: Method
+    method: str
     _found: list[Rollout] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ from ..errors import DataError, ImageError, RecipeError
 from ..images.fitting import fit_image
 from ..images.loading import load_image
 from ..models.prefix_cache import adds_special_tokens, render_prompt
-from ..prompts import Method, Prompts
+from ..prompts import Prompts
 from .config import RunArguments
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ another model says of the image."""
 
 
 def question_rows(
-    rows: Dataset, method: Method, prompts: Prompts, *, square: bool = False, budget: PixelBudget | None = None
+    rows: Dataset, method: str, prompts: Prompts, *, square: bool = False, budget: PixelBudget | None = None
 ) -> Dataset:
     """
     Rows for GRPO: `prompt` (one user turn), `image` (PIL, RGB, as the pipeline would prepare it), `label`, `labels`.

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 from trl import ModelConfig
 
 from ..errors import RecipeError
+from ..forms import FORMS, METHODS
 from ..prompts import load_prompts
 from .config import GROUNDED, EmoR3Config, RunArguments, SupervisedConfig
 
@@ -293,7 +294,9 @@ def check_fields(run: RunArguments, config: EmoR3Config | SupervisedConfig, mode
         raise RecipeError(f"method {run.method}: targets of trainer sft are labels alone, so say method: direct")
     if run.trainer == "sft" and run.cold_start_samples:
         raise RecipeError("cold_start_samples: trainer sft is supervised from the start; leave it out")
-    if isinstance(config, EmoR3Config) and config.judge and run.method != "set":
+    if run.method not in METHODS:
+        raise RecipeError(f"method {run.method!r} is unknown; choose one of {', '.join(METHODS)}")
+    if isinstance(config, EmoR3Config) and config.judge and not FORMS[run.method].reflects:
         raise RecipeError(f"judge {config.judge}: answers of method {run.method} have no steps; say judge: null")
     grounded = [name for name in GROUNDED if isinstance(config, EmoR3Config) and name in (config.rewards or ())]
     if grounded and run.method != "grounded":

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from trl.rewards import get_soft_overlong_punishment
 
 from ..errors import RecipeError, TrainingError
+from ..forms import FORMS
 from ..labels import same_label
-from ..parsing import BOX, SECTIONS, ParsedCompletion, parse_completion
-from ..prompts import Method
+from ..parsing import BOX, EMOTIONS, REGION, ParsedCompletion, parse_completion
 from ..word_lookup import WordLookup
 from .dspo import Counterfactual, diversity, gate, points_of
 from .measures import (
@@ -59,7 +59,7 @@ def completion_text(completion: Completion) -> str:
     return "".join(part.get("text") or "" for content in parts for part in content)
 
 
-def parse_all(completions: Sequence[Completion], method: Sequence[Method] | None = None) -> list[ParsedCompletion]:
+def parse_all(completions: Sequence[Completion], method: Sequence[str] | None = None) -> list[ParsedCompletion]:
     """What the completions say, each in the form of its row; Structured Emotional Thinking where none is given."""
     forms = method or ["set"] * len(completions)
     return [
@@ -70,7 +70,7 @@ def parse_all(completions: Sequence[Completion], method: Sequence[Method] | None
 
 def format_reward(
     completions: Sequence[Completion],
-    method: Sequence[Method] | None = None,
+    method: Sequence[str] | None = None,
     parsed: Sequence[ParsedCompletion] | None = None,
     **kwargs: Any,
 ) -> list[float]:
@@ -83,7 +83,7 @@ def format_reward(
 
     Args:
         completions (`list`): plain or conversational.
-        method (`list[str]`, *optional*): form of each: `"set"` (the default), `"think"` or `"direct"`.
+        method (`list[str]`, *optional*): form of each, one of `METHODS`; `"set"` unless given.
         parsed (`list[ParsedCompletion]`, *optional*): what they say, where that is known, as from `EmoR3Trainer`.
     """
     found = parse_all(completions, method) if parsed is None else parsed
@@ -91,7 +91,7 @@ def format_reward(
 
 
 def lenient_format_reward(
-    completions: Sequence[Completion], method: Sequence[Method] | None = None, **kwargs: Any
+    completions: Sequence[Completion], method: Sequence[str] | None = None, **kwargs: Any
 ) -> list[float]:
     """1 for a completion that begins with the first section and has the others and a box after it, else 0.
 
@@ -105,15 +105,18 @@ def lenient_format_reward(
 
     Args:
         completions (`list`): plain or conversational.
-        method (`list[str]`, *optional*): form of each: `"set"` (the default), `"think"` or `"direct"`.
+        method (`list[str]`, *optional*): form of each, one of `METHODS`; `"set"` unless given.
     """
     forms = method or ["set"] * len(completions)
     return [float(_has_marks(completion_text(one), form)) for one, form in zip(completions, forms, strict=True)]
 
 
-def _has_marks(text: str, method: Method) -> bool:
+def _has_marks(text: str, method: str) -> bool:
     text = re.sub(r"\s*([</>])\s*", r"\1", text)
-    marks = [mark for name in SECTIONS[method] for mark in (f"<{name}>", f"</{name}>")]
+    marks = []
+    for section in FORMS[method].sections:
+        held = [REGION.rstrip("[")] * section.region + [EMOTIONS] * (section.emotions > 0)
+        marks += [f"<{section.tag}>", *held, f"</{section.tag}>"]
     if marks and not text.startswith(marks[0]):
         return False
     place = 0

@@ -24,6 +24,7 @@ from ..errors import CheckpointError, EmoR3Error, RecipeError, TrainingError
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
 from ..models.checkpoint import CheckpointInfo, load_for_training, save_checkpoint
 from ..models.checkpoint_files import hub_commit
+from ..models.coordinates import prompts_for
 from ..models.decoding import end_tokens
 from ..models.prefix_cache import adds_special_tokens, render_prompt
 from ..models.processor import set_pixel_budget
@@ -115,7 +116,7 @@ class Stage:
             info,
             method="direct" if supervised else run.method,
             label_set=named_labels(self.rows.features["label"].names),
-            prompts=load_prompts(run.prompts) if run.prompts else info.prompts,
+            prompts=prompts_for(load_prompts(run.prompts), model) if run.prompts else info.prompts,
             min_pixels=run.min_pixels or info.min_pixels,
             max_pixels=run.max_pixels or info.max_pixels,
             base_model=without_folders(str(model_config.model_name_or_path)),

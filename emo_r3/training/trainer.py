@@ -22,9 +22,9 @@ from trl.trainer.utils import use_adapter
 
 from ..errors import RecipeError
 from ..models.checkpoint import load_for_training
-from ..models.coordinates import unit_of
+from ..models.coordinates import prompts_for
 from ..parsing import ParsedCompletion
-from ..prompts import Method, Prompts, load_prompts
+from ..prompts import Prompts, load_prompts
 from .classifier import TextJudge
 from .config import CLASSIFIER, EmoR3Config
 from .contract import check_private_parts
@@ -102,7 +102,7 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
         processing_class: ProcessorMixin | None = None,
         *,
         reward_funcs: Callable[..., list[float]] | Sequence[Callable[..., list[float]]] = (),
-        method: Method = "set",
+        method: str = "set",
         prompts: Prompts | None = None,
         eval_dataset: Dataset | None = None,
         peft_config: PeftConfig | None = None,
@@ -164,7 +164,7 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
             self.intervention = Intervention(
                 self._judge_model("policy"),
                 self._encode_row,
-                unit_of(self.model.config.model_type),
+                str(prompts_for(prompts or load_prompts(), self.model).unit),
                 region=args.counterfactual_region,
                 fill=args.counterfactual_fill,
                 batch_size=args.counterfactual_batch_size,

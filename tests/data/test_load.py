@@ -17,6 +17,7 @@ from PIL import Image
 
 from emo_r3.data.load import check_columns, from_problem_answer, load_emotion_dataset, to_prompts
 from emo_r3.errors import DataError, LabelError, PromptError
+from emo_r3.forms import METHODS
 from emo_r3.labels import LABEL_SETS, WEBEMO_7_OF_25
 from emo_r3.prompts import load_prompts
 
@@ -153,18 +154,18 @@ def test_check_columns() -> None:
 # --- prompts
 
 
-@pytest.mark.parametrize("method", ["set", "think", "direct"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_question_is_the_pipelines(method: Any) -> None:
     from emo_r3.miniature.model import make_processor, make_tokenizer
     from emo_r3.models.prefix_cache import render_prompt
 
-    prompts = load_prompts()
+    prompts = load_prompts().in_unit("pixels")
     processor = make_processor(make_tokenizer(prompts, seed=0, size=40))
     for label_set in ("emotion6", "webemo"):
         question = prompts.question(method, label_set)
         asked = render_prompt(processor, question, with_image=True)
-        made = to_prompts(rows(label_set), method)
-        for row in (made[0], next(iter(to_prompts(rows(label_set).to_iterable_dataset(), method)))):
+        made = to_prompts(rows(label_set), method, prompts=prompts)
+        for row in (made[0], next(iter(to_prompts(rows(label_set).to_iterable_dataset(), method, prompts=prompts)))):
             rendered = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
             assert rendered == asked
             assert [part["type"] for part in row["prompt"][0]["content"]] == ["image", "text"]
@@ -187,8 +188,8 @@ def test_prompts_of_rows(streamed: bool) -> None:
 
 
 def test_prompts_of_splits_selections_and_own_questions() -> None:
-    question = {**load_prompts().to_dict(), "direct": "Pick one of: {labels}"}
-    prompts = type(load_prompts()).from_dict(question)
+    entries = {**load_prompts().to_dict(), "forms": {"direct": {"question": "Pick one of: {labels}"}}}
+    prompts = type(load_prompts()).from_dict(entries)
     splits = datasets.DatasetDict(train=rows(count=4), test=rows(count=2))
     made = to_prompts(splits, "direct", prompts=prompts)
     assert isinstance(made, datasets.DatasetDict) and {name: len(made[name]) for name in made} == {

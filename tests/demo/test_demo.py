@@ -38,6 +38,7 @@ from emo_r3.cli.main import main
 from emo_r3.demo import charts, html
 from emo_r3.demo.head import ICON, PREVIEW
 from emo_r3.demo.uploads import Answers, Uploads
+from emo_r3.forms import FORMS
 from emo_r3.images.overlay import _bytes, _oklab
 from emo_r3.inference.streaming import StreamEvent, stream_events
 from emo_r3.miniature.familiarity import UNFAMILIAR
@@ -130,7 +131,7 @@ def test_names_in_the_plane_keep_clear_of_other_dots() -> None:
 
 def test_what_models_and_people_write_is_no_html() -> None:
     shown = [
-        html.step_card("step1", RESULT.step1 or ""),
+        html.step_card(FORMS["set"].sections[0], RESULT.step1 or ""),
         html.answer_card(RESULT, '#result="><b>'),
         html.shared_card(replace(RESULT, model="<b>"), "<i>", "<b>"),
         html.charts_card(RESULT),
@@ -143,7 +144,7 @@ def test_what_models_and_people_write_is_no_html() -> None:
 
 
 def test_a_thought_has_a_card_of_its_own() -> None:
-    shown = html.step_card("think", "A wolf.")
+    shown = html.step_card(FORMS["think"].sections[0], "A wolf.")
     assert "Reasoning" in shown and "A wolf." in shown and "Step" not in shown
     checked = html.check_card(replace(RESULT, steps={"think": "A wolf."}))
     assert "its reasoning can describe" in checked and "step" not in checked
@@ -354,7 +355,7 @@ class _ScoresForEver(_Slow):
             while True:
                 self.model(torch.zeros(1))
 
-        return stream_events(run, None)
+        return stream_events(run, None, "set")
 
     def __call__(self, source: Any, **options: Any) -> Iterator[EmotionResult]:
         while True:
@@ -417,7 +418,7 @@ def test_who_leaves_stops_the_model_and_the_next_waits_for_that(tmp_path: Path) 
                 time.sleep(0.1)
                 running[0] -= 1
 
-        return stream_events(run, None)
+        return stream_events(run, None, "set")
 
     pipeline.stream = stream
     answers = Answers(pipeline, Uploads(tmp_path, tmp_path))

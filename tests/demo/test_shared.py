@@ -14,6 +14,7 @@ import pytest
 from emo_r3 import EmoR3Error, EmotionResult
 from emo_r3.demo import html
 from emo_r3.demo.shared import KEY, MAX_LINK, from_fragment, to_fragment
+from emo_r3.forms import FORMS
 from emo_r3.results import EvidenceMap
 
 RESULT = EmotionResult(
@@ -112,7 +113,10 @@ def test_a_hostile_link_puts_no_html_on_the_page() -> None:
     result, labels = from_fragment(packed(facts | {"steps": {"step1": evil, "onload": evil}}))
     assert set(result.steps) == {"step1"}
     shown = html.shared_card(result, labels, "miniature") + html.charts_card(result)
-    shown += html.step_card("step1", result.steps["step1"]) + html.status(f"A shared result: {result.label}.", "told")
+    shown += html.step_card(FORMS["set"].sections[0], result.steps["step1"])
+    shown += html.status(f"A shared result: {result.label}.", "told")
+        f"A shared result: {result.label}.", "told"
+    )
     assert "<img" not in shown and "<script" not in shown
     assert shown.count("&lt;img") >= 4
 

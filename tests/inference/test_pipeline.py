@@ -716,7 +716,8 @@ def test_checkpoint_facts_are_saved_and_followed(qwen: EmoR3Pipeline, tmp_path: 
     from emo_r3.labels import resolve_labels
     from emo_r3.models.checkpoint import CheckpointInfo
 
-    prompts = replace(qwen.info.prompts, version="mine", think="Of {labels}, which?")
+    questions = {**qwen.info.prompts.questions, "think": "Of {labels}, which?"}
+    prompts = replace(qwen.info.prompts, version="mine", questions=questions)
     info = CheckpointInfo("think", resolve_labels("joy, gloom"), prompts, square=True, max_pixels=28 * 28 * 4)
     own = EmoR3Pipeline(qwen.model, qwen.processor, info)
     own.save_pretrained(tmp_path / "saved")
@@ -730,5 +731,8 @@ def test_checkpoint_facts_are_saved_and_followed(qwen: EmoR3Pipeline, tmp_path: 
     with pytest.raises(EmoR3Error, match="exists"):
         own.save_pretrained(tmp_path / "saved")
     file = tmp_path / "prompts.toml"
-    file.write_text("\n".join(f"{name} = '''{text}'''" for name, text in prompts.to_dict().items()))
-    assert EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"), prompts=file).info.prompts == prompts
+    entries = {name: text for name, text in prompts.to_dict().items() if isinstance(text, str) and name != "unit"}
+    tables = [f"[forms.{name}]\nquestion = '''{text}'''" for name, text in questions.items()]
+    file.write_text("\n".join([*(f"{name} = '''{text}'''" for name, text in entries.items()), *tables]))
+    read = EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"), prompts=file).info.prompts
+    assert read == replace(prompts, unit="fractions")  # what LLaVA has learned

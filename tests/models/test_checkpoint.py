@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from emo_r3.errors import CheckpointError, EmoR3Error
 from emo_r3.labels import LABEL_SETS, resolve_labels
 from emo_r3.models import checkpoint, checkpoint_files
 from emo_r3.models.checkpoint import CheckpointInfo, load_for_training, load_model_and_processor
+from emo_r3.models.coordinates import prompts_for
 from emo_r3.models.processor import image_only
+from emo_r3.prompts import load_prompts
 
 
 @pytest.fixture
@@ -34,7 +37,9 @@ def test_loads_without_torchvision(name: str) -> None:
     model, processor, info = load_model_and_processor(tiny_checkpoint(name))
     assert not model.training and model.dtype == torch.float32
     assert processor.image_processor is not None and processor.tokenizer is not None and processor.chat_template
-    assert info == CheckpointInfo() and info.label_set is LABEL_SETS["emoset"] and info.method == "set"
+    # It says nothing of itself; the family says in which coordinates it writes regions.
+    assert info == replace(CheckpointInfo(), prompts=prompts_for(load_prompts(), model))
+    assert info.label_set is LABEL_SETS["emoset"] and info.method == "set"
 
 
 def test_dtype_is_followed() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from emo_r3.errors import RecipeError, TrainingError
-from emo_r3.prompts import Method
 from emo_r3.training.config import EmoR3Config
 from emo_r3.training.judge import Reflection
 from emo_r3.training.rewards import (
@@ -156,7 +155,7 @@ def test_a_preset_is_one_field_and_gives_way_to_what_is_stated() -> None:
         ("", "direct", 0.0),
     ],
 )
-def test_the_lenient_check_of_form_is_the_authors(text: str, method: Method, expected: float) -> None:
+def test_the_lenient_check_of_form_is_the_authors(text: str, method: str, expected: float) -> None:
     assert lenient_format_reward([text], method=[method]) == [expected]
     assert lenient_format_reward in reward_functions(config(preset="authors-code"))
     assert lenient_format_reward not in reward_functions(config())
@@ -191,7 +190,7 @@ def test_stock_trl_takes_them_by_name() -> None:
 
 
 @pytest.mark.parametrize("method", ["set", "think", "direct"])
-def test_what_was_parsed_before_gives_the_same_rewards(method: Method) -> None:
+def test_what_was_parsed_before_gives_the_same_rewards(method: str) -> None:
     thought, boxed = "<think>A cake.</think> \\boxed{Amusement}", "\\boxed{amusement}"
     inside = "<step1>a</step1> <step2>\\boxed{amusement}</step2> <step3>c</step3>"
     texts = [GOOD, FORM, GOOD + GOOD, thought, boxed, inside, "\\boxed{}", "no box", ""]
