@@ -20,7 +20,7 @@ REFLECTIVE = ("consistency", "coherence")
 """Names of the rewards that a judge is asked for (section 3.3)."""
 
 GROUNDED = ("counterfactual", "diversity")
-"""Names of the rewards that read a region and a list of emotions (DSPO): answers of the method `"grounded"`."""
+"""Names of the rewards that read a region and a list of emotions (DSPO), which answers of `"grounded"` have."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"form": "format", "reward_weights": (0.8, 0.1, 0.05, 0.05), "reflection_mode": "logits"},

@@ -15,11 +15,9 @@ from ..models.counterfactual import Candidates, candidate_log_probs, candidate_t
 from ..models.image_tokens import Box, seen_part, token_boxes
 from ..models.occlusion import Fill
 from ..models.reflection import distinct_images, once
-from ..parsing import ParsedCompletion
+from ..parsing import EMOTIONS, ParsedCompletion
 from .dspo import Counterfactual
 from .judge import JudgeModel
-
-LIST = "\\list{"
 
 _EDGE = 1e-6
 """By so much, in parts of the image's sides, a region may lie over an edge that it means to end at."""
@@ -71,11 +69,7 @@ class Intervention:
         Returns:
             `list[Counterfactual | None]`: for each; `None` where there is nothing to measure.
         """
-        told = [
-            place
-            for place, (text, one) in enumerate(zip(texts, parsed, strict=True))
-            if one.region is not None and one.emotions and LIST in text
-        ]
+        told = [place for place, one in enumerate(parsed) if one.region is not None and one.emotions]
         images, of_told = distinct_images([rows[place]["image"] for place in told])
         found: list[Counterfactual | None] = [None] * len(rows)
         with self.asked.scope():
@@ -107,7 +101,7 @@ class Intervention:
         masks = [touched(boxes, within(regions[places[of_place.index(at)]], seen)) for at in range(len(different))]
         candidates = []
         for (text, emotions), mask in zip(different, masks, strict=True):
-            head = text[: text.rindex(LIST) + len(LIST)]
+            head = text[: text.index(EMOTIONS) + len(EMOTIONS)]
             candidates.append(Candidates(*candidate_tokens(processor.tokenizer, head, emotions), mask))
         scores = candidate_log_probs(
             model, inputs, candidates, fill=self.fill, max_rows=self.batch_size, most=self.asked.most

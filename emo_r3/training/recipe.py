@@ -299,7 +299,7 @@ def check_fields(run: RunArguments, config: EmoR3Config | SupervisedConfig, mode
     if isinstance(config, EmoR3Config) and config.judge and not FORMS[run.method].reflects:
         raise RecipeError(f"judge {config.judge}: answers of method {run.method} have no steps; say judge: null")
     grounded = [name for name in GROUNDED if isinstance(config, EmoR3Config) and name in (config.rewards or ())]
-    if grounded and run.method != "grounded":
+    if grounded and not (FORMS[run.method].region and FORMS[run.method].emotions):
         raise RecipeError(
             f"rewards: {', '.join(grounded)}: answers of method {run.method} have no region and no list of emotions; "
             "say method: grounded"

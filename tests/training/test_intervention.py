@@ -20,6 +20,7 @@ from emo_r3.training import intervention
 from emo_r3.training.dspo import Counterfactual
 from emo_r3.training.intervention import Intervention, moved, touched
 from emo_r3.training.judge import JudgeModel
+from emo_r3.training.rewards import counterfactual_reward
 
 SIZE = (112, 84)  # to the tiny Qwen2.5-VL, 4 tokens by 3 of 28 pixels
 REGIONS = {"qwen2_5_vl": "30, 10, 60, 50", "llava": "0.2, 0.1, 0.45, 0.3"}
@@ -143,6 +144,7 @@ def test_what_is_hidden_is_what_counts(region: str, area: float) -> None:
     [found] = measure("qwen2_5_vl", [written(region)])
     assert found is not None and found.area == pytest.approx(area)
     assert (found.reward == 0) == (area == 1.0)
+    assert counterfactual_reward([written(region)], counterfactual=[found], least=-1.0) == [found.reward]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,9 @@ def test_what_is_hidden_is_what_counts(region: str, area: float) -> None:
     ],
 )
 def test_what_cannot_be_read_is_left_out(text: str) -> None:
-    assert measure("qwen2_5_vl", [text]) == [None]
+    found = measure("qwen2_5_vl", [text])
+    assert found == [None]
+    assert counterfactual_reward([text], counterfactual=found) == [0.0]
 
 
 def test_a_random_region_is_as_large_and_stays() -> None:
