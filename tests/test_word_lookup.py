@@ -24,6 +24,8 @@ LOOKUP = WordLookup()
         ("sobbing", "sob", "form"),  # its consonant is there twice
         ("awed", "awe", "form"),
         ("worries", "worry", "form"),
+        ("saddened", "sad", "form"),
+        ("darken", "dark", "form"),
         ("angrily", "angry", "form"),
         ("uneasiness", "uneasy", "form"),
         ("adoration", "adore", "form"),
