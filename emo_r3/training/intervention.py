@@ -10,14 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..images.loading import image_digest
 from ..models.coordinates import seen_size, to_fractions
 from ..models.counterfactual import Candidates, candidate_log_probs, candidate_tokens
 from ..models.image_tokens import Box, seen_part, token_boxes
 from ..models.occlusion import Fill
-from ..models.reflection import distinct_images, once
+from ..models.reflection import once
 from ..parsing import EMOTIONS, ParsedCompletion
 from .dspo import Counterfactual
 from .judge import JudgeModel
+from .rollout import prompt_text
 
 _EDGE = 1e-6
 """By so much, in parts of the image's sides, a region may lie over an edge that it means to end at."""
@@ -62,7 +64,7 @@ class Intervention:
         """Measures completions.
 
         Args:
-            rows (`list[dict]`): the row of each, with its `image`.
+            rows (`list[dict]`): the row of each, with its `image` and `prompt`.
             texts (`list[str]`): the completions.
             parsed (`list[ParsedCompletion]`): what they say.
 
@@ -70,12 +72,13 @@ class Intervention:
             `list[Counterfactual | None]`: for each; `None` where there is nothing to measure.
         """
         told = [place for place, one in enumerate(parsed) if one.region is not None and one.emotions]
-        images, of_told = distinct_images([rows[place]["image"] for place in told])
+        prompts = [(image_digest(rows[place]["image"]), repr(prompt_text(rows[place]["prompt"]))) for place in told]
+        different, of_told = once(prompts)
         found: list[Counterfactual | None] = [None] * len(rows)
         with self.asked.scope():
             # Where processes share weights, all do as many forwards of images, and of texts about each.
-            for number in range(self.asked.most(len(images))):
-                group = [place for place, image in zip(told, of_told, strict=True) if image == number]
+            for number in range(self.asked.most(len(different))):
+                group = [place for place, prompt in zip(told, of_told, strict=True) if prompt == number]
                 row = rows[group[0] if group else 0]
                 self._measure(row, group, texts, parsed, found)
         return found
@@ -88,7 +91,7 @@ class Intervention:
         parsed: Sequence[ParsedCompletion],
         found: list[Counterfactual | None],
     ) -> None:
-        """Measures the completions of one image, at their places in `found`."""
+        """Measures the completions of one prompt about an image, at their places in `found`."""
         model, processor = self.asked.model, self.asked.processor
         inputs = self.encode(row)
         size = row["image"].size

@@ -156,9 +156,12 @@ def test_dspo_in_two_processes_agrees_with_one(one: Runs, two: tuple[str, Runs])
         torch.testing.assert_close(
             torch.tensor(found["rewards"]), torch.tensor(expected["rewards"]), atol=1e-5, rtol=1e-3
         )
-    for entry in (entry for entry in expected["history"] if "loss" in entry):
-        assert 0 < entry["counterfactual/read"] < 1
-        assert entry["rewards/counterfactual_reward/mean"] != 0 and entry["rewards/diversity_reward/mean"] != 0
+        for column in ("p_emotions", "p_without_region"):
+            for own, right in zip(found["extra"][column], expected["extra"][column], strict=True):
+                assert own is right or own == pytest.approx(right, rel=1e-3)
+    [entry] = [entry for entry in expected["history"] if "loss" in entry]
+    assert entry["counterfactual/read"] == 10 / 16
+    assert entry["counterfactual/drop"] != 0 and entry["rewards/diversity_reward/mean"] != 0
     weights, right = runs.weights("dspo"), one.weights("dspo")
     assert expected["moved"] > 1e-3
     for name, value in right.items():

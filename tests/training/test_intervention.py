@@ -58,7 +58,7 @@ def measure(
     model, processor = loaded(name)
     asked = JudgeModel(model, processor, **({} if most is None else {"most": most}))
     made = Intervention(asked, lambda row: encode(name, row), unit_of(model.config.model_type), **options)
-    rows = [{"image": one} for one in images or [image()] * len(texts)]
+    rows = [{"image": one, "prompt": []} for one in images or [image()] * len(texts)]
     return made(rows, texts, [parse_completion(text, method="grounded") for text in texts])
 
 
