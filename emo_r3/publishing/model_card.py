@@ -191,13 +191,19 @@ def _trainer(facts: ModelFacts) -> str:
     trainer = facts.run.get("trainer")
     if trainer != "grpo":
         return "supervised, on labels alone" if trainer == "sft" else UNKNOWN
-    if "judge" not in facts.recipe:
-        return f"GRPO, reflection {UNKNOWN}"
-    judge = facts.recipe["judge"]
+    recipe = facts.recipe
+    stated = f"; rewards {', '.join(map(str, recipe['rewards']))}" if recipe.get("rewards") else ""
+    if recipe.get("prior") == "shuffled":
+        stated += ", priors shuffled: a control without information"
+    if recipe.get("counterfactual_region") == "random":
+        stated += ", regions at random: a control without information"
+    if "judge" not in recipe:
+        return printable(f"GRPO, reflection {UNKNOWN}{stated}")
+    judge = recipe["judge"]
     if not judge:
-        return "GRPO, no reflection"
-    control = ", shuffled: a control without information" if facts.recipe.get("shuffle_reflections") else ""
-    return f"GRPO, reflective reward judged by {short_name(judge)}{control}"
+        return printable(f"GRPO, no reflection{stated}")
+    control = ", shuffled: a control without information" if recipe.get("shuffle_reflections") else ""
+    return printable(f"GRPO, reflective reward judged by {short_name(judge)}{control}{stated}")
 
 
 def _update(batch: Mapping[str, Any] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, fields
 from numbers import Integral
@@ -17,6 +18,9 @@ Kind = TypeVar("Kind", bound=type[Any])
 
 REFLECTIVE = ("consistency", "coherence")
 """Names of the rewards that a judge is asked for (section 3.3)."""
+
+GROUNDED = ("counterfactual", "diversity")
+"""Names of the rewards that read a region and a list of emotions (DSPO), which answers of `"grounded"` have."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"form": "format", "reward_weights": (0.8, 0.1, 0.05, 0.05), "reflection_mode": "logits"},
@@ -126,6 +130,29 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
         dynamic_sampling_tries (`int`, *optional*, defaults to 20): batches of rollouts to look for others in.
         overlong_buffer (`int`, *optional*, defaults to 0): last tokens of `max_completion_length` over which a penalty
             grows to -1 (DAPO); 0 for none.
+        prior (`str`, *optional*, defaults to `"label"`): what the reward `diversity` takes for the emotion of an item
+            (DSPO): its `"label"`, which is all that other methods are given; `"context"`, the mean of label and
+            `caption`; `"annotators"`, their votes in `distribution`; `"shuffled"`, another item's label, a control.
+        prior_variance (`str`, *optional*, defaults to `"sigma_squared"`): `"sigma_squared"`, the square of a standard
+            deviation, so that a distance has no unit and temperatures hold for any scale; `"sigma"`, a standard
+            deviation in the place of a variance, as the paper writes it.
+        lexicon (`str`, *optional*): file with valence, arousal and dominance of words, such as Warriner's; the
+            package's own norms unless given.
+        gate_temperature (`float`, *optional*, defaults to 0.1): tau of the weights of listed emotions (the paper
+            doesn't say it): one that loses a tenth more of probability with its region counts e times as much.
+        center_temperature (`float`, *optional*, defaults to 1.0): tau_ctr of `diversity` (the paper doesn't say it):
+            at 1, nearness is the prior's density, relative to that at its mean.
+        diversity_temperature (`float`, *optional*, defaults to 0.3): tau_div of `diversity` (the paper doesn't say
+            it): what leaving out one word of five changes distances by, a few tenths.
+        least_reward (`float`, *optional*, defaults to 0.0): of `counterfactual` and `diversity` (the paper doesn't
+            say it): at 0, an answer that can't be read, which gets 0, gets no more than one that can. -1 lets
+            the formulas be negative.
+        counterfactual_region (`str`, *optional*, defaults to `"written"`): region that is hidden from the policy: the
+            `"written"` one, or one as wide and high at a `"random"` place, a control.
+        counterfactual_fill (`str`, *optional*, defaults to `"zero"`): features in the place of hidden ones: `"zero"`,
+            as the paper does, or the `"mean"` of the image's.
+        counterfactual_batch_size (`int`, *optional*, defaults to 8): completions in one forward; a group is at most
+            one, since its completions share their image.
     """
 
     rewards: list[str] | None = None
@@ -139,6 +166,16 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
     dynamic_sampling: Literal["accuracy", "reward"] | None = None
     dynamic_sampling_tries: int = 20
     overlong_buffer: int = 0
+    prior: Literal["label", "context", "annotators", "shuffled"] = "label"
+    prior_variance: Literal["sigma_squared", "sigma"] = "sigma_squared"
+    lexicon: str | None = None
+    gate_temperature: float = 0.1
+    center_temperature: float = 1.0
+    diversity_temperature: float = 0.3
+    least_reward: float = 0.0
+    counterfactual_region: Literal["written", "random"] = "written"
+    counterfactual_fill: Literal["zero", "mean"] = "zero"
+    counterfactual_batch_size: int = 8
 
     # Reward functions read the label columns, and a tracker is the user's choice.
     remove_unused_columns: bool = False
@@ -159,6 +196,7 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
             ("rollout_batch_size", 1),
             ("dynamic_sampling_tries", 1),
             ("overlong_buffer", 0),
+            ("counterfactual_batch_size", 1),
         ):
             value = getattr(self, name)
             if name == "rollout_batch_size" and value is None:
@@ -171,9 +209,18 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
             ("reflection_mode", (None, "logits", "generate")),
             ("share_prompt", ("auto", "off")),
             ("dynamic_sampling", (None, "accuracy", "reward")),
+            ("prior", ("label", "context", "annotators", "shuffled")),
+            ("prior_variance", ("sigma_squared", "sigma")),
+            ("counterfactual_region", ("written", "random")),
+            ("counterfactual_fill", ("zero", "mean")),
         ):
             if getattr(self, name) not in choices:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(map(str, choices))}")
+        for name in ("gate_temperature", "center_temperature", "diversity_temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not -1 <= self.least_reward <= 0:
+            raise RecipeError(f"least_reward is {self.least_reward}; it must be from -1 to 0")
         if self.overlong_buffer >= (self.max_completion_length or 1):
             raise RecipeError(
                 f"overlong_buffer {self.overlong_buffer} leaves nothing of max_completion_length "
@@ -222,6 +269,11 @@ class EmoR3Config(ActivationCheckpointing, GRPOConfig):
     def reflects(self) -> bool:
         """Whether a vision-language model is asked about each completion."""
         return bool(self.judge) and not self.has_classifier and not set(REFLECTIVE).isdisjoint(self.rewards or ())
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether the policy is asked about each completion's emotions with and without its region."""
+        return "counterfactual" in (self.rewards or ())
 
 
 @dataclass

@@ -139,8 +139,9 @@ def prompt_length(processor: ProcessorMixin, prompt: str, size: tuple[int, int])
     return inputs["input_ids"].shape[1]
 
 
-KEPT = ("scene", "distribution")
-"""Columns of a data set that its questions keep: what is in an image, where that is known, and annotators' votes."""
+KEPT = ("scene", "distribution", "caption")
+"""Columns of a data set that its questions keep: what is in an image, where that is known, annotators' votes, and what
+another model says of the image."""
 
 
 def question_rows(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..labels import same_label
 from ..miniature import world
 from ..parsing import PROBLEMS, ParsedCompletion
+from .dspo import Counterfactual
+from .prior import Prior, Vector, mean
 
 if TYPE_CHECKING:
     from .judge import Reflection
@@ -70,6 +72,42 @@ def reflection_columns(reflections: Sequence[Reflection]) -> dict[str, list[Any]
         "p_yes": [one.yes for one in reflections],
         "read_label": [one.read_label for one in reflections],
     }
+
+
+def counterfactual_metrics(found: Sequence[Counterfactual | None]) -> dict[str, float]:
+    """`counterfactual/`: `read`, share of the completions whose region and list could be read; of these, the means of
+    `drop`, what an emotion's probability loses with the region, of `reward`, the same less for a large one, and of
+    `area`, the share of the image that was hidden. What is of nothing is left out."""
+    read = [one for one in found if one is not None]
+    share = {"counterfactual/read": len(read) / len(found)}
+    if not read:
+        return share
+    falls = [sum(one.seen) / len(one.seen) - sum(one.hidden) / len(one.hidden) for one in read]
+    means = {"drop": falls, "reward": [one.reward for one in read], "area": [one.area for one in read]}
+    return share | {f"counterfactual/{name}": sum(values) / len(values) for name, values in means.items()}
+
+
+def counterfactual_columns(found: Sequence[Counterfactual | None]) -> dict[str, list[Any]]:
+    """`p_emotions` and `p_without_region`."""
+    return {
+        "p_emotions": [None if one is None else list(one.seen) for one in found],
+        "p_without_region": [None if one is None else list(one.hidden) for one in found],
+    }
+
+
+def diversity_metrics(lists: Sequence[Sequence[Vector | None] | None], priors: Sequence[Prior]) -> dict[str, float]:
+    """`diversity/`: `read`, share of the completions with a list of different words; of these, `unknown_words`, share
+    of words that the lexicon lacks, and `distance`, the mean distance of a list's mean from the prior."""
+    read = [(points, prior) for points, prior in zip(lists, priors, strict=True) if points]
+    found = {"diversity/read": len(read) / len(lists)}
+    if not read:
+        return found
+    words = [point for points, _ in read for point in points]
+    known = [([point for point in points if point is not None], prior) for points, prior in read]
+    distances = [prior.distance(mean(points)) for points, prior in known if points]
+    if distances:
+        found["diversity/distance"] = sum(distances) / len(distances)
+    return found | {"diversity/unknown_words": sum(point is None for point in words) / len(words)}
 
 
 def truth_metrics(rows: Sequence[Mapping[str, Any]], reflections: Sequence[Reflection]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from ..data.examples import load_rows
 from ..errors import RecipeError
 from ..miniature.datasets import SIZES
 from ..miniature.drawing import SIZE
+from ..models.counterfactual import MORE_ROWS
 from .config import EmoR3Config
 from .launcher import Launcher
 from .recipe import Recipe
@@ -78,7 +79,8 @@ class Plan:
 
     Args:
         memory (`dict[str, float]`): bytes of a GPU by kind, those of the phase in which the peak falls.
-        phases (`dict[str, dict[str, float]]`): the same for each of `rollout`, `reflection` and `update`.
+        phases (`dict[str, dict[str, float]]`): the same for each of `rollout`, `reflection`, `counterfactual` and
+            `update`.
         facts (`list[str]`): what else there is to say.
         hours, disk (`float`): hours of the run, bytes of its folder.
         gpus (`int`): processes of the run.
@@ -253,6 +255,20 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
                 "activations": _prefill(shape, images * prompt + asked * longest, images * patches, width),
                 "logits": 3 * 4.0 * asked * shape.vocabulary,
             }
+        if config.intervenes:  # images one by one, and what completions of one are asked in a forward
+            asked = min(config.counterfactual_batch_size, plan.num_generations)
+            phases["counterfactual"] = standing | {
+                "pixels": pixels * (local + 1) * patches,
+                "vLLM": phases["rollout"].get("vLLM", 0.0),
+                # That of the image, that of the completions, and the last repeated for words.
+                "KV cache": (prompt + (1 + MORE_ROWS) * asked * (prompt + longest))
+                * 2.0
+                * width
+                * shape.layers
+                * shape.key_values,
+                "activations": _prefill(shape, asked * (prompt + longest), patches, width),
+                "logits": 3 * 4.0 * MORE_ROWS * asked * shape.vocabulary,
+            }
     for kinds in phases.values():
         kinds["CUDA and gaps"] = _CUDA + _GAPS * sum(kinds.values())
 
@@ -399,6 +415,8 @@ def _time(
     work = sequence * forwards
     if config.reflects:  # an image and its question once, then two questions about each answer
         work += (2.0 * language * prompt + see) / plan.num_generations + 2 * 2.0 * language * (written + 60)
+    if config.intervenes:  # an image and its prompt once, each answer behind it, and behind one with a part hidden
+        work += (2.0 * language * prompt + see) / plan.num_generations + 2.0 * language * (prompt + 2 * written + 60)
     write = written / _rate(given, config.use_vllm)
     seconds = rollouts * plan.rollout * (work / (given.tflops * 1e12) + write) / plan.processes
     return rollouts, seconds / 3600

@@ -22,7 +22,7 @@ from trl import ModelConfig
 from ..errors import RecipeError
 from ..forms import FORMS, METHODS
 from ..prompts import load_prompts
-from .config import EmoR3Config, RunArguments, SupervisedConfig
+from .config import GROUNDED, EmoR3Config, RunArguments, SupervisedConfig
 
 CONFIGS: dict[str, type[EmoR3Config] | type[SupervisedConfig]] = {"grpo": EmoR3Config, "sft": SupervisedConfig}
 
@@ -298,6 +298,12 @@ def check_fields(run: RunArguments, config: EmoR3Config | SupervisedConfig, mode
         raise RecipeError(f"method {run.method!r} is unknown; choose one of {', '.join(METHODS)}")
     if isinstance(config, EmoR3Config) and config.judge and not FORMS[run.method].reflects:
         raise RecipeError(f"judge {config.judge}: answers of method {run.method} have no steps; say judge: null")
+    grounded = [name for name in GROUNDED if isinstance(config, EmoR3Config) and name in (config.rewards or ())]
+    if grounded and not (FORMS[run.method].region and FORMS[run.method].emotions):
+        raise RecipeError(
+            f"rewards: {', '.join(grounded)}: answers of method {run.method} have no region and no list of emotions; "
+            "say method: grounded"
+        )
     for name in ("cold_start_samples", "cold_start_epochs", "cold_start_learning_rate"):
         if getattr(run, name) < 0:
             raise RecipeError(f"{name} is {getattr(run, name)}; it can't be negative")

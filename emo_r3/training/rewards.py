@@ -4,16 +4,18 @@ They work wherever TRL takes a reward function, also by name: `trl grpo --reward
 emo_r3.training.rewards.accuracy_reward`. Columns that a function reads are its arguments; rows of
 [`~emo_r3.data.load.to_prompts`] have `label`. What is asked of a model about a completion is a measurement:
 [`~emo_r3.training.EmoR3Trainer`] makes one where a reward has an argument of its name, once a step, and puts it on the
-row. `reflection` is such a one, which `consistency_reward` and `coherence_reward` read.
+row. `reflection` is such a one, which `consistency_reward` and `coherence_reward` read, and `counterfactual`, which
+`counterfactual_reward` does.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trl.rewards import get_soft_overlong_punishment
 
@@ -21,24 +23,31 @@ from ..errors import RecipeError, TrainingError
 from ..forms import FORMS
 from ..labels import same_label
 from ..parsing import BOX, EMOTIONS, REGION, ParsedCompletion, parse_completion
+from ..word_lookup import WordLookup
+from .dspo import Counterfactual, diversity, gate, points_of
 from .measures import (
     LogExtra,
     LogMetric,
     completion_columns,
     completion_metrics,
+    counterfactual_columns,
+    counterfactual_metrics,
+    diversity_metrics,
     log_all,
     reflection_columns,
     reflection_metrics,
 )
+from .prior import Prior, lookup_in
 
 if TYPE_CHECKING:
     from .config import EmoR3Config
     from .judge import Reflection
 
-MEASUREMENTS = ("reflection",)
+MEASUREMENTS = ("reflection", "counterfactual")
 """Arguments of a reward for which the trainer asks a model."""
 
 Completion = str | list[dict[str, Any]]
+Found = TypeVar("Found")
 
 
 def completion_text(completion: Completion) -> str:
@@ -169,7 +178,7 @@ def consistency_reward(
     Raises:
         TrainingError: there is no reflection: the trainer is not [`EmoR3Trainer`], or it has no judge.
     """
-    found = _found("consistency_reward", reflection)
+    found = _found("consistency_reward", "reflection", reflection)
     said = parse_all(completions) if parsed is None else parsed
     log_all(log_metric, log_extra, reflection_metrics(found, said), reflection_columns(found))
     return [one.consistency for one in found]
@@ -199,8 +208,97 @@ def coherence_reward(
     Raises:
         TrainingError: there is no reflection: the trainer is not [`EmoR3Trainer`], or it has no judge.
     """
-    found = _found("coherence_reward", reflection)
+    found = _found("coherence_reward", "reflection", reflection)
     return [_coherence(one, right) for one, right in zip(found, label, strict=True)]
+
+
+def counterfactual_reward(
+    completions: Sequence[Completion],
+    counterfactual: Sequence[Counterfactual | None] | None = None,
+    least: float = 0.0,
+    log_metric: LogMetric = None,
+    log_extra: LogExtra = None,
+    **kwargs: Any,
+) -> list[float]:
+    """How much less probable the listed emotions are without the region that step 1 names: DSPO's CVIG.
+
+    dP_k = (p_k - p_k^CF) (1 - area), with p_k the policy's probability of emotion k where the list begins, p_k^CF the
+    same with the region's image features hidden, and the share of the image that is hidden. 0 without a region inside
+    the image or without a list.
+
+    Formula: the mean of dP_k, at least `least_reward`
+    Source: DSPO (arXiv:2609.36775), counterfactual visual intervention gating
+    Range: from 0 to 1; from -1 with `least_reward: -1`
+    Licence: Apache-2.0, as this package
+
+    Args:
+        completions (`list`): plain or conversational.
+        counterfactual (`list[Counterfactual | None]`): what the trainer found.
+        least (`float`, *optional*, defaults to 0): what it is at least.
+        log_metric, log_extra (`Callable`, *optional*): TRL's; what was found is logged.
+
+    Raises:
+        TrainingError: there is no measurement: the trainer is not [`EmoR3Trainer`].
+    """
+    found = _found("counterfactual_reward", "counterfactual", counterfactual)
+    log_all(log_metric, log_extra, counterfactual_metrics(found), counterfactual_columns(found))
+    return [0.0 if one is None else max(least, one.reward) for one in found]
+
+
+def diversity_reward(
+    completions: Sequence[Completion],
+    prior: Sequence[Prior] | None = None,
+    parsed: Sequence[ParsedCompletion] | None = None,
+    lookup: WordLookup | None = None,
+    gate_temperature: float = 0.1,
+    center_temperature: float = 1.0,
+    diversity_temperature: float = 0.3,
+    least: float = 0.0,
+    log_metric: LogMetric = None,
+    log_extra: LogExtra = None,
+    **kwargs: Any,
+) -> list[float]:
+    """How well the listed emotions stand around the item's prior, each adding to the others: DSPO's DEDR.
+
+    In valence, arousal and dominance, D is the distance of their mean from the prior, D_-k the same without emotion k.
+    The weights w_k are softmax(dP_k / tau) where the recipe has the reward `counterfactual` and the completion's
+    region could be read, else equal. A word that the lexicon lacks loses its share; a list in which two words are
+    one to the lexicon, or that can't be read, gets 0.
+
+    Formula: exp(-D^2 / (2 tau_ctr^2)) sum_k w_k (1 - exp(-(D_-k - D) / tau_div)), at least `least_reward`
+    Source: DSPO (arXiv:2609.36775), distribution-aligned emotional diversity reward
+    Range: from 0 to 1; from -1 with `least_reward: -1`
+    Licence: Apache-2.0, as this package
+
+    Args:
+        completions (`list`): plain or conversational.
+        prior (`list[Prior]`): of each item, from the trainer.
+        parsed (`list[ParsedCompletion]`, *optional*): what the completions say; read in the form `"grounded"` unless
+            given.
+        lookup ([`~emo_r3.word_lookup.WordLookup`], *optional*): the lexicon; the package's own unless given.
+        gate_temperature, center_temperature, diversity_temperature (`float`, *optional*): tau, tau_ctr and tau_div.
+        least (`float`, *optional*, defaults to 0): what it is at least.
+        log_metric, log_extra (`Callable`, *optional*): TRL's; how the lists were read is logged.
+
+    Raises:
+        TrainingError: there is no prior: the trainer is not [`EmoR3Trainer`].
+    """
+    priors = _found("diversity_reward", "prior", prior)
+    found = parse_all(completions, ["grounded"] * len(completions)) if parsed is None else parsed
+    # Not an argument: that would have it measured for this reward alone.
+    gates: Sequence[Counterfactual | None] = kwargs.get("counterfactual") or [None] * len(found)
+    words = lookup or lookup_in(None)
+    lists = [points_of(one.emotions, words) for one in found]
+    log_all(log_metric, log_extra, diversity_metrics(lists, priors), {})
+    rewards = []
+    for points, one, given in zip(lists, gates, priors, strict=True):
+        if not points:
+            rewards.append(0.0)
+            continue
+        weights = [1 / len(points)] * len(points) if one is None else gate(one.drops, gate_temperature)
+        value = diversity(points, weights, given, center_temperature, diversity_temperature)
+        rewards.append(max(least, value))
+    return rewards
 
 
 REWARDS: dict[str, Callable[..., list[float]]] = {
@@ -209,6 +307,8 @@ REWARDS: dict[str, Callable[..., list[float]]] = {
     "lenient_format": lenient_format_reward,
     "consistency": consistency_reward,
     "coherence": coherence_reward,
+    "counterfactual": counterfactual_reward,
+    "diversity": diversity_reward,
 }
 """What a recipe can list without a path; and `overlong`, TRL's, which a buffer's length belongs to."""
 
@@ -218,8 +318,22 @@ def reward_functions(config: EmoR3Config) -> list[Callable[..., list[float]]]:
 
     Raises:
         RecipeError: there is none of a name.
+        DataError: the lexicon can't be read.
     """
-    return [_overlong(config) if name == "overlong" else find_reward(name) for name in config.rewards or ()]
+    least = {"least": config.least_reward}
+    names = ("gate_temperature", "center_temperature", "diversity_temperature")
+    temperatures = {name: getattr(config, name) for name in names}
+    found: list[Callable[..., list[float]]] = []
+    for name in config.rewards or ():
+        if name == "overlong":
+            found.append(_overlong(config))
+        elif name == "counterfactual":
+            found.append(_with(counterfactual_reward, **least))
+        elif name == "diversity":
+            found.append(_with(diversity_reward, lookup=lookup_in(config.lexicon), **temperatures, **least))
+        else:
+            found.append(find_reward(name))
+    return found
 
 
 def find_reward(name: str) -> Callable[..., list[float]]:
@@ -245,7 +359,17 @@ def find_reward(name: str) -> Callable[..., list[float]]:
 
 def measurements(functions: Iterable[Callable[..., Any]]) -> set[str]:
     """Which of `MEASUREMENTS` the functions have as arguments."""
-    return {name for function in functions for name in inspect.signature(function).parameters if name in MEASUREMENTS}
+    return {name for name in MEASUREMENTS if reads(functions, name)}
+
+
+def reads(functions: Iterable[Callable[..., Any]], column: str) -> bool:
+    """Whether one of the functions has an argument of a name."""
+    return any(column in inspect.signature(function).parameters for function in functions)
+
+
+def _with(function: Callable[..., list[float]], **settings: Any) -> Callable[..., list[float]]:
+    """A reward with settings of the recipe, under its own name."""
+    return functools.update_wrapper(functools.partial(function, **settings), function)
 
 
 def _overlong(config: EmoR3Config) -> Callable[..., list[float]]:
@@ -266,10 +390,11 @@ def _reads(found: Reflection, right: str) -> bool:
     return same_label(found.read_label, right)
 
 
-def _found(name: str, reflection: Sequence[Reflection] | None) -> Sequence[Reflection]:
-    if reflection is None:
+def _found(name: str, column: str, values: Sequence[Found] | None) -> Sequence[Found]:
+    if values is None:
+        when = " when it has a judge" if column == "reflection" else ""
         raise TrainingError(
-            f"{name} needs the column `reflection`, which EmoR3Trainer adds when it has a judge: "
-            "train with emo-r3 train, or leave this reward out"
+            f"{name} needs the column `{column}`, which EmoR3Trainer adds{when}: train with emo-r3 train, or leave "
+            "this reward out"
         )
-    return reflection
+    return values

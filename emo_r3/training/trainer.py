@@ -1,11 +1,11 @@
-"""GRPO with reflection in the reward. Contract tests hold what it takes of TRL's private parts."""
+"""GRPO with what a model is asked about completions in the reward. Contract tests hold TRL's private parts."""
 
 from __future__ import annotations
 
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from peft import PeftConfig
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from trl.data_utils import prepare_multimodal_messages
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
@@ -21,6 +22,7 @@ from trl.trainer.utils import use_adapter
 
 from ..errors import RecipeError
 from ..models.checkpoint import load_for_training
+from ..models.coordinates import prompts_for
 from ..parsing import ParsedCompletion
 from ..prompts import Prompts, load_prompts
 from .classifier import TextJudge
@@ -29,9 +31,11 @@ from .contract import check_private_parts
 from .deviation import PopulationDeviation
 from .dynamic_sampling import DynamicSampling
 from .group_statistics import group_statistics, weighted
+from .intervention import Intervention
 from .judge import Judge, JudgeModel, Reflection
 from .measures import truth_metrics
-from .rewards import accuracy_reward, completion_text, measurements, parse_all, reward_functions
+from .prior import Priors, lookup_in
+from .rewards import accuracy_reward, completion_text, measurements, parse_all, reads, reward_functions
 from .rollout import mixed_seed
 from .stopping import SafeTrainer
 from .vllm_prompts import check_vllm, send_images_once
@@ -47,7 +51,8 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
     """
     TRL's GRPO trainer, which reflects on each completion before it is rewarded (section 3.3).
 
-    What reflection found is put on the row that it belongs to, as `reflection`, and reward functions read it there.
+    What reflection found is put on the row that it belongs to, as `reflection`, and reward functions read it there;
+    likewise `counterfactual`, what the policy says without the region that an answer names (DSPO), and `prior`.
 
     Args:
         model (`PreTrainedModel`, `str` or `Path`): the policy, or its folder or Hub repository.
@@ -154,28 +159,62 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
             # Under autocast, reflection computes in another type than the rollout of float32 weights.
             plain = self.accelerator.mixed_precision == "no" or self.model.dtype != torch.float32
             self._keeps_images = args.judge == "policy" and args.reflection_mode == "logits" and plain
+        self.intervention: Intervention | None = None
+        if "counterfactual" in asked:
+            self.intervention = Intervention(
+                self._judge_model("policy"),
+                self._encode_row,
+                str(prompts_for(prompts or load_prompts(), self.model).unit),
+                region=args.counterfactual_region,
+                fill=args.counterfactual_fill,
+                batch_size=args.counterfactual_batch_size,
+                seed=args.seed,
+            )
+        self.priors: Priors | None = None
+        if reads(functions, "prior"):
+            labels = self.train_dataset.with_format(None)["label"][:]
+            words = lookup_in(args.lexicon)
+            self.priors = Priors(words, args.prior, args.prior_variance, labels, args.seed)
+            self.priors.check(self.train_dataset.column_names)
 
     # The seam: reflection, then TRL's own reward machinery.
 
     def measured(self, rows: Sequence[dict[str, Any]], completions: Sequence[Any]) -> list[dict[str, Any]]:
         """
         The rows with what reward functions read of their completions: `method`, `parsed`, and with a judge
-        `reflection`. What a row has already stays: dynamic sampling asks before it chooses.
+        `reflection`, and `counterfactual` and `prior` where a reward reads them. What a row has already stays: dynamic
+        sampling asks before it chooses.
         """
         if rows and "parsed" in rows[0]:
             return list(rows)
         found = parse_all(completions, [self.method] * len(completions))
         done = [{**row, "method": self.method, "parsed": one} for row, one in zip(rows, found, strict=True)]
-        if self.judge is None:
-            return done
+        texts = [completion_text(text) for text in completions]
+        if self.judge is not None:
+            with self._timed("reflection"):
+                reflections = self._reflect(done, texts, found)
+            self._log_metric("reflection/tokens", self.judge.tokens)
+            for name, value in truth_metrics(done, reflections).items():
+                self._log_metric(name, value)
+            done = [{**row, "reflection": one} for row, one in zip(done, reflections, strict=True)]
+        if self.intervention is not None:
+            with self._timed("counterfactual"):
+                measured = self.intervention(done, texts, found)
+            done = [{**row, "counterfactual": one} for row, one in zip(done, measured, strict=True)]
+        if self.priors is not None:
+            done = [{**row, "prior": self.priors(row)} for row in done]
+        return done
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
-        with profiling_context(self, "reflection"):
-            reflections = self._reflect(done, [completion_text(text) for text in completions], found)
-        self._log_metric("reflection/seconds", time.perf_counter() - start)
-        self._log_metric("reflection/tokens", self.judge.tokens)
-        for name, value in truth_metrics(done, reflections).items():
-            self._log_metric(name, value)
-        return [{**row, "reflection": one} for row, one in zip(done, reflections, strict=True)]
+        with profiling_context(self, name):
+            yield
+        self._log_metric(f"{name}/seconds", time.perf_counter() - start)
+
+    def _encode_row(self, row: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The processor's tensors of a row's prompt, as a rollout has them."""
+        return self._encode_prompts([prepare_multimodal_messages(row["prompt"], images=[row["image"]])])
 
     def _rewards(
         self, rows: list[dict[str, Any]], prompts: list[Any], completions: list[Any], ids: list[list[int]]

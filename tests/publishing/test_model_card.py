@@ -6,6 +6,7 @@ import json
 import tomllib
 from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from emo_r3.data.load import repo_id_of
 from emo_r3.errors import EmoR3Error
 from emo_r3.models.checkpoint import CheckpointInfo
 from emo_r3.models.checkpoint_files import weights_digest
-from emo_r3.publishing.model_card import miniature_card
+from emo_r3.publishing.model_card import _trainer, miniature_card
 from emo_r3.publishing.targets import model_target
 
 ROOT = Path(__file__).parents[2]
@@ -399,3 +400,24 @@ def test_a_calibration_is_told(run: Path) -> None:
     assert ": vector scaling, fitted on items that are not recorded.\n\n## Trained\n" in text
     added = [line for line in text.splitlines() if line not in plain.splitlines()]
     assert len(added) == 3  # all else is as it was
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"judge": "policy"}, "GRPO, reflective reward judged by policy"),
+        ({"judge": None}, "GRPO, no reflection"),
+        ({"judge": None, "rewards": ["accuracy", "diversity"]}, "GRPO, no reflection; rewards accuracy, diversity"),
+        (
+            {"judge": None, "rewards": ["diversity"], "prior": "shuffled"},
+            "GRPO, no reflection; rewards diversity, priors shuffled: a control without information",
+        ),
+        (
+            {"judge": None, "rewards": ["counterfactual"], "counterfactual_region": "random"},
+            "GRPO, no reflection; rewards counterfactual, regions at random: a control without information",
+        ),
+    ],
+)
+def test_a_card_tells_what_was_rewarded(recipe: dict[str, Any], said: str) -> None:
+    facts: Any = SimpleNamespace(run={"trainer": "grpo"}, recipe=recipe)
+    assert _trainer(facts) == said

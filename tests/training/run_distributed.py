@@ -108,6 +108,19 @@ def rows(number: int = 16) -> Dataset:
     )
 
 
+def grounded(image: ImagePool.Image, place: int) -> str:
+    """An answer with a region and a list. Of a wide image none can be read, of a high one some, of others all."""
+    number = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:4], "big")
+    wide, high = image.size
+    readable = wide == high or (wide < high and place % 2 == 0)
+    words = [("joy", "calm", "sad", "lonely", "hopeful", "proud")[(number + place + at) % 6] for at in range(5)]
+    right = 20 + 8 * place if readable else 4000
+    return (
+        f"<step1>The face. \\bboxed{{[4, 4, {right}, 30]}}</step1> <step2>The sea.</step2> "
+        f"<step3>Calm. \\list{{{', '.join(words)}}}</step3> \\boxed{{{PLAIN[(number + place) % 8]}}}"
+    )
+
+
 def completion(image: ImagePool.Image, place: int) -> str:
     """An answer that follows from the image and the place in the group; a third of them lack something."""
     number = int.from_bytes(hashlib.sha256(image.tobytes() + bytes([place])).digest()[:4], "big")
@@ -130,7 +143,8 @@ class FixedRollouts(EmoR3Trainer):
         self.rolls_out = False
         layer = next(module for module in self.model.modules() if type(module).__name__.endswith("DecoderLayer"))
         layer.register_forward_pre_hook(self._count)
-        assert self.judge is not None
+        if self.judge is None:
+            return
         judge, reader = self.judge.asked, self.judge.reflector.reader
         most, generate, rank = reader.most, judge.generate, self.accelerator.process_index
 
@@ -152,7 +166,8 @@ class FixedRollouts(EmoR3Trainer):
     ) -> Any:
         if self.rolls_out:  # and reflection goes on from there
             super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
-        texts = [completion(image, place % num_generations) for place, (image,) in enumerate(images)]
+        write = grounded if self.method == "grounded" else completion
+        texts = [write(image, place % num_generations) for place, (image,) in enumerate(images)]
         ends = [self._tokenizer.eos_token_id]
         return [self._tokenizer.encode(text, add_special_tokens=False) + ends for text in texts], None
 
@@ -201,7 +216,9 @@ def whole_weights(trainer: EmoR3Trainer) -> dict[str, torch.Tensor]:
 def train(mode: str, name: str, job: dict[str, Any], out: Path) -> None:
     """One run; what it found goes to `out`."""
     settings = {
-        key: value for key, value in job.items() if key not in ("model", "peft", "from", "rolls_out", "whole_rows")
+        key: value
+        for key, value in job.items()
+        if key not in ("model", "peft", "from", "rolls_out", "whole_rows", "method")
     }
     shared_prompt.why_not = (lambda config: job["whole_rows"]) if "whole_rows" in job else why_not
     if mode.startswith("zero"):
@@ -225,7 +242,13 @@ def train(mode: str, name: str, job: dict[str, Any], out: Path) -> None:
     model, processor, _ = load_for_training(job["model"])
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False) if job.get("peft") else None
     trainer = FixedRollouts(
-        model, args, rows(), processor, eval_dataset=rows(4) if args.do_eval else None, peft_config=lora
+        model,
+        args,
+        rows(),
+        processor,
+        method=job.get("method", "set"),
+        eval_dataset=rows(4) if args.do_eval else None,
+        peft_config=lora,
     )
     trainer.rolls_out = job.get("rolls_out", False)
     before = whole_weights(trainer)

@@ -50,9 +50,21 @@ JOBS: dict[str, dict[str, Any]] = {
     "adapters off": {"peft": True, "judge": "reference", "max_steps": 1},
     "dynamic": {"dynamic_sampling": "accuracy", "dynamic_sampling_tries": 3, "max_steps": 1},
 }
-ASKED = [name for name in JOBS if "writes" not in name]
+# Of these, processes have other numbers of images and answers to ask about.
+DSPO: dict[str, Any] = {
+    "method": "grounded",
+    "judge": "none",
+    "rewards": ["accuracy", "format", "counterfactual", "diversity"],
+    "reward_weights": [1.0, 0.1, 0.1, 0.3],
+    "counterfactual_batch_size": 3,
+    "max_completion_length": 160,
+    "max_steps": 1,
+}
+JOBS["dspo"] = DSPO
+REFLECTING = [name for name in JOBS if name != "dspo"]
+ASKED = [name for name in REFLECTING if "writes" not in name]
 # A process keeps what its own rollouts give it, so that another number of processes keeps other groups.
-LIKE_ONE_PROCESS = [name for name in JOBS if name not in ("dynamic", "unbroken", "resumed")]
+LIKE_ONE_PROCESS = [name for name in REFLECTING if name not in ("dynamic", "unbroken", "resumed")]
 
 
 class Runs:
@@ -134,9 +146,31 @@ def test_two_processes_agree_with_one(job: str, one: Runs, two: tuple[str, Runs]
         torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: name + text)
 
 
+def test_dspo_in_two_processes_agrees_with_one(one: Runs, two: tuple[str, Runs]) -> None:
+    """Each hides the regions of its own images, with as many forwards as the other. (Without that they hang.)"""
+    _, runs = two
+    (expected,) = one.found("dspo")
+    first, second = runs.found("dspo")
+    assert first["forwards"] == second["forwards"] > 0
+    for found in (first, second):
+        torch.testing.assert_close(
+            torch.tensor(found["rewards"]), torch.tensor(expected["rewards"]), atol=1e-5, rtol=1e-3
+        )
+        for column in ("p_emotions", "p_without_region"):
+            for own, right in zip(found["extra"][column], expected["extra"][column], strict=True):
+                assert own is right or own == pytest.approx(right, rel=1e-3)
+    [entry] = [entry for entry in expected["history"] if "loss" in entry]
+    assert entry["counterfactual/read"] == 10 / 16
+    assert entry["counterfactual/drop"] != 0 and entry["rewards/diversity_reward/mean"] != 0
+    weights, right = runs.weights("dspo"), one.weights("dspo")
+    assert expected["moved"] > 1e-3
+    for name, value in right.items():
+        torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: name + text)
+
+
 def test_all_rewards_are_logged_and_weights_move(two: tuple[str, Runs]) -> None:
     _, runs = two
-    for job, settings in JOBS.items():
+    for job, settings in ((job, JOBS[job]) for job in REFLECTING):
         found = runs.found(job)
         steps = [entry for entry in found[0]["history"] if "loss" in entry]
         assert len(steps) == settings.get("max_steps", 2)  # of a resumed run too: it knows those before

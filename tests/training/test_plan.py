@@ -305,3 +305,13 @@ def test_more_memory_is_more_peak() -> None:
     parts = plan_run(load_recipe(EMO_R3, words, processes=8), 2100, Launcher("zero2", 8)).phases["rollout"]["KV cache"]
     assert whole == 8 * parts
     assert parts / GIB == pytest.approx(64 * (1199 + 2048) * 2 * 2 * 37 * 2 * 128 / GIB)
+
+
+def test_what_dspo_asks_of_the_policy_is_planned() -> None:
+    path, launcher = RECIPES / "qwen2.5-vl-3b/emoset/dspo.yaml", Launcher.read(RECIPES / "accelerate/zero2.yaml")
+    without = ["--rewards", "accuracy", "format", "--reward_weights", "1", "0.1"]
+    whole, plain = (
+        plan_run(load_recipe(path, ["--use_cpu", *more], processes=8), 2100, launcher) for more in ([], without)
+    )
+    assert set(whole.phases) - set(plain.phases) == {"counterfactual"}
+    assert 1.05 < whole.hours / plain.hours < 1.3

@@ -12,6 +12,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from trl import ModelConfig
 
+from emo_r3.errors import RecipeError
 from emo_r3.training.config import EmoR3Config, RunArguments
 from emo_r3.training.launcher import Launcher
 from emo_r3.training.plan import Assumptions, plan_run, planned_rows
@@ -28,6 +29,7 @@ ADAPTERS = [
     for kind in ("lora", "qlora")
 ]
 FILES = [RECIPES / model / f"{method}.yaml" for model in MODELS for method in METHODS]
+FILES += [RECIPES / model / "dspo.yaml" for model in MODELS if model != "llava-1.5-7b"]
 FILES += [RECIPES / "qwen3-vl-4b" / "emo-r3.yaml", *ADAPTERS]
 
 
@@ -145,7 +147,35 @@ def test_the_methods_differ_in_what_makes_them(tmp_path: Path) -> None:
     dapo = {"dynamic_sampling", "dynamic_sampling_tries", "overlong_buffer"}
     loss = {"beta", "epsilon_high", "loss_type", "use_bias_correction_kl", "reward_weights"}
     assert changed("grpo", "dapo") == dapo | loss
-    assert len({load(method).hash for method in METHODS}) == len(METHODS)
+    gated = {"gate_temperature", "center_temperature", "diversity_temperature", "least_reward"}
+    gated |= {"counterfactual_region", "counterfactual_fill", "prior", "prior_variance", "rewards", "reward_weights"}
+    assert changed("set", "dspo") == gated | {"method"}
+    methods = (*METHODS, "dspo")
+    assert len({load(method).hash for method in methods}) == len(methods)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "dspo"], ids=name)
+def test_dspo_and_its_controls_by_the_overrides_in_the_header(path: Path) -> None:
+    recipe = load_recipe(path, ["--use_cpu"], processes=processes(path))
+    config = recipe.config
+    assert isinstance(config, EmoR3Config) and recipe.run.method == "grounded" and config.intervenes
+    assert (config.rewards, config.reward_weights) == (
+        ["accuracy", "format", "counterfactual", "diversity"],
+        [1.0, 0.1, 0.1, 0.3],
+    )
+    assert (config.beta, config.epsilon, config.num_generations) == (0.01, 0.2, 8)
+    assert config.prior == ("annotators" if path.parent.name == "emotion6" else "label")
+    controls = re.findall(r"^# Control .*: add (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(controls) == 3
+    hashes = {recipe.hash}
+    for control in controls:
+        hashes.add(load_recipe(path, ["--use_cpu", *control.split()], processes=processes(path)).hash)
+    assert len(hashes) == 4
+
+
+def test_rewards_of_regions_need_answers_with_regions() -> None:
+    with pytest.raises(RecipeError, match="answers of method set have no region"):
+        load_recipe(RECIPES / "miniature" / "dspo.yaml", ["--method", "set"])
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem == "emo-r3"], ids=name)

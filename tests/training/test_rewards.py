@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 
 from emo_r3.errors import RecipeError, TrainingError
+from emo_r3.lexicon import Affect
 from emo_r3.training.config import EmoR3Config
+from emo_r3.training.dspo import Counterfactual
 from emo_r3.training.judge import Reflection
+from emo_r3.training.prior import Prior
 from emo_r3.training.rewards import (
     accuracy_reward,
     coherence_reward,
     completion_text,
     consistency_reward,
+    counterfactual_reward,
+    diversity_reward,
     find_reward,
     format_reward,
     lenient_format_reward,
@@ -25,6 +30,7 @@ from emo_r3.training.rewards import (
     parse_all,
     reward_functions,
 )
+from emo_r3.word_lookup import WordLookup
 
 GOOD = "<step1>A cake.</step1> <step2>It cheers.</step2> <step3>Positive, excited.</step3> \\boxed{amusement}"
 FORM = "<step1>...</step1> <step2>...</step2> <step3>...</step3> \\boxed{label}"
@@ -92,7 +98,108 @@ def test_reflection_rewards_read_the_rows_column() -> None:
     assert coherence_reward(texts, label=["awe", "anger", "awe"], reflection=rows) == [1.0, 0.0, 0.5]
 
 
-@pytest.mark.parametrize("function", [consistency_reward, coherence_reward])
+AROUND = {"right": (7, 5, 5), "left": (3, 5, 5), "up": (5, 7, 5), "down": (5, 3, 5), "middle": (5, 5, 5)}
+AROUND |= {"far": (9, 9, 9), "farther": (9, 9, 9.5)}
+LEXICON = WordLookup({word: Affect(v, 1, a, 1, d, 1) for word, (v, a, d) in AROUND.items()})
+
+
+def listed(*emotions: str) -> str:
+    return (
+        "<step1>A cake. \\bboxed{[1, 2, 30, 40]}</step1> <step2>It cheers.</step2> "
+        f"<step3>Positive. \\list{{{', '.join(emotions)}}}</step3> \\boxed{{amusement}}"
+    )
+
+
+# Around the prior's mean, D = 0. Without one of the outer four the mean of the others is 0.5 from it, which counts
+# 1 - exp(-0.5 / 0.3) = 0.811124; without the middle one, nothing changes.
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (listed("right", "left", "up", "down", "middle"), 0.8 * 0.811124),
+        (listed("Right", "LEFT", "up", "downs", "middle"), 0.8 * 0.811124),
+        # Four, of which the mean of three is 2/3 from the fourth's side: 1 - exp(-2.222222) = 0.891632.
+        (listed("right", "left", "up", "down", "qwxzt"), 0.8 * 0.891632),
+        # Hacks, and what can't be read.
+        (listed("right", "right", "right", "right", "right"), 0.0),
+        (listed("right", "left", "up", "down", "down"), 0.0),
+        (listed("right", "left", "up", "down", "Down "), 0.0),
+        (listed("right", "left", "up", "down", "downs"), 0.0),  # one word to the lexicon
+        (listed("qwxzt", "wxzt", "zzz", "zzt", "txz"), 0.0),
+        (listed("middle", "qwxzt", "wxzt", "zzz", "zzt"), 0.0),  # one alone, at the best of places
+        (listed("right", "left", "up", "down"), 0.0),
+        (listed("right", "left", "up", "down", "middle", "far"), 0.0),
+        (listed(*["right", "left", "up", "down", "middle"] * 60), 0.0),
+        (listed(*(f"word{'x' * number}" for number in range(300))), 0.0),
+        (listed(), 0.0),
+        (listed("...", "...", "...", "...", "..."), 0.0),
+        (listed("right", "left", "up", "down", "middle").replace("\\list", ""), 0.0),
+        (listed("right", "left", "up", "down", "middle") * 2, 0.0),
+        ("right, left, up, down, middle", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_diversity(text: str, expected: float) -> None:
+    prior = [Prior((5, 5, 5), (1, 1, 1))]
+    for least in (0.0, -1.0):
+        [value] = diversity_reward([text], prior=prior, lookup=LEXICON, least=least)
+        assert value == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_list_far_from_the_prior_is_worth_less() -> None:
+    words = listed("right", "left", "up", "down", "middle")
+    near, off = diversity_reward(
+        [words] * 2, prior=[Prior((5, 5, 5), (1, 1, 1)), Prior((5, 5, 8), (1, 1, 1))], lookup=LEXICON
+    )
+    # D = 3; without one of the four sqrt(9.25) = 3.041381: exp(-4.5) * 0.8 * (1 - exp(-0.137937))
+    assert off == pytest.approx(0.011109 * 0.8 * 0.128847, abs=1e-6) and off < near
+
+
+def test_diversity_may_be_negative_where_that_is_said() -> None:
+    text, prior = listed("middle", "far", "up", "down", "farther"), [Prior((5, 5, 5), (1, 1, 1))]
+    assert diversity_reward([text], prior=prior, lookup=LEXICON) == [0.0]
+    assert -1 <= diversity_reward([text], prior=prior, lookup=LEXICON, least=-1.0)[0] < 0
+
+
+def test_the_gate_decides_what_counts_of_a_list() -> None:
+    """All weight on the word that adds nothing, and all on one that does."""
+    text, prior = listed("right", "left", "up", "down", "middle"), [Prior((5, 5, 5), (1, 1, 1))]
+    for place, expected in ((4, 0.0), (0, 0.811124)):
+        seen = tuple(float(at == place) for at in range(5))
+        found = [Counterfactual(seen, (0.0,) * 5, 0.1)]
+        given = {"prior": prior, "lookup": LEXICON, "gate_temperature": 0.01, "counterfactual": found}
+        assert diversity_reward([text], **given)[0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "signed"),
+    [
+        (Counterfactual((0.5, 0.3), (0.1, 0.4), 0.25), 0.1125, 0.1125),  # (0.4 - 0.1) / 2 * 0.75
+        (Counterfactual((0.5, 0.3), (0.1, 0.1), 1.0), 0.0, 0.0),  # the whole image
+        (Counterfactual((0.1, 0.1), (0.2, 0.2), 0.5), 0.0, -0.05),
+        (None, 0.0, 0.0),
+    ],
+)
+def test_counterfactual(found: Counterfactual | None, expected: float, signed: float) -> None:
+    assert counterfactual_reward([GOOD], counterfactual=[found]) == pytest.approx([expected])
+    assert counterfactual_reward([GOOD], counterfactual=[found], least=-1.0) == pytest.approx([signed])
+
+
+def test_a_recipe_sets_what_the_paper_leaves_open() -> None:
+    names, weights = ["counterfactual", "diversity"], [0.1, 0.3]
+    made = config(
+        rewards=names, reward_weights=weights, judge=None, least_reward=-1.0, diversity_temperature=5.0, lexicon=None
+    )
+    of_region, of_list = reward_functions(made)
+    assert [function.__name__ for function in (of_region, of_list)] == ["counterfactual_reward", "diversity_reward"]
+    assert of_region([GOOD], counterfactual=[Counterfactual((0.1,), (0.2,), 0.5)]) == pytest.approx([-0.05])
+    text, prior = listed("joy", "fear", "calm", "sad", "proud"), [Prior((5, 5, 5), (1, 1, 1))]
+    assert of_list([text], prior=prior) == diversity_reward([text], prior=prior, diversity_temperature=5.0, least=-1.0)
+    assert of_list([text], prior=prior) != diversity_reward([text], prior=prior, least=-1.0)
+    assert measurements([of_list]) == set() and measurements([of_region, of_list]) == {"counterfactual"}
+    assert made.intervenes and not made.reflects and not config().intervenes
+
+
+@pytest.mark.parametrize("function", [consistency_reward, coherence_reward, counterfactual_reward, diversity_reward])
 def test_without_reflection_they_say_who_adds_it(function: Any) -> None:
     with pytest.raises(TrainingError, match="EmoR3Trainer"):
         function([GOOD], label=["awe"])
@@ -258,4 +365,4 @@ def test_the_page_of_rewards_is_made_of_docstrings() -> None:
     docs = Path(__file__).parents[2] / "docs"
     made = runpy.run_path(str(docs / "make_rewards.py"))["page"]()
     assert (docs / "rewards.md").read_text(encoding="utf-8") == made
-    assert made.count("| Formula |") == made.count("| Range |") == made.count("| Licence |") == 5
+    assert made.count("| Formula |") == made.count("| Range |") == made.count("| Licence |") == 7
