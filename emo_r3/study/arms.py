@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
@@ -125,6 +125,33 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """
+    A figure of the report.
+
+    Args:
+        name (`str`): of its files.
+        title (`str`): what it shows.
+        question (`int`): of the plan.
+        kind (`str`): `lines` over `at`, one for each row, whose arms are its points; `tradeoff` of the first two
+            measures; `bars` of all; or `curves` of a training's log, one for each row.
+        rows (`dict[str, list[str]]`): by name, arms.
+        measures (`list[str]`): what is shown; for `curves`, what is kept of each update.
+        at (`list[float]`): where the points of lines are.
+        along (`str`): what is along x.
+    """
+
+    name: str
+    title: str
+    question: int
+    kind: Literal["lines", "tradeoff", "bars", "curves"]
+    rows: Mapping[str, Sequence[str]]
+    measures: Sequence[str]
+    at: Sequence[float] = ()
+    along: str = ""
+
+
+@dataclass(frozen=True)
 class Tuning:
     """What is tuned before arms are compared: for each method the values of one field, with one seed and budget."""
 
@@ -150,7 +177,7 @@ class Study:
         fields (`dict`): of all recipes.
         tuning ([`Tuning`]): what is tuned.
         arms (`list[Arm]`): all of them, those of tuning too.
-        contrasts (`list[Contrast]`), tables (`list[Table]`): what the report says.
+        contrasts (`list[Contrast]`), tables (`list[Table]`), figures (`list[Figure]`): what the report says.
         minutes (`dict[str, float]`): of a run that trains, measures or tunes, until one is measured.
         small (`dict`): what makes the study one of toy size.
     """
@@ -166,6 +193,7 @@ class Study:
     arms: Sequence[Arm]
     contrasts: Sequence[Contrast]
     tables: Sequence[Table]
+    figures: Sequence[Figure]
     minutes: Mapping[str, float]
     small: Mapping[str, Any]
 
@@ -216,7 +244,7 @@ def load_study(path: Path, *, smoke: bool = False) -> Study:
     if not isinstance(said, dict):
         raise StudyError(f"{path} is no study: it has no fields")
     known = {"recipes", "bases", "datasets", "test", "validation", "fields", "defaults", "tuning", "minutes", "arms"}
-    known |= {"contrasts", "tables", "smoke"}
+    known |= {"contrasts", "tables", "figures", "smoke"}
     if unknown := sorted(set(said) - known):
         raise StudyError(f"{path}: unknown field {unknown[0]}; a study has {', '.join(sorted(known))}")
     if missing := sorted({"recipes", "bases", "datasets", "test", "validation", "arms"} - set(said)):
@@ -227,6 +255,7 @@ def load_study(path: Path, *, smoke: bool = False) -> Study:
         arms = [Arm(**(said.get("defaults") or {}) | one) for one in said["arms"]]
         contrasts = [Contrast(**one) for one in said.get("contrasts") or []]
         tables = [Table(**one) for one in said.get("tables") or []]
+        figures = [Figure(**one) for one in said.get("figures") or []]
     except TypeError as error:
         raise StudyError(f"{path}: {error}") from None
     study = Study(
@@ -241,6 +270,7 @@ def load_study(path: Path, *, smoke: bool = False) -> Study:
         arms=arms,
         contrasts=contrasts,
         tables=tables,
+        figures=figures,
         minutes={"train": 9.0, "measure": 6.0, "tune": 4.0} | (said.get("minutes") or {}),
         small=small,
     )
@@ -273,9 +303,14 @@ def _check(study: Study) -> None:
             )
     asked = [(f"contrast {one.name}", [*one.plus, *one.minus]) for one in study.contrasts]
     asked += [(f"table {one.title}", [arm for arms in one.rows.values() for arm in arms]) for one in study.tables]
+    asked += [(f"figure {one.name}", [arm for arms in one.rows.values() for arm in arms]) for one in study.figures]
     for where, arms in asked:
         if unknown := [name for name in arms if name not in names]:
             raise StudyError(f"{study.path}: {where}: there is no arm {unknown[0]}")
+    kinds = get_args(get_type_hints(Figure)["kind"])
+    for figure in study.figures:
+        if figure.kind not in kinds:
+            raise StudyError(f"{study.path}: figure {figure.name} is of kind {figure.kind!r}; choose one of {', '.join(kinds)}")
 
 
 def _tries(study: Study) -> list[Arm]:
@@ -320,7 +355,6 @@ def _toy(study: Study) -> Study:
             for one in chosen
         ],
         contrasts=[one for one in study.contrasts if _has(chosen, [*one.plus, *one.minus])],
-        tables=study.tables,
         fields={**study.fields, **small["fields"]},
     )
 

@@ -210,11 +210,11 @@ def chosen_rate(study: Study, arm: Arm, results: Mapping[str, Result]) -> tuple[
     method = study.tuned_by(arm)
     if method is None:
         return None, []
-    tries = {one: Run(one.name, study.tuning.seed).name for one in study.tries(method)} if method else {}
-    if missing := [name for name in tries.values() if name not in results]:
+    tries = [(one, Run(one.name, study.tuning.seed).name) for one in study.tries(method)]
+    if missing := [name for _, name in tries if name not in results]:
         return None, missing
     scores = []
-    for one, name in tries.items():
+    for one, name in tries:
         if not results[name].failed:
             accuracy = results[name].facts["tests"][study.tuning.train_on]["values"]["accuracy"]
             scores.append((-accuracy, float(one.fields[study.tuning.field])))

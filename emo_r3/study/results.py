@@ -152,7 +152,7 @@ class Results:
         self.study = study
         known = set(study.runs())
         self.all = {one.run: one for one in sorted(results, key=lambda one: one.run) if one.run in known}
-        self._kept: dict[tuple[Run, str, str, str], Array | None] = {}
+        self._kept: dict[tuple[Run, str, str], Array | None] = {}
         self._check()
 
     def _check(self) -> None:
@@ -181,6 +181,10 @@ class Results:
         """Whether an arm is trained."""
         return any(one.name == arm and one.recipe is not None for one in self.study.arms)
 
+    def _train_on(self, *names: str) -> str:
+        """What the first of these arms that the study has was trained on."""
+        return next(one.train_on for name in names for one in self.study.arms if one.name == name)
+
     def series(self, result: Result, measure: str, train_on: str) -> Array | None:
         """A measure over the data sets that it is about, as seen and in each draw of the items.
 
@@ -189,7 +193,7 @@ class Results:
             measure (`str`): of `MEASURES`, for one data set with `@` and its name.
             train_on (`str`): the data set that is in-domain.
         """
-        key = (result.run, measure, train_on, "")
+        key = (result.run, measure, train_on)
         if key not in self._kept:
             self._kept[key] = self._series(result, measure, train_on)
         return self._kept[key]
@@ -254,8 +258,7 @@ class Results:
             total: Array | None = None
             for arm, partner, weight in terms:
                 result = found[arm][seed] if arm in trained else next(iter(found[arm].values()))
-                guide = partner if arm not in trained else arm
-                one = self.series(result, measure, self.study.arm(guide).train_on)
+                one = self.series(result, measure, self._train_on(arm if arm in trained else partner, arm))
                 if one is None:
                     return None
                 total = weight * one if total is None else total + weight * one
