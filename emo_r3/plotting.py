@@ -189,7 +189,7 @@ def draw_differences(
 
 def draw_tradeoff(points: Mapping[str, tuple[Interval, Interval]], x_title: str, y_title: str, path: Path) -> None:
     """
-    Draws systems as points with their intervals in both directions, each with its name beside it.
+    Draws systems as points with their intervals in both directions.
 
     Args:
         points (`dict`): by name the low end, value and high end along x, and along y.
@@ -204,12 +204,12 @@ def draw_tradeoff(points: Mapping[str, tuple[Interval, Interval]], x_title: str,
             axes.plot([x[0], x[2]], [y[1], y[1]], color=colour, linewidth=1, alpha=0.55)
             axes.plot([x[1], x[1]], [y[0], y[2]], color=colour, linewidth=1, alpha=0.55)
             axes.plot([x[1]], [y[1]], marker, color=colour, markersize=7, label=name, zorder=3)
-            axes.annotate(name, (x[1], y[1]), (6, 5), textcoords="offset points", fontsize=8, color=colour)
-        axes.margins(0.1)
+        axes.margins(0.06)
         axes.grid()
         axes.set_axisbelow(True)
         axes.set_xlabel(x_title)
         axes.set_ylabel(y_title)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def draw_lines(

@@ -77,6 +77,7 @@ class Contrast:
         name (`str`): such as P1.
         question (`int`): of the plan.
         claim (`str`): in words.
+        short (`str`): what is compared, for figures.
         measure (`str`): of [`~emo_r3.study.results.MEASURES`].
         plus, minus (`list[str]`): arms, in pairs: the mean of the pairs' differences. Of an untrained arm, in-domain is
             what its partner was trained on.
@@ -100,6 +101,7 @@ class Contrast:
     equal: bool = False
     primary: bool = False
     paper: str = ""
+    short: str = ""
 
 
 @dataclass(frozen=True)

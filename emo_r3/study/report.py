@@ -112,17 +112,19 @@ def verdicts(results: Results) -> list[tuple[Contrast, Estimate | None, float, s
     return made
 
 
-def _verdict_table(rows: Sequence[tuple[Contrast, Estimate | None, float, str]]) -> list[str]:
+def _verdict_table(study: Study, rows: Sequence[tuple[Contrast, Estimate | None, float, str]]) -> list[str]:
     lines = [
         "| | claim | measure | difference | level | p | seeds | smallest of interest | paper | verdict |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for contrast, estimate, alpha, told in rows:
+        planned = _planned(study, contrast)
         measure = MEASURES[contrast.measure.partition("@")[0]]
         cells = ["", "", "", ""]
         if estimate is not None:
             p = f"{estimate.p:.4f}" if estimate.p > 1e-4 else "< 0.0001"
-            cells = [_signed(estimate, measure, alpha), f"{100 * (1 - alpha):.3g} %", p, _seeds(estimate)]
+            cells = [_signed(estimate, measure, alpha), f"{100 * (1 - alpha):.3g} %", p, _seeds(estimate, planned)]
+            told += " so far" if 0 < estimate.seeds < planned else ""
         lines.append(
             f"| {contrast.name} | {contrast.claim} | {measure.title} | {' | '.join(cells)} "
             f"| {contrast.smallest:g} | {contrast.paper} | **{told}** |"
@@ -130,8 +132,16 @@ def _verdict_table(rows: Sequence[tuple[Contrast, Estimate | None, float, str]])
     return lines
 
 
-def _seeds(estimate: Estimate) -> str:
-    return str(estimate.seeds) if estimate.seeds else "none trained"
+def _planned(study: Study, contrast: Contrast) -> int:
+    """Over how many seeds a contrast will be: those that all its trained arms have."""
+    arms = [study.arm(name) for name in (*contrast.plus, *contrast.minus)]
+    return min((one.seeds for one in arms if one.recipe is not None), default=0)
+
+
+def _seeds(estimate: Estimate, planned: int) -> str:
+    if not estimate.seeds:
+        return "none trained"
+    return str(estimate.seeds) if estimate.seeds >= planned else f"{estimate.seeds} of {planned}"
 
 
 def _number(value: float, measure: Measure, sign: str = "") -> str:
@@ -246,7 +256,7 @@ def _figures(results: Results) -> Iterator[tuple[str, Any]]:
     for contrast, estimate, alpha, told in verdicts(results):
         if contrast.primary and estimate is not None:
             low, high = estimate.interval(alpha)
-            title = f"{contrast.name}: {_measure(contrast.measure).title}"
+            title = f"{contrast.name}: {contrast.short or contrast.claim}\n{_measure(contrast.measure).title}"
             rows.append((title, (low, estimate.value, high), told))
     if rows:
         groups = [told for told in told_verdicts if any(row[2] == told for row in rows)]
@@ -256,7 +266,7 @@ def _figures(results: Results) -> Iterator[tuple[str, Any]]:
         shown = _shown(results, figure)
         if not shown:
             continue
-        titles = [_title(name) for name in figure.measures]
+        titles = [_title(name) for name in figure.measures if figure.kind != "curves"]
         if figure.kind == "lines":
             yield figure.name, _later(plotting.draw_lines, shown, figure.along, titles[0])
         elif figure.kind == "tradeoff":
@@ -347,9 +357,8 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
     lines = [
         "# The study's report",
         "",
-        f"Made by `emo-r3 study {study.path.as_posix() if not study.path.is_absolute() else study.path.name} --report` of "
-        "the files in [runs](runs); by which rules is said in [the plan](plan.md). It is about the miniature, a small model "
-        "of a world of drawings; **nothing in it is evidence about photographs**. The paper's numbers stand beside "
+        f"Made by `emo-r3 study recipes/{study.path.name} --report` of the files in [runs](runs); by which rules is said in "
+        "[the plan](plan.md). It is about the miniature, a small model of a world of drawings; **nothing in it is evidence about photographs**. The paper's numbers stand beside "
         "claims to say what was claimed.",
         "",
         f"{_progress(results)}.",
@@ -359,7 +368,7 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
         "",
         "## Verdicts on the primary contrasts",
         "",
-        *_verdict_table(primary),
+        *_verdict_table(study, primary),
         "",
         *_picture("verdicts", "Each primary contrast with its interval and its verdict", drawn),
     ]
@@ -367,7 +376,7 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
     for question in questions:
         lines += [f"## Question {question}: {QUESTIONS.get(question, '')}".rstrip(": "), ""]
         if own := [row for row in told if row[0].question == question and not row[0].primary]:
-            lines += ["Secondary contrasts, at 95 % without correction:", "", *_verdict_table(own), ""]
+            lines += ["Secondary contrasts, at 95 % without correction:", "", *_verdict_table(study, own), ""]
         for figure in study.figures:
             if figure.question == question:
                 lines += _picture(figure.name, figure.title, drawn)

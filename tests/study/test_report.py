@@ -48,7 +48,9 @@ def test_the_report_says_what_its_results_say(study: Study, made: Path) -> None:
     assert told["P8"][1] == "supported", "an untrained arm has no seeds, and its partner's domain"
     assert told["P2"] == (None, "not run yet")
     page = make_report(results, ["verdicts"])
-    assert "| SET | 70." in page and "| EMO-R3 |" in page and "| DSPO | not run yet |" in page
+    estimate = results.row(["d07-set"], "A_I")
+    assert estimate is not None and f"| SET | {estimate.value:.2f} ± {estimate.smallest_told():.2f} |" in page
+    assert "| DSPO | not run yet |" in page
     assert "| set | 50.0 | **60.0** | 40.0 |" in page, "what was tuned"
     assert "figures/verdicts.svg" in page and "seconds.svg" not in page
     assert "| dial 0 (set) | 99.0 | " in page and "| dial 0 (think) | not run yet |" in page
@@ -86,7 +88,7 @@ def test_the_check_finds_any_change(study: Study, made: Path, monkeypatch: pytes
     check_report(study, made)
     page = made / "report.md"
     text = page.read_text()
-    page.write_text(text.replace("70.", "71.", 1))
+    page.write_text(text.replace("supported", "refuted", 1))
     with pytest.raises(StudyError, match=r"report\.md differs .*line \d+"):
         check_report(study, made)
     page.write_text(text)
