@@ -212,9 +212,7 @@ def draw_tradeoff(points: Mapping[str, tuple[Interval, Interval]], x_title: str,
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
-def draw_lines(
-    lines: Mapping[str, Sequence[tuple[float, Interval]]], x_title: str, y_title: str, path: Path
-) -> None:
+def draw_lines(lines: Mapping[str, Sequence[tuple[float, Interval]]], x_title: str, y_title: str, path: Path) -> None:
     """
     Draws lines through points with their intervals.
 

@@ -14,12 +14,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `emo-r3 study`."""
     parser.add_argument("study", type=Path, metavar="FILE", help="such as recipes/study.yaml")
     parser.add_argument(
-        "--output", type=Path, default=Path("docs/study"), metavar="DIR", help="results and report (default: %(default)s)"
+        "--output",
+        type=Path,
+        default=Path("docs/study"),
+        metavar="DIR",
+        help="results and report (default: %(default)s)",
     )
     parser.add_argument("--part", default="1/1", metavar="I/N", help="do the I-th of N parts, one for each machine")
     parser.add_argument("--jobs", type=positive, default=2, metavar="N", help="runs at a time (default: %(default)s)")
     parser.add_argument("--arms", nargs="+", default=[], metavar="NAME", help="these alone, such as d07-set or 'm8-*'")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="bases and trainings (default: in the package's cache)")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="bases and trainings (default: in the package's cache)"
+    )
     parser.add_argument("--smoke", action="store_true", help="the study at toy size")
     parser.add_argument("--plan", action="store_true", help="only say what is missing and how long it takes")
     parser.add_argument("--report", action="store_true", help="only make the report of the results that are there")

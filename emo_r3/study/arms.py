@@ -312,7 +312,9 @@ def _check(study: Study) -> None:
     kinds = get_args(get_type_hints(Figure)["kind"])
     for figure in study.figures:
         if figure.kind not in kinds:
-            raise StudyError(f"{study.path}: figure {figure.name} is of kind {figure.kind!r}; choose one of {', '.join(kinds)}")
+            raise StudyError(
+                f"{study.path}: figure {figure.name} is of kind {figure.kind!r}; choose one of {', '.join(kinds)}"
+            )
 
 
 def _tries(study: Study) -> list[Arm]:
@@ -376,5 +378,3 @@ def read_part(text: str) -> tuple[int, int]:
     if sign and number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total):
         return int(number), int(total)
     raise StudyError(f"--part {text}: say which of how many, such as 1/3")
-
-

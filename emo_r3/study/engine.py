@@ -71,9 +71,7 @@ class Todo:
         return sum(self.minutes(run) for run in runs) / max(1, min(jobs, len(runs) or 1))
 
 
-def find_todo(
-    place: Place, output: Path, *, part: tuple[int, int] = (1, 1), only: Sequence[str] = ()
-) -> Todo:
+def find_todo(place: Place, output: Path, *, part: tuple[int, int] = (1, 1), only: Sequence[str] = ()) -> Todo:
     """
     What a study lacks.
 

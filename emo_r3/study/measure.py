@@ -148,7 +148,13 @@ def _measured(
     if pipe is not None and sampled and any(text is not None for text in told.first):
         images = [items.rows[place]["image"] for place in range(min(sampled, len(rows)))]
         drawn = pipe(
-            images, labels=items.labels, temperature=1.0, seed=SAMPLING_SEED, batch_size=BATCH, on_error="return", **how
+            images,
+            labels=items.labels,
+            temperature=1.0,
+            seed=SAMPLING_SEED,
+            batch_size=BATCH,
+            on_error="return",
+            **how,
         )
         again = Told.of([one.text for one in drawn], scenes[: len(images)])
         result["sampled"] = {"count": len(images), "items": again.items()}

@@ -88,7 +88,9 @@ def words(fields: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for name, value in fields.items():
         values = value if isinstance(value, list) else [value]
-        as_text = ["null" if one is None else str(one).lower() if isinstance(one, bool) else str(one) for one in values]
+        as_text = [
+            "null" if one is None else str(one).lower() if isinstance(one, bool) else str(one) for one in values
+        ]
         found += [f"--{name}", *as_text] if isinstance(value, list) else [f"--{name}={as_text[0]}"]
     return found
 
@@ -243,7 +245,10 @@ def commit() -> str | None:
     try:
         run = [
             subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=20, check=True).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", "..", "../../recipes"])
+            for words in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", "..", "../../recipes"],
+            )
         ]
     except (OSError, subprocess.SubprocessError):
         return None

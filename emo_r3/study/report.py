@@ -150,9 +150,8 @@ def _number(value: float, measure: Measure, sign: str = "") -> str:
 
 def _signed(estimate: Estimate, measure: Measure, alpha: float = ALPHA) -> str:
     low, high = estimate.interval(alpha)
-    return (
-        f"{_number(estimate.value, measure, '+')} [{_number(low, measure, '+')}, {_number(high, measure, '+')}]"
-        + ("†" if estimate.seeds == 1 else "")
+    return f"{_number(estimate.value, measure, '+')} [{_number(low, measure, '+')}, {_number(high, measure, '+')}]" + (
+        "†" if estimate.seeds == 1 else ""
     )
 
 
@@ -275,7 +274,9 @@ def _figures(results: Results) -> Iterator[tuple[str, Any]]:
             yield figure.name, _later(plotting.draw_bars, shown, figure.along)
         else:
             panels = [
-                plotting.Panel(f"{name.replace('_', ' ')} while training", [plotting.Series(*one) for one in lines.items()])
+                plotting.Panel(
+                    f"{name.replace('_', ' ')} while training", [plotting.Series(*one) for one in lines.items()]
+                )
                 for name, lines in shown.items()
             ]
             yield figure.name, _later(plotting.draw_curves, panels)
@@ -288,14 +289,19 @@ def _later(draw: Any, *arguments: Any) -> Any:
 def _shown(results: Results, figure: Figure) -> dict[str, Any]:
     """What a figure has to show, by row; by measure for curves."""
     if figure.kind == "curves":
-        panels = {name: {title: _curve(results, arms, name) for title, arms in figure.rows.items()} for name in figure.measures}
+        panels = {
+            name: {title: _curve(results, arms, name) for title, arms in figure.rows.items()}
+            for name in figure.measures
+        }
         kept = {name: {title: points for title, points in lines.items() if points} for name, lines in panels.items()}
         return {name: lines for name, lines in kept.items() if lines}
     found: dict[str, Any] = {}
     trained = next((arms for arms in figure.rows.values() if all(map(results.is_trained, arms))), ())
     for title, arms in figure.rows.items():
         if figure.kind == "lines":
-            pairs = [(x, _interval(results, [arm], figure.measures[0])) for x, arm in zip(figure.at, arms, strict=True)]
+            pairs = [
+                (x, _interval(results, [arm], figure.measures[0])) for x, arm in zip(figure.at, arms, strict=True)
+            ]
             if points := [(x, one) for x, one in pairs if one is not None]:
                 found[title] = points
             continue

@@ -39,7 +39,15 @@ def tests_of(
                 "own_true_asked": pack(1 - wrong),
                 "own_yes": pack(1 - wrong),
             }
-        values = {"accuracy": right, "well_formed": 0.99, "letters": 200.0, "ece": 0.2, "brier": 0.2, "kl": 1.0, "js": 0.2}
+        values = {
+            "accuracy": right,
+            "well_formed": 0.99,
+            "letters": 200.0,
+            "ece": 0.2,
+            "brier": 0.2,
+            "kl": 1.0,
+            "js": 0.2,
+        }
         found[name] = {
             "count": ITEMS,
             "fingerprint": f"items of {name}",
@@ -69,7 +77,13 @@ def make_result(study: Study, output: Path, run: Run, right: float, false: float
     if arm.recipe is not None:
         curves = {"accuracy": [0.4 + 0.01 * update for update in range(10)], "length": [50.0] * 10}
         facts["training"] = {"updates": 10, "zero_variance": 0.25, "rollout": 1.5, "reflection": 0.4, "rest": 2.0}
-        facts["training"] |= {"update_seconds": 3.9, "thousands": 0.64, "starved": 0.0, "seconds": 40, "curves": curves}
+        facts["training"] |= {
+            "update_seconds": 3.9,
+            "thousands": 0.64,
+            "starved": 0.0,
+            "seconds": 40,
+            "curves": curves,
+        }
     return write_result(output, run, facts | changed)
 
 

@@ -30,7 +30,15 @@ SMALL: dict[str, Any] = {
         {"name": "plain", "title": "plain", "step": 1, "method": "direct"},
     ],
     "contrasts": [
-        {"name": "P1", "question": 1, "claim": "more", "measure": "A", "plus": ["one"], "minus": ["two"], "smallest": 1}
+        {
+            "name": "P1",
+            "question": 1,
+            "claim": "more",
+            "measure": "A",
+            "plus": ["one"],
+            "minus": ["two"],
+            "smallest": 1,
+        }
     ],
 }
 
@@ -116,7 +124,9 @@ def test_the_placebo_has_sets_tags_and_as_many_tokens() -> None:
     from emo_r3.models import CHECKPOINT
     from emo_r3.prompts import load_prompts
 
-    placebo = tomllib.loads((STUDY.parent / "study/placebo.toml").read_text(encoding="utf-8"))["forms"]["set"]["question"]
+    placebo = tomllib.loads((STUDY.parent / "study/placebo.toml").read_text(encoding="utf-8"))["forms"]["set"][
+        "question"
+    ]
     prompts: Any = load_prompts()
     ours = prompts.set if hasattr(prompts, "set") else prompts.questions["set"]
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
