@@ -29,7 +29,7 @@ class Arm:
         title (`str`): in tables.
         step (`int`): of the study's order.
         recipe (`str`, *optional*): file of the recipe it is trained by, without `.yaml`; else nothing is trained.
-        method (`str`, *optional*): without a recipe, how the base is asked: `direct`, `think`, `set`, `sepm`, `dan` ...
+        method (`str`, *optional*): without a recipe, how the base is asked: `direct`, `think`, `sepm`, `dan` ...
         base (`str`): name of the base.
         train_on (`str`): data set, also the one that is in-domain.
         seeds (`int`): 1 to this; 1 where nothing is trained.
@@ -79,8 +79,8 @@ class Contrast:
         claim (`str`): in words.
         short (`str`): what is compared, for figures.
         measure (`str`): of [`~emo_r3.study.results.MEASURES`].
-        plus, minus (`list[str]`): arms, in pairs: the mean of the pairs' differences. Of an untrained arm, in-domain is
-            what its partner was trained on.
+        plus, minus (`list[str]`): arms, in pairs: the mean of the pairs' differences. In-domain for an untrained arm
+            is what its partner was trained on.
         sum (`bool`): their sum instead, as of a difference of differences.
         smallest (`float`): the smallest difference of interest, in points.
         above (`bool`): whether the claim is a difference above 0, or below.

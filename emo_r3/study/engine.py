@@ -1,4 +1,4 @@
-"""Runs what a study lacks: some processes at a time, each with a run of its own; what fails doesn't stop the others."""
+"""Runs what a study lacks: some processes at a time, a run in each; what fails doesn't stop the others."""
 
 from __future__ import annotations
 

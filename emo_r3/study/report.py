@@ -71,8 +71,8 @@ def check_report(study: Study, output: Path) -> None:
             what = "isn't there" if name not in there else "is of no report" if name not in made else "differs"
             where = _difference(there.get(name, b""), made.get(name, b"")) if name == REPORT else ""
             raise StudyError(
-                f"{output / name} {what} from what the results say{where}: make it again with emo-r3 study {study.path} "
-                "--report (figures also depend on matplotlib's version, which constraints.txt pins)"
+                f"{output / name} {what} from what the results say{where}: make it again with emo-r3 study "
+                f"{study.path} --report (figures also depend on matplotlib's version, which constraints.txt pins)"
             )
 
 
@@ -363,14 +363,14 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
     lines = [
         "# The study's report",
         "",
-        f"Made by `emo-r3 study recipes/{study.path.name} --report` of the files in [runs](runs); by which rules is said in "
-        "[the plan](plan.md). It is about the miniature, a small model of a world of drawings; **nothing in it is evidence about photographs**. The paper's numbers stand beside "
-        "claims to say what was claimed.",
+        f"Made by `emo-r3 study recipes/{study.path.name} --report` of the files in [runs](runs); by which rules is said "
+        "in [the plan](plan.md). It is about the miniature, a small model of a world of drawings; **nothing in it is "
+        "evidence about photographs**. The paper's numbers stand beside claims to say what was claimed.",
         "",
         f"{_progress(results)}.",
         "",
-        "Differences are in points (percent of items) unless the measure is no share. † means one seed: that interval is over items "
-        "alone. Bold differences have a 95 % interval without 0, uncorrected.",
+        "Differences are in points (percent of items) unless the measure is no share. † means one seed: that interval "
+        "is over items alone. Bold differences have a 95 % interval without 0, uncorrected.",
         "",
         "## Verdicts on the primary contrasts",
         "",

@@ -84,7 +84,7 @@ MEASURES: dict[str, Measure] = {
     "starved": Measure("starved updates", run="starved"),
     "train_seconds": Measure("training, s", run="seconds", scale=1, digits=0),
 }
-"""All that can be a column or a contrast. `accuracy@miniature-6` is that of one data set; else it is the mean of all."""
+"""What can be a column or a contrast. `accuracy@miniature-6` is that of one data set; else it is the mean of all."""
 
 
 @dataclass(frozen=True)

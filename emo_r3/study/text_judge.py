@@ -1,4 +1,4 @@
-"""A text classifier of the miniature's world: a judge that reads which emotion a sentence speaks of, and sees nothing."""
+"""A text classifier of the miniature's world: a judge that reads of which emotion a sentence speaks, and is blind."""
 
 from __future__ import annotations
 

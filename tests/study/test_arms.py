@@ -83,7 +83,7 @@ def test_what_a_study_cannot_say(tmp_path: Path, changed: dict[str, Any], told: 
 def test_a_file_that_is_no_study(tmp_path: Path) -> None:
     for text in ("", "[1", "- a"):
         (tmp_path / "other.yaml").write_text(text)
-        with pytest.raises(StudyError, match="other.yaml"):
+        with pytest.raises(StudyError, match=r"other\.yaml"):
             load_study(tmp_path / "other.yaml")
 
 

@@ -145,7 +145,10 @@ def test_how_long_it_takes(tmp_path: Path) -> None:
     make_result(place.study, tmp_path, Run("one", 1), 0.5, identity="one None", seconds={"run": 600.0})
     todo = find_todo(place, tmp_path)
     assert {run.name: todo.minutes(run) for run in todo.missing} == {
-        **{"one-seed2": 10, "one-seed3": 10, "two-seed1": 10, "other-seed1": 20}
+        "one-seed2": 10,
+        "one-seed3": 10,
+        "two-seed1": 10,
+        "other-seed1": 20,
     }, "as long as the arm took, or one with the same recipe"
     assert duration(134) == "2 h 14 min" and duration(0.4) == "0 min"
 
