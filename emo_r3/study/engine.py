@@ -96,8 +96,8 @@ def find_todo(place: Place, output: Path, *, part: tuple[int, int] = (1, 1), onl
         arm = study.arm(run.arm)
         if arm.name not in wanted or arm.name in impossible:
             continue
-        rate, waits = chosen_rate(study, arm, done)
         try:
+            rate, waits = chosen_rate(study, arm, done)
             if (arm.name, rate) not in identities:
                 identities[arm.name, rate] = identity(place, arm, 0, rate)["identity"]
         except EmoR3Error as error:
@@ -167,7 +167,12 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
             for run in list(waiting):
                 if len(running) >= jobs:
                     break
-                rate, missing = chosen_rate(place.study, place.study.arm(run.arm), todo.done)
+                try:
+                    rate, missing = chosen_rate(place.study, place.study.arm(run.arm), todo.done)
+                except StudyError as error:
+                    waiting.remove(run)
+                    failed.append(str(error))
+                    continue
                 if not missing:
                     waiting.remove(run)
                     start(run, rate)

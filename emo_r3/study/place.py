@@ -31,7 +31,7 @@ class Place:
 
     Args:
         study ([`Study`]): which.
-        root (`Path`): the folder for all studies; what is made of another miniature is beside.
+        root (`Path`): the folder for all studies; what is made of another miniature, or world, is beside.
     """
 
     study: Study
@@ -81,7 +81,7 @@ class Place:
         return {name: self._drawn(name, how) for name in names}
 
     def _drawn(self, name: str, how: Mapping[str, int]) -> Path:
-        folder = self.root / "data" / f"seed{how['seed']}-{how['items']}" / name
+        folder = self.folder / "data" / f"seed{how['seed']}-{how['items']}" / name
         return _made(folder, lambda unfinished: _draw(name, unfinished, how))
 
     def train_data(self, arm: Arm) -> None:
