@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 SAMPLE := docs/samples/03-mountains-fireworks.png
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart install test test-fast test-vllm test-full-width quality bench build clean
+.PHONY: help quickstart install test test-fast test-vllm test-full-width quality bench study study-check build clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## +/\1|/' | while IFS='|' read -r name text; do \
@@ -44,6 +44,12 @@ quality: $(VENV)/.dev  ## lint, check the format and the types
 
 bench: $(VENV)/.dev  ## print the speed ratios
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+study: $(VENV)/.dev  ## run what the study lacks, and write docs/study/report.md: hours; it goes on where it was stopped
+	$(BIN)/emo-r3 study recipes/study.yaml
+
+study-check: $(VENV)/.dev  ## make the study's tables and figures again from its results, and fail on any difference
+	$(BIN)/emo-r3 study recipes/study.yaml --check
 
 build: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation

@@ -42,6 +42,8 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "ytick.left": False,
 }
+Interval = tuple[float, float, float]
+"""Low end, value and high end."""
 _UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -149,6 +151,118 @@ def draw_intervals(systems: Sequence[str], blocks: Sequence[Block], axis: str, p
         axes.set_axisbelow(True)
         axes.set_xlabel(axis)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
+
+
+def draw_differences(
+    rows: Sequence[tuple[str, Interval, str]], groups: Sequence[str], axis: str, path: Path, largest: float = math.inf
+) -> None:
+    """
+    Draws differences as points with their intervals around a line at 0, from top to bottom.
+
+    Args:
+        rows (`list[tuple]`): of each its title, low end, value and high end, and its group.
+        groups (`list[str]`): the groups, each with a colour of its own, in the legend's order.
+        axis (`str`): what the numbers are.
+        path (`Path`): the file, which is there in full or as it was before.
+        largest (`float`, *optional*): what is further from 0 is cut off there.
+    """
+    with _figure(9, 1 + 0.36 * (len(rows) + 1), path) as figure:
+        axes = figure.add_subplot()
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for number, group in enumerate(groups):
+            own = [(place, row[1]) for place, row in enumerate(rows) if row[2] == group]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            places = [place for place, _ in own]
+            lows, values, highs = ([interval[end] for _, interval in own] for end in range(3))
+            axes.hlines(places, lows, highs, colour, linewidth=2.2)
+            axes.plot(values, places, marker, color=colour, markersize=6.5, label=group)
+        reach = max((abs(end) for _, interval, _ in rows for end in interval), default=1.0)
+        reach = 1.06 * min(reach or 1.0, largest)
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(rows)), [title for title, _, _ in rows])
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(axis)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(groups) or 1, borderaxespad=0.2)
+
+
+def draw_tradeoff(points: Mapping[str, tuple[Interval, Interval]], x_title: str, y_title: str, path: Path) -> None:
+    """
+    Draws systems as points with their intervals in both directions.
+
+    Args:
+        points (`dict`): by name the low end, value and high end along x, and along y.
+        x_title, y_title (`str`): what is along them.
+        path (`Path`): the file, which is there in full or as it was before.
+    """
+    with _figure(7.4, 5.2, path) as figure:
+        axes = figure.add_subplot()
+        for number, (name, (x, y)) in enumerate(points.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+            axes.plot([x[0], x[2]], [y[1], y[1]], color=colour, linewidth=1, alpha=0.55)
+            axes.plot([x[1], x[1]], [y[0], y[2]], color=colour, linewidth=1, alpha=0.55)
+            axes.plot([x[1]], [y[1]], marker, color=colour, markersize=7, label=name, zorder=3)
+        axes.margins(0.06)
+        axes.grid()
+        axes.set_axisbelow(True)
+        axes.set_xlabel(x_title)
+        axes.set_ylabel(y_title)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def draw_lines(lines: Mapping[str, Sequence[tuple[float, Interval]]], x_title: str, y_title: str, path: Path) -> None:
+    """
+    Draws lines through points with their intervals.
+
+    Args:
+        lines (`dict`): by name its points: where, and low end, value and high end there.
+        x_title, y_title (`str`): what is along the axes.
+        path (`Path`): the file, which is there in full or as it was before.
+    """
+    places = sorted({x for points in lines.values() for x, _ in points})
+    step = 0.012 * ((places[-1] - places[0]) or 1)
+    with _figure(6.4, 4.4, path) as figure:
+        axes = figure.add_subplot()
+        for number, (name, points) in enumerate(lines.items()):
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            aside = step * (number - (len(lines) - 1) / 2)  # so that intervals don't hide each other
+            x = [place + aside for place, _ in points]
+            axes.vlines(x, [one[0] for _, one in points], [one[2] for _, one in points], colour, linewidth=2)
+            axes.plot(x, [one[1] for _, one in points], color=colour, marker=marker, markersize=6, label=name)
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(x_title)
+        axes.set_ylabel(y_title)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), borderaxespad=0.2)
+
+
+def draw_bars(rows: Mapping[str, Mapping[str, float]], axis: str, path: Path) -> None:
+    """
+    Draws a bar for each row, put together of its parts.
+
+    Args:
+        rows (`dict`): by title the length of each part by name; all have the same names.
+        axis (`str`): what the lengths are.
+        path (`Path`): the file, which is there in full or as it was before.
+    """
+    names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
+    with _figure(7.4, 1 + 0.34 * len(rows), path) as figure:
+        axes = figure.add_subplot()
+        begins = [0.0] * len(rows)
+        for number, name in enumerate(names):
+            lengths = [max(0.0, parts.get(name, 0.0)) for parts in rows.values()]
+            axes.barh(range(len(rows)), lengths, 0.66, begins, color=COLOURS[number % len(COLOURS)], label=name)
+            begins = [begin + length for begin, length in zip(begins, lengths, strict=True)]
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(axis)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names) or 1, borderaxespad=0.2)
 
 
 def draw_reliability(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]], path: Path) -> None:

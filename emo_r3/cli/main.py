@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "measure a model on data sets",
     "calibrate": "fit a model's probabilities to labelled images",
     "compare": "put measured models side by side",
+    "study": "train, measure and compare many arms",
     "push": "publish data sets, models, the metric and Spaces on the Hub",
     "env": "print what a bug report needs",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -106,6 +107,7 @@ class SharedRollout(SharedPrompt):
         seeds = self._row_seeds(len(prompt_ids))
         written: list[list[int]] = []
         self._read.clear()
+        start = time.perf_counter()
         with (
             profiling_context(self, "transformers.generate"),
             unwrap_model_for_generation(
@@ -120,6 +122,7 @@ class SharedRollout(SharedPrompt):
         ):
             for rows in chunks(range(len(prompt_ids)), self.args.rollout_batch_size or len(prompt_ids)):
                 written += self._generate_part(model, rows, [seeds[row] for row in rows])
+        self._log_metric("rollout/seconds", time.perf_counter() - start)
         return written, None
 
     def _generate_part(self, model: Any, rows: Sequence[int], seeds: Sequence[int]) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""Studies: many arms trained, measured and compared by rules that were written down before."""

@@ -1,0 +1,275 @@
+"""Runs what a study lacks: some processes at a time, a run in each; what fails doesn't stop the others."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from ..errors import EmoR3Error
+from .arms import Arm, Run, Study, StudyError, matches
+from .one_run import chosen_rate, failed_facts, failure, identity, in_a_process, unfinished
+from .place import Place
+from .results import Result, read_results, write_result
+
+TRIES = 2
+PATIENCE = 300
+"""Seconds that runs have to save what they did when they are told to end."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Todo:
+    """
+    What there is to do.
+
+    Args:
+        study ([`Study`]): of which.
+        done (`dict[str, Result]`): results that are there, by the run's name.
+        missing (`list[Run]`): the runs of this part that have none, in their order.
+        others (`int`): how many runs other parts lack.
+        impossible (`dict[str, str]`): arms that can't be run with this package, and why.
+    """
+
+    study: Study
+    done: dict[str, Result]
+    missing: list[Run]
+    others: int = 0
+    impossible: dict[str, str] = field(default_factory=dict)
+
+    def minutes(self, run: Run) -> float:
+        """What a run takes: the mean of those that are most like it."""
+        arm = self.study.arm(run.arm)
+
+        def like(test: Callable[[Arm], bool]) -> list[float]:
+            found = [one for one in self.done.values() if not one.failed and test(self.study.arm(one.run.arm))]
+            return [float(one.facts["seconds"]["run"]) / 60 for one in found]
+
+        same = (arm.recipe, arm.method, arm.split, arm.tuning)
+        kinds: list[Callable[[Arm], bool]] = [
+            lambda one: one.name == arm.name,
+            lambda one: (one.recipe, one.method, one.split, one.tuning) == same,
+        ]
+        for kind in kinds:
+            if measured := like(kind):
+                return sum(measured) / len(measured)
+        usual = "tune" if arm.tuning else "train" if arm.recipe else "measure"
+        return arm.minutes or self.study.minutes[usual]
+
+    def left(self, runs: Sequence[Run], jobs: int) -> float:
+        """Minutes for runs, so many at a time."""
+        return sum(self.minutes(run) for run in runs) / max(1, min(jobs, len(runs) or 1))
+
+
+def find_todo(place: Place, output: Path, *, part: tuple[int, int] = (1, 1), only: Sequence[str] = ()) -> Todo:
+    """
+    What a study lacks.
+
+    Args:
+        place ([`Place`]): of the study.
+        output (`Path`): its folder with results.
+        part (`tuple[int, int]`, *optional*, defaults to `(1, 1)`): number of this machine, and of how many: which
+            runs are a part's doesn't depend on what is done.
+        only (`list[str]`, *optional*): names of arms, or patterns such as `m8-*`; tuning that they need comes along.
+
+    Raises:
+        [`StudyError`]: results are there that aren't of this study as its file stands; or an arm that was asked for by
+            its name can't be run.
+    """
+    study = place.study
+    known = set(study.runs())
+    done = {one.run.name: one for one in read_results(output) if one.run in known}
+    impossible, stale, missing, others = {}, [], [], 0
+    identities: dict[tuple[str, float | None], str] = {}
+    wanted = _wanted(study, only)
+    for number, run in enumerate(study.runs()):
+        arm = study.arm(run.arm)
+        if arm.name not in wanted or arm.name in impossible:
+            continue
+        try:
+            rate, waits = chosen_rate(study, arm, done)
+            if (arm.name, rate) not in identities:
+                identities[arm.name, rate] = identity(place, arm, 0, rate)["identity"]
+        except EmoR3Error as error:
+            impossible[arm.name] = str(error)
+            continue
+        if run.name in done:
+            if not waits and done[run.name].facts["identity"] != identities[arm.name, rate]:
+                stale.append(run.name)
+        elif number % part[1] == part[0] - 1:
+            missing.append(run)
+        else:
+            others += 1
+    if stale:
+        raise StudyError(
+            f"{len(stale)} results in {output} aren't of {study.path} as it stands ({unfinished(stale)}): recipe, "
+            "base, items or prompts are others; remove them to run them again, or undo the change"
+        )
+    if asked := [name for name in only if name in impossible]:
+        raise StudyError(impossible[asked[0]])
+    return Todo(study, done, missing, others, impossible)
+
+
+def _wanted(study: Study, only: Sequence[str]) -> set[str]:
+    if not only:
+        return {one.name for one in study.arms}
+    chosen = [one for one in study.arms if matches(one.name, only)]
+    if not chosen:
+        raise StudyError(f"no arm is called {' or '.join(only)}: emo-r3 study {study.path} --plan lists them")
+    methods = {study.tuned_by(one) for one in chosen}
+    return {one.name for one in chosen} | {one.name for one in study.arms if one.tuning and one.rate_of in methods}
+
+
+def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say = lambda line: None) -> list[str]:
+    """
+    Runs what is missing.
+
+    Args:
+        place ([`Place`]): of the study.
+        output (`Path`): its folder, for the results.
+        todo ([`Todo`]): of [`find_todo`].
+        jobs (`int`, *optional*, defaults to 2): runs at a time, a thread each.
+        say (`Callable`, *optional*): told a line for each run that begins or ends.
+
+    Returns:
+        `list[str]`: a line for each run that failed, or that has to wait for another part's tuning.
+
+    Raises:
+        KeyboardInterrupt: as it came; what runs has saved what it can.
+    """
+    waiting, running, failed = list(todo.missing), {}, []
+    attempts: Counter[Run] = Counter()
+    total, finished = len(waiting), 0
+
+    def start(run: Run, rate: float | None) -> None:
+        attempts[run] += 1
+        (place.work(run) / "failed").unlink(missing_ok=True)
+        process = context.Process(target=in_a_process, args=(place, output, run, rate), name=run.name)
+        with _environment():
+            process.start()
+        running[process.sentinel] = (process, run, rate)
+        again = ", going on" if any(place.work(run).glob("checkpoint-*")) else ""
+        say(f"{run.name} begins{again}")
+
+    context = _context()
+    try:
+        while waiting or running:
+            for run in list(waiting):
+                if len(running) >= jobs:
+                    break
+                try:
+                    rate, missing = chosen_rate(place.study, place.study.arm(run.arm), todo.done)
+                except StudyError as error:
+                    waiting.remove(run)
+                    failed.append(str(error))
+                    continue
+                if not missing:
+                    waiting.remove(run)
+                    start(run, rate)
+            if not running:
+                break
+            for sentinel in wait(list(running), timeout=5):
+                process, run, rate = running.pop(sentinel)  # type: ignore[index]
+                process.join()
+                for result in read_results(output):
+                    todo.done.setdefault(result.run.name, result)
+                if run.name in todo.done:
+                    finished += 1
+                    left = todo.left([*waiting, *(one for _, one, _ in running.values())], jobs)
+                    minutes = todo.done[run.name].facts["seconds"]["run"] / 60
+                    say(f"{run.name} is done in {minutes:.1f} min; {finished} of {total}, about {duration(left)} left")
+                    continue
+                told = failure(place.work(run))
+                reason = f"{run.name} failed (exit code {process.exitcode}): {told['reason']}"
+                if attempts[run] < TRIES:
+                    say(f"{reason}; it is tried once more")
+                    waiting.insert(0, run)
+                    continue
+                say(reason)
+                failed.append(reason)
+                if told["final"]:
+                    facts = failed_facts(place, run, rate, told["reason"])
+                    todo.done[run.name] = Result(run, facts)
+                    write_result(output, run, facts)
+    except BaseException:
+        _end([process for process, _, _ in running.values()], say)
+        raise
+    for run in waiting:
+        _, missing = chosen_rate(place.study, place.study.arm(run.arm), todo.done)
+        failed.append(f"{run.name} waits for {unfinished(missing)}, which other parts run, or which failed")
+    return failed
+
+
+def _context() -> Any:
+    """Processes that begin with everything imported where the system can, and without what this one holds."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.one_run", "emo_r3.training.trainer"])
+    return context
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """One thread for each process that starts here."""
+    before: Mapping[str, str] = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _end(processes: Sequence[Any], say: Say) -> None:
+    """Tells runs to end; a training saves first."""
+    if processes:
+        say(f"ending {len(processes)} runs; a training saves at the end of its update")
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + PATIENCE
+    # A second Ctrl-C is for those that have patience no more.
+    for process in processes:
+        process.join(max(0.1, end - time.monotonic()))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def duration(minutes: float) -> str:
+    """Minutes in words."""
+    hours, rest = divmod(round(minutes), 60)
+    return f"{hours} h {rest:02} min" if hours else f"{rest} min"
+
+
+def plan_lines(todo: Todo, jobs: int) -> list[str]:
+    """What is missing by step, how long it takes, and what can't be run."""
+    study = todo.study
+    lines = []
+    for step in sorted({one.step for one in study.arms}):
+        own = [run for run in study.runs() if study.arm(run.arm).step == step]
+        lacking = [run for run in todo.missing if study.arm(run.arm).step == step]
+        there = sum(run.name in todo.done for run in own)
+        minutes = duration(todo.left(lacking, jobs))
+        lines.append(f"step {step}: {len(own)} runs, {there} done, {len(lacking)} to do here, about {minutes}")
+        lines += [f"    {run.name}, about {todo.minutes(run):.0f} min" for run in lacking]
+    for name, why in todo.impossible.items():
+        lines.append(f"can't be run yet: {name}: {why}")
+    return lines
+
+
+def summary(todo: Todo, jobs: int) -> str:
+    """What is about to happen, in a line."""
+    told = f"{len(todo.done)} results are there, {len(todo.missing)} runs are to do here"
+    told += f" and {todo.others} elsewhere" if todo.others else ""
+    told += f", {jobs} at a time: about {duration(todo.left(todo.missing, jobs))}" if todo.missing else ""
+    return told + (f"; {len(todo.impossible)} arms can't be run yet" if todo.impossible else "")

@@ -1,0 +1,312 @@
+"""The result files of runs, and what is measured by them: for each measure its value and its draws of the items."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from ..files import write_text
+from .arms import Run, Study, StudyError
+from .packing import unpack
+from .statistics import Array, Estimate, combine, ratios
+
+FORM = 1
+"""Of a result file; raised with each change that old files can't follow."""
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """
+    A column of tables.
+
+    Args:
+        title (`str`): in tables.
+        parts, wholes (`str`, *optional*): of what is kept of each item, the share that is measured.
+        value (`str`, *optional*): or the number that is kept of each data set.
+        run (`str`, *optional*): or the number that is kept of the training.
+        cells (`str`, *optional*): of accuracy, which cells count: `A_I`, `A_O` or `A`.
+        scale (`float`): by which it is multiplied for tables.
+        digits (`int`): behind the point.
+    """
+
+    title: str
+    parts: str = ""
+    wholes: str = ""
+    value: str = ""
+    run: str = ""
+    cells: str = ""
+    sampled: bool = False
+    scale: float = 100
+    digits: int = 1
+
+
+MEASURES: dict[str, Measure] = {
+    "A_I": Measure("A^I", "correct", "all", cells="A_I", digits=2),
+    "A_O": Measure("A^O", "correct", "all", cells="A_O", digits=2),
+    "A": Measure("A", "correct", "all", cells="A", digits=2),
+    "accuracy": Measure("accuracy", "correct", "all", digits=2),
+    "false_texts": Measure("false texts", "false", "text"),
+    "precision": Measure("precision", "found", "named"),
+    "recall": Measure("recall", "found", "there_text"),
+    "seeing": Measure("errors of seeing", "confirmed", "text"),
+    "writing": Measure("errors of writing", "denied", "text"),
+    "no_to_false": Measure("No to own false", "own_no", "false"),
+    "yes_to_true": Measure("Yes to own true", "own_yes", "own_true_asked"),
+    "sampled_false": Measure("false texts, sampled", "false", "text", sampled=True),
+    "sampled_precision": Measure("precision, sampled", "found", "named", sampled=True),
+    "sampled_recall": Measure("recall, sampled", "found", "there_text", sampled=True),
+    "consistent": Measure("consistent", "consistent", "read"),
+    "triggers": Measure("triggers named", "named", "text", scale=1, digits=2),
+    "letters": Measure("letters", value="letters", scale=1, digits=0),
+    "well_formed": Measure("format", value="well_formed"),
+    "ece": Measure("ECE", value="ece"),
+    "brier": Measure("Brier", value="brier", scale=1, digits=3),
+    "log_loss": Measure("log loss", value="log_loss", scale=1, digits=3),
+    "kl": Measure("KL", value="kl", scale=1, digits=3),
+    "js": Measure("JS", value="js", scale=1, digits=3),
+    "zero_variance": Measure("zero variance", run="zero_variance"),
+    "update_seconds": Measure("s an update", run="update_seconds", scale=1, digits=2),
+    "rollout_seconds": Measure("rollout", run="rollout", scale=1, digits=2),
+    "reflection_seconds": Measure("reflection", run="reflection", scale=1, digits=2),
+    "counterfactual_seconds": Measure("counterfactual", run="counterfactual", scale=1, digits=2),
+    "rest_seconds": Measure("loss and update", run="rest", scale=1, digits=2),
+    "completions": Measure("completions, thousands", run="thousands", scale=1, digits=2),
+    "starved": Measure("starved updates", run="starved"),
+    "train_seconds": Measure("training, s", run="seconds", scale=1, digits=0),
+}
+"""What can be a column or a contrast. `accuracy@miniature-6` is that of one data set; else it is the mean of all."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left: see [`write_result`]."""
+
+    run: Run
+    facts: Mapping[str, Any]
+
+    @property
+    def failed(self) -> str | None:
+        """Why there is nothing, where a run failed for good."""
+        return self.facts.get("failed")
+
+    @cached_property
+    def _items(self) -> dict[tuple[str, bool], dict[str, NDArray[np.int64]]]:
+        found = {}
+        for name, told in self.facts["tests"].items():
+            for sampled, one in ((False, told), (True, told.get("sampled"))):
+                if one is None:
+                    continue
+                items = {key: unpack(text, one["count"]) for key, text in one["items"].items()}
+                items["all"] = np.ones(one["count"], np.int64)
+                if "text" in items:
+                    items["there_text"] = items["there"] * items["text"]
+                if "confirmed" in items:
+                    items["denied"] = items["false"] * (1 - items["confirmed"])
+                found[name, sampled] = items
+        return found
+
+    def series(self, measure: Measure, dataset: str, number: int) -> Array | None:
+        """A measure of a data set as seen and, of items, in each draw; `None` where it can't be measured.
+
+        Args:
+            measure ([`Measure`]): which.
+            dataset (`str`): of which.
+            number (`int`): of that data set among the study's.
+        """
+        told = self.facts["tests"].get(dataset)
+        if told is None:
+            return None
+        if measure.value:
+            value = told["values"].get(measure.value)
+            return None if value is None else np.array([float(value)])
+        items = self._items.get((dataset, measure.sampled), {})
+        if measure.parts not in items or measure.wholes not in items or not items[measure.wholes].sum():
+            return None
+        # Draws of the sampled items are others than those of all.
+        return ratios(items[measure.parts], items[measure.wholes], number + 100 * measure.sampled)
+
+
+class Results:
+    """
+    All results of a study, and what they say together.
+
+    Args:
+        study ([`Study`]): whose they are.
+        results (`list[Result]`): of its runs; those of other runs are left out.
+
+    Raises:
+        [`StudyError`]: results of one arm are of different recipes, or of different test items or bases.
+    """
+
+    def __init__(self, study: Study, results: Sequence[Result]) -> None:
+        self.study = study
+        known = set(study.runs())
+        self.all = {one.run: one for one in sorted(results, key=lambda one: one.run) if one.run in known}
+        self._kept: dict[tuple[Run, str, str], Array | None] = {}
+        self._check()
+
+    def _check(self) -> None:
+        said: dict[tuple[str, ...], tuple[str, str]] = {}
+        for run, result in self.all.items():
+            if result.failed:
+                continue
+            facts = result.facts
+            split = self.study.arm(run.arm).split
+            claims = {("arm", run.arm): facts["identity"], ("miniature",): facts["base"]["miniature"]}
+            claims |= {("items", split, name): told["fingerprint"] for name, told in facts["tests"].items()}
+            for key, value in claims.items():
+                before = said.setdefault(key, (run.name, value))
+                if before[1] != value:
+                    what = {"arm": "recipes or sizes", "miniature": "miniatures", "items": "test items"}[key[0]]
+                    raise StudyError(
+                        f"{before[0]}.json and {run.name}.json are of different {what}: remove the one that is not of "
+                        "this study, and run it again"
+                    )
+
+    def of(self, arm: str) -> dict[int, Result]:
+        """The results of an arm by seed, without those that failed."""
+        return {run.seed: one for run, one in self.all.items() if run.arm == arm and not one.failed}
+
+    def is_trained(self, arm: str) -> bool:
+        """Whether an arm is trained."""
+        return any(one.name == arm and one.recipe is not None for one in self.study.arms)
+
+    def _train_on(self, *names: str) -> str:
+        """What the first of these arms that the study has was trained on."""
+        return next(one.train_on for name in names for one in self.study.arms if one.name == name)
+
+    def series(self, result: Result, measure: str, train_on: str) -> Array | None:
+        """A measure over the data sets that it is about, as seen and in each draw of the items.
+
+        Args:
+            result ([`Result`]): whose.
+            measure (`str`): of `MEASURES`, for one data set with `@` and its name.
+            train_on (`str`): the data set that is in-domain.
+        """
+        key = (result.run, measure, train_on)
+        if key not in self._kept:
+            self._kept[key] = self._series(result, measure, train_on)
+        return self._kept[key]
+
+    def _series(self, result: Result, name: str, train_on: str) -> Array | None:
+        name, _, only = name.partition("@")
+        if name not in MEASURES:
+            raise StudyError(f"there is no measure {name}: choose one of {', '.join(MEASURES)}")
+        measure = MEASURES[name]
+        if measure.run:
+            value = (result.facts.get("training") or {}).get(measure.run)
+            return None if value is None else np.array([float(value) * measure.scale])
+        wanted = [one for one in self.study.datasets if only in ("", one)]
+        if measure.cells == "A_I":
+            wanted = [train_on]
+        elif measure.cells == "A_O":
+            wanted = [one for one in wanted if one != train_on]
+        parts = [result.series(measure, one, list(self.study.datasets).index(one)) for one in wanted]
+        if not parts or any(part is None for part in parts):
+            return None
+        return np.mean([part for part in parts if part is not None], axis=0) * measure.scale
+
+    def row(self, arms: Sequence[str], measure: str, like: Sequence[str] = ()) -> Estimate | None:
+        """
+        A measure of a system: the mean of its arms, one for each training, over the seeds that all have.
+
+        Args:
+            arms (`list[str]`): the arms.
+            measure (`str`): of `MEASURES`.
+            like (`list[str]`, *optional*): the arms of another system, by whose training an untrained one is measured.
+        """
+        others = list(like) or list(arms)
+        return self._combine([(arm, other, 1 / len(arms)) for arm, other in zip(arms, others, strict=False)], measure)
+
+    def contrast(
+        self, plus: Sequence[str], minus: Sequence[str], measure: str, total: bool = False
+    ) -> Estimate | None:
+        """
+        The difference of arms in pairs, over the seeds that all trained ones have; `None` where one has no result.
+
+        Args:
+            plus, minus (`list[str]`): the arms.
+            measure (`str`): of `MEASURES`.
+            total (`bool`, *optional*, defaults to `False`): the sum of the differences, not their mean.
+        """
+        weight = 1.0 if total else 1 / len(plus)
+        terms = []
+        for first, second in zip(plus, minus, strict=True):
+            terms += [(first, second, weight), (second, first, -weight)]
+        return self._combine(terms, measure)
+
+    def _combine(self, terms: Sequence[tuple[str, str, float]], measure: str) -> Estimate | None:
+        found = {arm: self.of(arm) for arm, _, _ in terms}
+        if not all(found.values()):
+            return None
+        trained = [arm for arm in found if self.is_trained(arm)]
+        seeds = sorted(set.intersection(*(set(found[arm]) for arm in trained))) if trained else [0]
+        if not seeds:
+            return None
+        by_seed = []
+        for seed in seeds:
+            total: Array | None = None
+            for arm, partner, weight in terms:
+                result = found[arm][seed] if arm in trained else next(iter(found[arm].values()))
+                one = self.series(result, measure, self._train_on(arm if arm in trained else partner, arm))
+                if one is None:
+                    return None
+                total = weight * one if total is None else total + weight * one
+            assert total is not None
+            by_seed.append(total)
+        try:
+            return combine(by_seed, trained=bool(trained))
+        except DataError:
+            return None
+
+
+def read_results(folder: Path) -> list[Result]:
+    """
+    The results in the folder `runs` of a study's output.
+
+    Raises:
+        [`StudyError`]: a file there is no result.
+    """
+    return [read_result(path) for path in sorted((folder / RUNS).glob("*.json"))]
+
+
+def read_result(path: Path) -> Result:
+    """A result file; raises [`StudyError`] for one that is none."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts["form"] != FORM:
+            raise ValueError(f"form {facts['form']}, and {FORM} is read here")
+        run = Run(str(facts["arm"]), int(facts["seed"]))
+        if run.name != path.stem:
+            raise ValueError(f"it is of {run.name}")
+        if "failed" not in facts:
+            for name in ("identity", "base", "tests", "seconds"):
+                facts[name]
+            for told in facts["tests"].values():
+                for name in ("count", "fingerprint", "values", "items"):
+                    told[name]
+                for value in told["values"].values():
+                    if value is not None and not math.isfinite(value):
+                        raise ValueError("a value is not finite")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path} is no result of a run ({error}): remove it, and run it again") from None
+    return Result(run, facts)
+
+
+def write_result(folder: Path, run: Run, facts: Mapping[str, Any]) -> Path:
+    """Writes a result file, whole or not at all."""
+    path = folder / RUNS / f"{run.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"form": FORM, "arm": run.arm, "seed": run.seed, **facts}, indent=1, ensure_ascii=False)
+    write_text(path, text + "\n")
+    return path
