@@ -17,6 +17,15 @@ from .labels import LabelSet, resolve_labels
 UNITS = ("pixels", "thousandths", "fractions")
 """What the numbers of a region can be: see [`~emo_r3.models.coordinates`]."""
 
+# Asked by baselines without training, and so in no file: no checkpoint was trained with a wording of its own. FOCUS is
+# SEPM's; CLUES are ours, from what DAN's paper says of its own, which aren't public.
+FOCUS = "Please focus on emotion"
+POLARITY = "Is the emotion that the image evokes positive or negative? A: positive. B: negative. Answer A or B."
+CLUES = (
+    "Look at the scene as a whole first: its light, its colours, its tone. "
+    "Then look at the things in it one by one: faces, gestures, objects. Weigh both kinds of clues."
+)
+
 _REFLECTION = {"consistency": ("text",), "coherence": ("text", "labels")}
 _ENTRIES = ("version", *_REFLECTION, "forms", "coordinates")
 _FIELD = re.compile(r"\{(text|labels|coordinates|emotions)\}")

@@ -19,7 +19,8 @@ from ..images.loading import LoadedImage
 from ..inference.engine import not_finite
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
-from .training_free import POLARITY, TrainingFreePipeline, sign_of
+from ..prompts import CLUES, POLARITY
+from .training_free import TrainingFreePipeline, sign_of
 from .visual_attention import EncodedImage, lowest
 
 Gate = Literal["soft", "hard", "none"]
@@ -27,12 +28,6 @@ GATES: tuple[Gate, ...] = get_args(Gate)
 
 LAYERS = 3
 """Attention is the mean over so many of the last layers."""
-
-# Not in `prompts.toml`, like `POLARITY`. The paper's own are not public; these are written from its description.
-CLUES = (
-    "Look at the scene as a whole first: its light, its colours, its tone. "
-    "Then look at the things in it one by one: faces, gestures, objects. Weigh both kinds of clues."
-)
 
 
 class DanPipeline(TrainingFreePipeline):

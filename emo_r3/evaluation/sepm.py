@@ -14,14 +14,13 @@ from ..errors import EmoR3Error
 from ..images.loading import LoadedImage
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
-from .training_free import POLARITY, TrainingFreePipeline, sign_of
+from ..prompts import FOCUS, POLARITY
+from .training_free import TrainingFreePipeline, sign_of
 from .visual_attention import EncodedImage, lowest
 
 PRESETS: dict[str, tuple[float, float]] = {"paper": (0.632, 0.2), "code": (0.447, 0.1)}
 """Difference of the two probabilities below which an image is ambiguous, and share of visual tokens to drop."""
 
-# Not in `prompts.toml`, like `POLARITY`.
-FOCUS = "Please focus on emotion"
 AMBIGUOUS = "The emotion may be positive or negative."
 
 

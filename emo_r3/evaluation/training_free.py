@@ -26,9 +26,6 @@ from .visual_attention import MODEL_TYPES
 TRAINING_FREE = ("sepm", "dan")
 """Their names as methods of an evaluation."""
 
-# Not in `prompts.toml`: it belongs to baselines that are never trained, so no checkpoint carries it. The question for
-# the label is the prompt `direct` of the pipeline, like that of the other methods.
-POLARITY = "Is the emotion that the image evokes positive or negative? A: positive. B: negative. Answer A or B."
 
 MIDDLE = 5.0
 """Of the scale of valence, from 1 to 9."""

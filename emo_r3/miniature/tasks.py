@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..prompts import Prompts
+from ..forms import FORMS
+from ..prompts import CLUES, FOCUS, POLARITY, Prompts
 from . import world
 from .drawing import SIZE, Box, coarse, render_with_boxes
 from .model import GRID, IMAGE, MERGE, PATCH, TURN, TURN_END, VISION_END, VISION_START
@@ -103,11 +104,18 @@ class Questions:
         prompts: the questions.
         images: the pool of scenes.
         rng: source of every choice.
+        in_order: whether feelings are listed in one order, or as they are drawn.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, prompts: Prompts, images: ImagePool, rng: np.random.Generator
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        prompts: Prompts,
+        images: ImagePool,
+        rng: np.random.Generator,
+        in_order: bool = False,
     ) -> None:
+        self.in_order = in_order
         self.tokenizer, self.prompts, self.images, self.rng = tokenizer, prompts, images, rng
         self.encode = lru_cache(50_000)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         self.concept = torch.full((len(tokenizer),), -1)
@@ -116,7 +124,8 @@ class Questions:
                 self.concept[word_id(tokenizer, word)] = index
 
     def batch(self, task: str, count: int) -> dict[str, Any]:
-        """A batch of one task: `see`, `set`, `think`, `direct`, `grounded`, `consistency` or `coherence`."""
+        """A batch of one task: `see`, `set`, `think`, `direct`, `grounded`, `polarity`, `consistency` or
+        `coherence`."""
         chosen = self.images.sample(count)
         batch: dict[str, Any] = {"task": task}
         if task != "coherence":
@@ -157,7 +166,18 @@ class Questions:
     def grounded(self, scene: world.Scene, boxes: dict[str, Box]) -> tuple[str, str]:
         labels, label = self._labelled(scene)
         region = coarse(boxes[world.main_trigger(scene, label)])
-        return self.prompts.question("grounded", labels), world.grounded_answer(scene, label, self.rng, region)
+        text = world.grounded_answer(scene, label, self.rng, region, self._feelings(scene))
+        return self.prompts.question("grounded", labels), text
+
+    def _feelings(self, scene: world.Scene) -> list[str]:
+        words = world.feelings(scene, self.rng, FORMS["grounded"].emotions)
+        return world.in_order(words) if self.in_order else words
+
+    def polarity(self, scene: world.Scene) -> tuple[str, str]:
+        """Positive or negative by two options, as the baselines without training ask."""
+        preface = ("", f"{FOCUS}. ", f"{CLUES}\n")[self.rng.integers(3)]
+        sign = world.sample_label(scene, "pretraining", ("positive", "negative"), self.rng)
+        return preface + POLARITY, "A" if sign == "positive" else "B"
 
     def think(self, scene: world.Scene) -> tuple[str, str]:
         labels, label = self._labelled(scene)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ..forms import FORMS
 from ..labels import LABEL_SETS, LabelSet
 from ..parsing import render_completion
 
@@ -405,6 +404,12 @@ def feelings(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
     return [str(word) for word in rng.choice(words, count, replace=False, p=shares / shares.sum())]
 
 
+def in_order(words: Sequence[str]) -> list[str]:
+    """Feelings in the order of `FEELINGS`."""
+    order = [word for emotion in EMOTIONS for word in FEELINGS[emotion]]
+    return sorted(words, key=order.index)
+
+
 def main_trigger(scene: Scene, label: str) -> str:
     """The trigger that a viewer who feels `label` would point at: an object where there is one."""
     evoked = {
@@ -419,16 +424,17 @@ def grounded_answer(
     label: str,
     rng: np.random.Generator,
     region: Sequence[float],
+    emotions: Sequence[str],
     contents: Sequence[str] | None = None,
 ) -> str:
-    """An answer in three steps with the region of its evidence and five feelings; `contents` as in `describe`."""
+    """An answer in three steps with the region of its evidence and a list of feelings; `contents` as in `describe`."""
     return render_completion(
         describe(scene, rng, contents),
         react(scene, label, rng),
         conclude(scene, label),
         label,
         region=region,
-        emotions=feelings(scene, rng, FORMS["grounded"].emotions),
+        emotions=emotions,
     )
 
 

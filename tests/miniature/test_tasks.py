@@ -21,9 +21,9 @@ from emo_r3.miniature.tasks import (
 )
 from emo_r3.models.prefix_cache import render_prompt
 from emo_r3.parsing import parse_completion
-from emo_r3.prompts import load_prompts
+from emo_r3.prompts import POLARITY, load_prompts
 
-TASKS = ("set", "think", "direct", "grounded", "consistency", "coherence")
+TASKS = ("set", "think", "direct", "grounded", "polarity", "consistency", "coherence")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,15 @@ def test_a_grounded_reply_points_at_what_is_there(questions: Questions) -> None:
         feelings.update(parsed.emotions)
     assert set(feelings) <= {word for words in world.FEELINGS.values() for word in words} and len(feelings) > 12
     assert all(word in AFFECT for words in world.FEELINGS.values() for word in words)
+
+
+def test_polarity_is_asked_as_the_baselines_ask(questions: Questions) -> None:
+    told = {"A": [], "B": []}
+    for scene in questions.images.scenes * 5:
+        question, reply = questions.polarity(scene)
+        assert question.endswith(POLARITY)
+        told[reply].append(scene.valence)
+    assert np.mean(told["A"]) > 0.3 > -0.3 > np.mean(told["B"])
 
 
 def test_yes_and_no_are_true(questions: Questions) -> None:
