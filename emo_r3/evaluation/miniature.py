@@ -8,19 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from ..inference.pipeline import EmoR3Pipeline
+from ..labels import LabelSet
 from ..metrics.accuracy import wilson
 from ..metrics.reliability import reliability
 from ..miniature import world
 from ..miniature.dial import make_dialled
-from ..miniature.drawing import Box, overlap, render, render_with_boxes
+from ..miniature.drawing import SIZE, Box, overlap, render, render_with_boxes
+from ..models.decoding import BOX, box_sequences
+from ..models.image_tokens import token_boxes
+from ..models.occlusion import choices_of_label, masked_log_probs
+from ..models.prefix_cache import LabelTrie, render_prompt
 from ..results import EmotionResult
+from ..training.intervention import moved, touched
 
 DATASETS = ("miniature-8", "miniature-6", "miniature-7")
 BATCH = 64
 DIALS = (0.0, 0.3, 0.7)
 """How often step 1 of the bases that studies use names what isn't there: the shipped one, and two made of it."""
+HIDDEN = 500
+"""Of so many scenes of each data set, regions are hidden."""
 HIT = 0.5
 """Intersection over union from which on a region is where a trigger is."""
 
@@ -39,7 +49,8 @@ def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Cal
     others tell of another scene (`other`). `ceiling` is the accuracy of always answering what most annotators would.
     """
     rng = np.random.default_rng([seed, DATASETS.index(domain)])
-    labels = world.label_set(domain).labels
+    label_set = world.label_set(domain)
+    labels = label_set.labels
     scenes = [world.sample_scene(domain, rng) for _ in range(count)]
     drawn = [render_with_boxes(scene) for scene in scenes]
     images = [image for image, _ in drawn]
@@ -85,6 +96,8 @@ def measure(pipe: EmoR3Pipeline, domain: str, count: int, seed: int, report: Cal
     report(f"{domain}: {count} grounded answers")
     given = pipe(images, labels=labels, method="grounded", decoding="free", batch_size=BATCH)
     numbers |= evidence(given, scenes, [boxes for _, boxes in drawn])
+    report(f"{domain}: {min(count, HIDDEN)} regions hidden")
+    numbers |= without_region(pipe, given[:HIDDEN], images[:HIDDEN], label_set, seed)
     report(f"{domain}: {count} labels alone")
     alone = pipe(images, labels=labels, method="direct", batch_size=BATCH)
     people = [
@@ -155,6 +168,51 @@ def evidence(
     }
 
 
+def without_region(
+    pipe: EmoR3Pipeline, results: Sequence[EmotionResult], images: Sequence[Image.Image], labels: LabelSet, seed: int
+) -> dict[str, Any]:
+    """What hiding the region that an answer names takes from the probability of its label, which is asked for alone.
+
+    Args:
+        pipe (`EmoR3Pipeline`): the miniature.
+        results (`list[EmotionResult]`), images (`list[Image]`): answers of the method `"grounded"`, and their images.
+        labels (`LabelSet`): the labels that they chose from.
+        seed (`int`): of the random places.
+
+    Returns:
+        `dict`: `drop_named`, the mean loss of probability; `drop_random`, with a region as wide and high at a random
+        place instead; and `drop_difference`, of the same items. Answers without a region, or with one that hides the
+        whole image, are left out.
+    """
+    sequences = box_sequences(pipe.processor.tokenizer, BOX, labels.labels)
+    trie = LabelTrie(sequences)
+    prompt = render_prompt(pipe.processor, pipe.info.prompts.question("direct", labels), with_image=True)
+    named, moved_away = [], []
+    for number, (result, image) in enumerate(zip(results, images, strict=True)):
+        if result.label is None or result.evidence is None or result.evidence.box is None:
+            continue
+        left, top, right, bottom = (edge / SIZE for edge in result.evidence.box)
+        inputs = dict(pipe.processor(text=[prompt], images=[[image]], return_tensors="pt"))
+        boxes = token_boxes(pipe.model, pipe.processor, inputs, image.size)
+        region = (left, top, right, bottom)
+        masks = [touched(boxes, region), touched(boxes, moved(region, f"{seed} {number}"))]
+        if masks[0].all():
+            continue
+        label = sequences[labels.labels.index(result.label)]
+        probabilities = masked_log_probs(
+            pipe.model,
+            inputs,
+            torch.stack([torch.zeros_like(masks[0]), *masks]),
+            [label],
+            choices=[choices_of_label(trie, label)],
+            fill="zero",
+        ).exp()[:, 0]
+        named.append(float(probabilities[0] - probabilities[1]))
+        moved_away.append(float(probabilities[0] - probabilities[2]))
+    differences = [one - other for one, other in zip(named, moved_away, strict=True)]
+    return {"drop_named": mean(named), "drop_random": mean(moved_away), "drop_difference": mean(differences)}
+
+
 def _emotions(words: Sequence[str]) -> np.ndarray:
     """Shares of the world's emotions among words, of shape (8,); words that it doesn't have count nothing."""
     counts = np.array([sum(word.lower() in world.FEELINGS[e] for word in words) for e in world.EMOTIONS], float)
@@ -162,9 +220,11 @@ def _emotions(words: Sequence[str]) -> np.ndarray:
 
 
 def mean(values: Sequence[float]) -> dict[str, Any]:
-    """The mean of numbers from 0 to 1, in the form of a `rate`, with a 95 % interval by the normal distribution."""
+    """The mean of numbers, in the form of a `rate`, with a 95 % interval by the normal distribution."""
+    if not values:
+        return rate(0, 0)
     middle, spread = float(np.mean(values)), 1.96 * float(np.std(values)) / len(values) ** 0.5
-    return {"value": middle, "low": max(0.0, middle - spread), "high": min(1.0, middle + spread), "n": len(values)}
+    return {"value": middle, "low": middle - spread, "high": middle + spread, "n": len(values)}
 
 
 def measure_dials(

@@ -78,6 +78,9 @@ def card(numbers: dict[str, Any], training: dict[str, Any]) -> str:
                 ("object_hit", "of scenes with an object, regions that are where one is"),
                 ("feelings", "overlap of the five emotions with the annotators'"),
                 ("any_feelings", "the same with the five of another scene"),
+                ("drop_named", "what hiding that region takes from the label's probability"),
+                ("drop_random", "what hiding one as large at a random place takes"),
+                ("drop_difference", "the difference, of the same images"),
             ]
         ),
         probabilities=_probabilities(results),

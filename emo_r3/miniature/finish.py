@@ -21,14 +21,14 @@ from ..models.checkpoint import load_for_training, save_checkpoint
 from .fine_tuning import fine_tune
 from .tasks import ImagePool, Questions
 
-FINISH_STEPS, PEAK, POOL = 400, 5e-4, 4000
+FINISH_STEPS, PEAK, POOL = 1000, 6e-4, 4000
 # Of each task, its share of the updates and the images of one.
 TASKS = {
-    "grounded": (0.3, 16),
-    "polarity": (0.14, 32),
-    "set": (0.2, 16),
-    "consistency": (0.2, 32),
-    "coherence": (0.06, 32),
+    "grounded": (0.42, 16),
+    "polarity": (0.1, 32),
+    "set": (0.17, 16),
+    "consistency": (0.16, 32),
+    "coherence": (0.05, 32),
     "think": (0.05, 16),
     "direct": (0.05, 32),
 }
