@@ -26,8 +26,8 @@ assert accuracy_reward([r"\\boxed{Awe}"], label=["awe"]) == [1.0]
 In a recipe, `rewards: [accuracy, format, my_package.rewards.short]` and `reward_weights: [0.8, 0.1, 0.1]` go together.
 A dotted path is a function of your own: read a stranger's recipe before you run it, since that function runs. Its
 arguments are columns of the rows: `completions`, `label`, `parsed` (what a completion says), those of the data set,
-`prior` (an item's emotion before anything is said of it, as the field of that name has it), and the measurements below.
-A measurement is what a model is asked about each completion. It is made once a step, only where a reward has an
+`prior` (an item's emotion before anything is said of it, as the field of that name has it), and the measurements
+below. A measurement is what a model is asked about each completion. It is made once a step, only where a reward has an
 argument of its name.
 
 | measurement | who is asked |

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from small_run import LABELS, rows
 from tiny_models import tiny_checkpoint
 
@@ -49,7 +50,7 @@ class Given(EmoR3Trainer):
         return self.kept
 
 
-def make(folder: Path, name: str = "qwen2_5_vl", **fields: Any) -> Given:
+def make(folder: Path, name: str = "qwen2_5_vl", peft_config: Any = None, **fields: Any) -> Given:
     model, processor, _ = load_for_training(tiny_checkpoint(name))
     given: dict[str, Any] = {
         "output_dir": str(folder),
@@ -68,7 +69,8 @@ def make(folder: Path, name: str = "qwen2_5_vl", **fields: Any) -> Given:
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    return Given(model, EmoR3Config(**{**given, **fields}), rows(), processor, method="grounded")
+    config = EmoR3Config(**{**given, **fields})
+    return Given(model, config, rows(), processor, method="grounded", peft_config=peft_config)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", pytest.param("llava", marks=pytest.mark.slow)])
@@ -89,6 +91,27 @@ def test_it_trains_and_says_how(name: str, tmp_path: Path) -> None:
         assert logged["diversity/distance"] > 0
         assert logged["format_failures/malformed_list"] == 0.25
     assert not any(key.startswith("reflection") for key in logged)
+
+
+@pytest.mark.slow
+def test_adapters(tmp_path: Path) -> None:
+    """What is asked is the policy with its adapter."""
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    found = []
+    for number, config in enumerate((None, lora)):
+        trainer = make(tmp_path / str(number), peft_config=config)
+        trainer.train()
+        found.append(list(trainer._logs["extra"]["p_emotions"]))
+    assert all("lora" in name for name, weight in trainer.model.named_parameters() if weight.requires_grad)
+    assert found[0][0] != pytest.approx(found[1][0], rel=0.1)
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_measures_before_it_chooses(tmp_path: Path) -> None:
+    trainer = make(tmp_path, dynamic_sampling="reward", dynamic_sampling_tries=2)
+    trainer.train()
+    assert [entry["dynamic_sampling/tries"] for entry in trainer.state.log_history if "loss" in entry] == [1]
+    assert sum(row["counterfactual"] is not None for row in trainer.kept) == 6
 
 
 def test_the_gate_weighs_what_diversity_counts(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ from emo_r3.training.examples import (
     question_rows,
     select_cold_start,
 )
+from emo_r3.training.prior import Priors
+from emo_r3.word_lookup import WordLookup
 
 LABELS = list(LABEL_SETS["emotion6"].labels)
 QUESTION = load_prompts().question("set", LABELS)
@@ -148,6 +150,18 @@ def test_questions(tmp_path: Path) -> None:
     # Each image stays with its row, in whatever order they are asked for.
     assert [image.getpixel((20, 20))[0] for image in rows[[2, 0, 1]]["image"]] == [2, 0, 1]
     assert rows.select([2])[0]["image"].getpixel((20, 20)) == (2, 0, 0)
+
+
+def test_questions_keep_what_a_prior_is_made_of(tmp_path: Path) -> None:
+    loaded = load(build(tmp_path, [2, 0]))
+    captions = ["A dog sleeps.", "It rains."]
+    rows = question_rows(loaded.add_column("caption", captions), "set", load_prompts())
+    assert [row["caption"] for row in rows] == captions
+    priors = Priors(WordLookup(), "context", items=rows.with_format(None)["label"][:])  # without decoding images
+    assert priors.items == [row["label"] for row in rows]
+    priors.check(rows.column_names)
+    calm, wet = (priors({**row, "label": "joy"}).mean for row in rows)
+    assert calm != wet
 
 
 @pytest.mark.parametrize("patch", [14, 16], ids=["Qwen2.5-VL", "Qwen3-VL"])
