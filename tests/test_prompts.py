@@ -185,3 +185,13 @@ def test_unusable_files(tmp_path: Path, content: bytes | None, message: str) -> 
     assert "mine.toml" in str(caught.value)
     with pytest.raises(PromptError, match="can't read the prompt file"):
         load_prompts(tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "recipes").rglob("*.toml")), ids=lambda f: f.name)
+def test_prompt_files_of_the_recipes_change_no_more_than_they_say(file: Path, prompts: Prompts) -> None:
+    own = load_prompts(file)
+    assert own.version != prompts.version
+    assert (own.consistency, own.coherence) == (prompts.consistency, prompts.coherence)
+    for method, question in own.questions.items():
+        assert question != prompts.questions[method]
+        assert question.splitlines()[-1] == prompts.questions[method].splitlines()[-1], "the form is the same"

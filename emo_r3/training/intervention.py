@@ -13,7 +13,7 @@ from torch import Tensor
 from ..images.loading import image_digest
 from ..models.coordinates import seen_size, to_fractions
 from ..models.counterfactual import Candidates, candidate_log_probs, candidate_tokens
-from ..models.image_tokens import Box, seen_part, token_boxes
+from ..models.image_tokens import Box, token_boxes
 from ..models.occlusion import Fill
 from ..models.reflection import once
 from ..parsing import EMOTIONS, ParsedCompletion
@@ -95,13 +95,14 @@ class Intervention:
         model, processor = self.asked.model, self.asked.processor
         inputs = self.encode(row)
         size = row["image"].size
-        boxes, seen = token_boxes(model, processor, inputs, size), seen_part(model, processor, size)
+        boxes = token_boxes(model, processor, inputs, size)
         given = seen_size(model, inputs, 0)
-        regions = {place: self._region(parsed[place], texts[place], given) for place in group}
-        places = [place for place, region in regions.items() if region is not None]
+        found_regions = {place: self._region(parsed[place], texts[place], given) for place in group}
+        regions = {place: region for place, region in found_regions.items() if region is not None}
+        places = list(regions)
         # A sure policy often writes the same twice.
         different, of_place = once([(texts[place], parsed[place].emotions) for place in places])
-        masks = [touched(boxes, within(regions[places[of_place.index(at)]], seen)) for at in range(len(different))]
+        masks = [touched(boxes, regions[places[of_place.index(at)]]) for at in range(len(different))]
         candidates = []
         for (text, emotions), mask in zip(different, masks, strict=True):
             head = text[: text.index(EMOTIONS) + len(EMOTIONS)]
@@ -128,14 +129,6 @@ def moved(region: Box, key: str) -> Box:
     wide, high = region[2] - region[0], region[3] - region[1]
     left, top = draw.random() * (1 - wide), draw.random() * (1 - high)
     return left, top, left + wide, top + high
-
-
-def within(region: Box | None, seen: Box) -> Box:
-    """A region in parts of the sides of what a model sees of an image."""
-    assert region is not None
-    wide, high = seen[2] - seen[0], seen[3] - seen[1]
-    left, top, right, bottom = region
-    return (left - seen[0]) / wide, (top - seen[1]) / high, (right - seen[0]) / wide, (bottom - seen[1]) / high
 
 
 def touched(boxes: Tensor, region: Box) -> Tensor:

@@ -1,13 +1,18 @@
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from emo_r3.cli.main import main
 from emo_r3.evaluation import miniature as evaluate
 from emo_r3.evaluation.miniature_card import TARGETS, card
 from emo_r3.inference.pipeline import EmoR3Pipeline
+from emo_r3.miniature import world
+from emo_r3.miniature.drawing import render
 from emo_r3.models.checkpoint import CHECKPOINT
+from emo_r3.results import EmotionResult, Evidence
 
 
 @pytest.mark.parametrize(
@@ -66,3 +71,58 @@ def test_the_command_measures_and_writes_the_card(tmp_path: Path, capsys: pytest
     assert results["consistency"]["value"] > 0.65
     assert results["coherence"]["value"] > 0.5
     assert results["accuracy"]["value"] > 0.25
+
+
+def test_what_grounded_answers_are_worth() -> None:
+    scenes = [
+        world.Scene(("cat",), (), "room", "bright", "neutral", "flat", 1),
+        world.Scene(("sea",), (), None, "bright", "neutral", "flat", 2),
+        world.Scene(("grave", "rain"), (), "field", "dark", "neutral", "flat", 3),
+    ]
+    boxes = [
+        {"cat": (20.0, 40.0, 60.0, 80.0)},
+        {"sea": (0.0, 0.0, 96.0, 96.0)},
+        {"grave": (30.0, 40.0, 70.0, 90.0), "rain": (0.0, 0.0, 96.0, 96.0)},
+    ]
+
+    def answer(box: Any, words: tuple[str, ...]) -> EmotionResult:
+        return EmotionResult("a.png", label="awe", evidence=Evidence("It.", (96, 96), box), emotions=words)
+
+    results = [
+        answer((24.0, 40.0, 64.0, 80.0), ("amusement", "fun", "laughter", "contentment", "serenity")),
+        answer((0.0, 48.0, 96.0, 96.0), ("no", "such", "words")),  # half of it: IoU of exactly one half
+        answer((0.0, 0.0, 96.0, 96.0), ("sadness", "grief", "sorrow", "fear", "dread")),  # the rain, and no object
+    ]
+    found = evaluate.evidence(results, scenes, boxes)
+    assert found["region_hit"]["value"] == 1.0
+    assert (found["object_hit"]["value"], found["object_hit"]["n"]) == (0.5, 2)
+    # The cat's people: amusement and contentment, nearly alone. The sea's get no known word.
+    assert found["feelings"]["value"] > 0.4 > 0.1 > found["any_feelings"]["value"]
+    nothing = evaluate.evidence([EmotionResult("a.png")] * 3, scenes, boxes)
+    assert nothing["region_hit"]["value"] == nothing["feelings"]["value"] == 0.0
+    assert nothing["grounded_well_formed"]["value"] == 1.0  # no problem is noted of what isn't there
+
+
+def test_what_is_said_of_own_texts() -> None:
+    scene = world.Scene(("cat",), (), "room", "bright", "neutral", "flat", 1)
+    texts = {"a playful cat": 0.9, "a playful cat and a snake": 0.2, "a wolf": 0.7}
+    results = [EmotionResult("a.png", steps={"step1": text}, consistency=yes) for text, yes in texts.items()]
+    found = evaluate.own_texts(results, [scene] * 3)
+    assert (found["own_true"]["value"], found["own_true"]["n"]) == (1.0, 1)
+    assert (found["own_false"]["value"], found["own_false"]["n"]) == (0.5, 2)
+    assert found["false_texts"]["value"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.slow
+def test_hiding_the_region_that_is_named_takes_more_than_hiding_another() -> None:
+    """On the shipped miniature, of 60 scenes: the whole interval of the difference is above 0."""
+    pipe = EmoR3Pipeline.from_pretrained()
+    rng = np.random.default_rng(11)
+    scenes = [world.sample_scene("miniature-8", rng) for _ in range(60)]
+    images = [render(scene) for scene in scenes]
+    labels = world.label_set("miniature-8")
+    results = pipe(images, labels=labels, method="grounded", batch_size=30)
+    found = evaluate.without_region(pipe, results, images, labels, seed=0)
+    assert found["drop_difference"]["n"] > 30
+    assert found["drop_difference"]["low"] > 0
+    assert found["drop_named"]["value"] > found["drop_random"]["value"]
