@@ -156,7 +156,8 @@ def test_the_methods_differ_in_what_makes_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem == "dspo"], ids=name)
-def test_dspo_and_its_controls_by_the_overrides_in_the_header(path: Path) -> None:
+def test_dspo_and_its_controls_by_the_overrides_in_the_header(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(RECIPES.parent)  # where the header's commands are run
     recipe = load_recipe(path, ["--use_cpu"], processes=processes(path))
     config = recipe.config
     assert isinstance(config, EmoR3Config) and recipe.run.method == "grounded" and config.intervenes
@@ -167,11 +168,11 @@ def test_dspo_and_its_controls_by_the_overrides_in_the_header(path: Path) -> Non
     assert (config.beta, config.epsilon, config.num_generations) == (0.01, 0.2, 8)
     assert config.prior == ("annotators" if path.parent.name == "emotion6" else "label")
     controls = re.findall(r"^# Control .*: add (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(controls) == 3
+    assert len(controls) == 4
     hashes = {recipe.hash}
     for control in controls:
         hashes.add(load_recipe(path, ["--use_cpu", *control.split()], processes=processes(path)).hash)
-    assert len(hashes) == 4
+    assert len(hashes) == 5
 
 
 def test_rewards_of_regions_need_answers_with_regions() -> None:
