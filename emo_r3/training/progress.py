@@ -50,6 +50,7 @@ class RunProgress(TrainerCallback):
     - `log.csv` in the output folder: a row for each step that was logged, a column for each number. Columns may be
       added in the course of a run. After a resume it has no row twice.
     - `curves.png` beside it, at each checkpoint and at the end.
+    - At the end a line that says which share of a step's time was the rollout, and which each measurement.
 
     Args:
         output_dir (`str` or `Path`): where the two files go.
@@ -119,6 +120,9 @@ class RunProgress(TrainerCallback):
             self._bar.close()
             self._bar = None
         self.on_save(args, state, control)
+        if state.is_world_process_zero and (shares := shares_of_time(_rows(state))):
+            told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+            print(f"of a step's time: {told}", file=sys.stderr, flush=True)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -156,6 +160,19 @@ def _rows(state: TrainerState) -> list[dict[str, Any]]:
     for entry in state.log_history:
         rows.setdefault(int(entry["step"]), {}).update(entry)
     return list(rows.values())
+
+
+def shares_of_time(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Which share of the steps' time each part took that logs its seconds: the rollout, and what is asked of a model
+    about completions.
+
+    Args:
+        rows (`list[dict]`): what was logged, one row for each step.
+    """
+    timed = [row for row in rows if row.get("step_time")]
+    parts = dict.fromkeys(name for row in timed for name in row if name.endswith("/seconds"))
+    total = sum(row["step_time"] for row in timed)
+    return {name.removesuffix("/seconds"): sum(row.get(name) or 0.0 for row in timed) / total for name in parts}
 
 
 def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:

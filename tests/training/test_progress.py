@@ -9,7 +9,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from emo_r3.errors import TrainingError
 from emo_r3.plotting import DPI, HEIGHT, WIDTH, Panel, Series
-from emo_r3.training.progress import RunProgress, follow, panels
+from emo_r3.training.progress import RunProgress, follow, panels, shares_of_time
 
 
 class Run:
@@ -132,3 +132,20 @@ def test_follow_replaces_what_transformers_prints(tmp_path, capsys):
     assert out == ""
     assert [line.split(",")[0] for line in err.splitlines() if line.startswith("step")] == ["step 1/2", "step 2/2"]
     assert {"log.csv", "curves.png"} <= set(os.listdir(tmp_path))
+
+
+def test_shares_of_a_steps_time():
+    rows = [
+        {"step": 1, "step_time": 4.0, "rollout/seconds": 1.0},
+        {"step": 2, "step_time": 6.0, "rollout/seconds": 4.0, "counterfactual/seconds": 1.5},
+        {"step": 3, "loss": 1.0},
+    ]
+    assert shares_of_time(rows) == {"rollout": 0.5, "counterfactual": 0.15}
+    assert shares_of_time(rows[2:]) == {}
+
+
+def test_the_end_tells_the_shares(tmp_path, capsys):
+    state = TrainerState(is_world_process_zero=True)
+    state.log_history = [{"step": 1, "step_time": 4.0, "reflection/seconds": 1.0}]
+    RunProgress(tmp_path).on_train_end(TrainingArguments(tmp_path), state, TrainerControl())
+    assert "of a step's time: reflection 25%" in capsys.readouterr().err
