@@ -156,7 +156,7 @@ def test_a_folder_is_every_image_below_it_in_order(
 
 def test_options_reach_the_pipeline(pipeline: type[StrawPipeline], tmp_path: Path) -> None:
     prompts = tmp_path / "mine.toml"
-    prompts.write_text((ROOT / "emo_r3/prompts.toml").read_text().replace('version = "1"', 'version = "mine"'))
+    prompts.write_text((ROOT / "emo_r3/prompts.toml").read_text().replace('version = "2"', 'version = "mine"'))
     options = "--model a/b --revision v1 --device cpu --dtype float32 --prompts mine.toml --labels emotion6"
     options += " --method direct --decoding free --reflect --candidates 3 --batch-size 2 --max-new-tokens 9"
     options += " --load-in 8bit --attention eager --max-pixels 9000 --temperature 0.5 --seed 7 --on-error raise"

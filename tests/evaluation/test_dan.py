@@ -26,11 +26,11 @@ from emo_r3.data.load import load_emotion_dataset
 from emo_r3.errors import EmoR3Error
 from emo_r3.evaluation import dan as module
 from emo_r3.evaluation import run as evaluation
-from emo_r3.evaluation.dan import CLUES, LAYERS, DanPipeline, candidates, contrast, evidence_question, gated
+from emo_r3.evaluation.dan import LAYERS, DanPipeline, candidates, contrast, evidence_question, gated
 from emo_r3.evaluation.run import Evaluation, load_engine
-from emo_r3.evaluation.training_free import POLARITY
 from emo_r3.labels import LABEL_SETS, LabelSet
 from emo_r3.miniature.datasets import make_miniature
+from emo_r3.prompts import CLUES, POLARITY
 
 LABELS = LABEL_SETS["emotion6"]
 SIGNS = {"joy": "positive", "awe": "positive", "fear": "negative", "surprise": None}

@@ -26,11 +26,11 @@ from emo_r3 import EmoR3Error, EmoR3Pipeline
 from emo_r3.cli.main import main
 from emo_r3.data.load import load_emotion_dataset
 from emo_r3.evaluation.run import Evaluation, load_engine
-from emo_r3.evaluation.sepm import AMBIGUOUS, FOCUS, Look, SepmPipeline, options_of
-from emo_r3.evaluation.training_free import POLARITY
+from emo_r3.evaluation.sepm import AMBIGUOUS, Look, SepmPipeline, options_of
 from emo_r3.evaluation.visual_attention import lowest
 from emo_r3.labels import LABEL_SETS, LabelSet
 from emo_r3.miniature.datasets import make_miniature
+from emo_r3.prompts import FOCUS, POLARITY
 
 LABELS = LABEL_SETS["emoset"]
 FIRST = f"{FOCUS}. {POLARITY}"

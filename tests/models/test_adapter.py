@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from emo_r3 import EmoR3Pipeline
 from emo_r3.errors import CheckpointError
 from emo_r3.models import adapter as adapter_module
 from emo_r3.models.checkpoint import CheckpointInfo, load_for_training, load_model_and_processor
+from emo_r3.models.coordinates import prompts_for
 from emo_r3.models.processor import add_video_entry
+from emo_r3.prompts import load_prompts
 
 BASE = "qwen2_5_vl"
 IMAGE = Image.effect_noise((60, 40), 50).convert("RGB")
@@ -91,7 +94,7 @@ def test_the_merged_weights_are_those_of_peft(base: str, options: dict[str, Any]
     assert all(torch.allclose(weight, wanted[name], atol=1e-6) for name, weight in found.items())
     assert any(not torch.equal(weight, plain[name]) for name, weight in found.items())
     assert not model.training
-    assert info == CheckpointInfo()
+    assert info == replace(CheckpointInfo(), prompts=prompts_for(load_prompts(), model))
     assert Path(model.config.name_or_path) == Path(model.name_or_path) == folder
 
 

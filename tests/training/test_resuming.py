@@ -12,6 +12,8 @@ from emo_r3.errors import RecipeError
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.labels import LABEL_SETS
 from emo_r3.models.checkpoint import CheckpointInfo
+from emo_r3.models.coordinates import prompts_for
+from emo_r3.prompts import load_prompts
 from emo_r3.training import saving
 from emo_r3.training.config import EmoR3Config, SupervisedConfig
 from emo_r3.training.resuming import check_save_steps, generation_window
@@ -85,7 +87,8 @@ def test_adapters_go_on_too(tmp_path):
 def test_each_checkpoint_is_a_model_to_ask(kind, unbroken):
     folder = last_checkpoint(unbroken(kind)[0])
     pipe = EmoR3Pipeline.from_pretrained(folder)
-    assert pipe.info == CheckpointInfo(label_set=LABEL_SETS["emotion6"])
+    prompts = prompts_for(load_prompts(), pipe.model)
+    assert pipe.info == CheckpointInfo(label_set=LABEL_SETS["emotion6"], prompts=prompts)
     stock = AutoModelForImageTextToText.from_pretrained(folder)
     expected = unbroken(kind)[1]
     assert same({name: value.detach() for name, value in stock.named_parameters()}, expected)
