@@ -51,22 +51,22 @@ def distances(found: np.ndarray) -> np.ndarray:
 
 
 def features(images: Iterable[Image.Image]) -> np.ndarray:
-    """The mean feature of each image's tokens, of shape `(images, width)`, float32; on the CPU."""
+    """Deviation and mean of the features of each image's tokens, of shape `(images, 2 * width)`, float32; on the CPU."""
     import torch
 
     from ..images.fitting import fit_image
     from ..images.loading import load_image
 
     tower, processor, merge, square = _tower()
-    means = []
+    found: list[np.ndarray] = []
     for some in chunks(images, _BATCH):
         fitted = [fit_image(load_image(image), square).image for image in some]
         inputs = processor(images=fitted, return_tensors="pt")
         with torch.inference_mode():
             tokens = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
         sizes = (inputs["image_grid_thw"].prod(-1) // merge**2).tolist()
-        means += [part.mean(0).numpy() for part in tokens.split(sizes)]
-    return np.stack(means)
+        found += [torch.cat(torch.std_mean(part, 0, correction=0)).numpy() for part in tokens.split(sizes)]
+    return np.stack(found)
 
 
 def fit(drawn: np.ndarray, held_out: np.ndarray) -> dict[str, np.ndarray]:
