@@ -363,8 +363,8 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
     lines = [
         "# The study's report",
         "",
-        f"Made by `emo-r3 study recipes/{study.path.name} --report` of the files in [runs](runs); by which rules is "
-        "said in [the plan](plan.md). It is about the miniature, a small model of a world of drawings; **nothing in it is "
+        f"Made by `emo-r3 study recipes/{study.path.name} --report` of the files in [runs](runs), by the rules of "
+        "[the plan](plan.md). It is about the miniature, a small model of a world of drawings; **nothing in it is "
         "evidence about photographs**. The paper's numbers stand beside claims to say what was claimed.",
         "",
         f"{_progress(results)}.",
