@@ -111,11 +111,28 @@ def combine(by_seed: Sequence[Array], trained: bool = True) -> Estimate:
     value = float(middle[0])
     items = middle[1:] if len(middle) > 1 else np.full(ITEM_DRAWS, value)
     items = np.where(np.isfinite(items), items, value)
+    if trained and count > 1:
+        items = value + _common_share(table, middle) * (items - value)
     draws = np.tile(items, SEED_DRAWS)
     if trained and count > 1:
         error = float(seen.std(ddof=1)) / math.sqrt(count)
         draws = draws + error * seed_draws(count)
     return Estimate(value, draws, count if trained else 0)
+
+
+def _common_share(table: Array, middle: Array) -> float:
+    """By how much the items' draws are to be narrowed, so that what differs from seed to seed counts once.
+
+    The seeds' spread holds the noise of an item in a single training already. The draws of the items hold it once more,
+    beside what an item does to all trainings alike, and that alone is to be left of them.
+    """
+    count = len(table)
+    if len(middle) == 1:
+        return 1.0
+    apart = table[:, 1:] - middle[1:]
+    spread = np.nanvar(middle[1:])
+    noise = float(np.nanmean(np.nanvar(apart, axis=1))) / (count - 1)  # of the mean of the seeds
+    return math.sqrt(max(0.0, 1 - noise / spread)) if spread > 0 else 1.0
 
 
 @cache
