@@ -147,7 +147,8 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
     Raises:
         KeyboardInterrupt: as it came; what runs has saved what it can.
     """
-    waiting, running, failed = list(todo.missing), {}, []
+    waiting, failed = list(todo.missing), []
+    running: dict[Any, tuple[Any, Run, float | None]] = {}
     attempts: Counter[Run] = Counter()
     total, finished = len(waiting), 0
 
@@ -179,7 +180,7 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
             if not running:
                 break
             for sentinel in wait(list(running), timeout=5):
-                process, run, rate = running.pop(sentinel)  # type: ignore[index]
+                process, run, rate = running.pop(sentinel)
                 process.join()
                 for result in read_results(output):
                     todo.done.setdefault(result.run.name, result)

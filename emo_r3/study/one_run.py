@@ -110,7 +110,12 @@ def identity(place: Place, arm: Arm, seed: int, rate: float | None) -> dict[str,
     """
     study = place.study
     sets = study.test if arm.split == "test" else study.validation
-    facts = {"base": place.base_facts(arm.base), "train_on": arm.train_on, "sets": dict(sets), "split": arm.split}
+    facts: dict[str, Any] = {
+        "base": place.base_facts(arm.base),
+        "train_on": arm.train_on,
+        "sets": dict(sets),
+        "split": arm.split,
+    }
     facts["prompts"] = CheckpointInfo.read(CHECKPOINT).prompts.to_dict()
     recipe_hash = None
     if arm.recipe is None:

@@ -102,7 +102,7 @@ def verdicts(results: Results) -> list[tuple[Contrast, Estimate | None, float, s
     contrasts = results.study.contrasts
     estimates = {one.name: results.contrast(one.plus, one.minus, one.measure, one.sum) for one in contrasts}
     primary = [one.name for one in contrasts if one.primary]
-    found_p = {name: None if (one := estimates[name]) is None else one.p for name in primary}
+    found_p = {name: None if (seen := estimates[name]) is None else seen.p for name in primary}
     levels = holm(found_p) if primary else {}
     made = []
     for one in contrasts:
@@ -378,7 +378,8 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
         "",
         *_picture("verdicts", "Each primary contrast with its interval and its verdict", drawn),
     ]
-    questions = sorted({one.question for one in (*study.tables, *study.contrasts, *study.figures)})
+    asked = [[one.question for one in some] for some in (study.tables, study.contrasts, study.figures)]
+    questions = sorted({question for some in asked for question in some})
     for question in questions:
         lines += [f"## Question {question}: {QUESTIONS.get(question, '')}".rstrip(": "), ""]
         if own := [row for row in told if row[0].question == question and not row[0].primary]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def item_weights(count: int, number: int = 0) -> NDArray[np.float32]:
     return np.vstack([np.ones((1, count)), drawn]).astype(np.float32)
 
 
-def ratios(parts: Array, wholes: Array, number: int = 0) -> Array:
+def ratios(parts: NDArray[Any], wholes: NDArray[Any], number: int = 0) -> Array:
     """A share as seen and in each draw of the items, of shape `(ITEM_DRAWS + 1,)`.
 
     Args:
@@ -123,14 +124,14 @@ def combine(by_seed: Sequence[Array], trained: bool = True) -> Estimate:
 def _common_share(table: Array, middle: Array) -> float:
     """By how much the items' draws are to be narrowed, so that what differs from seed to seed counts once.
 
-    The seeds' spread holds the noise of an item in a single training already. The draws of the items hold it once more,
+    The seeds' spread holds the noise of an item in a single training already. The draws of the items hold it again,
     beside what an item does to all trainings alike, and that alone is to be left of them.
     """
     count = len(table)
     if len(middle) == 1:
         return 1.0
     apart = table[:, 1:] - middle[1:]
-    spread = np.nanvar(middle[1:])
+    spread = float(np.nanvar(middle[1:]))
     noise = float(np.nanmean(np.nanvar(apart, axis=1))) / (count - 1)  # of the mean of the seeds
     return math.sqrt(max(0.0, 1 - noise / spread)) if spread > 0 else 1.0
 

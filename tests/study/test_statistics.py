@@ -60,8 +60,8 @@ def test_nothing_to_measure_is_an_error() -> None:
     ("seeds", "spread", "uneven"), [(3, 0.03, 0.0), (3, 0.0, 0.2), (5, 0.0, 0.0), (5, 0.03, 0.1), (5, 0.0, 0.3)]
 )
 def test_intervals_cover_the_truth_of_simulated_studies(seeds: int, spread: float, uneven: float) -> None:
-    """Two arms on the same items of unequal difficulty, whose trainings vary, and of which one does some items better and
-    some worse: the truth is the difference of the means over all trainings and items that there could be."""
+    """Two arms on the same items of unequal difficulty, whose trainings vary, and one of which does some items better
+    and some worse: the truth is the difference of the means over all trainings and items that there could be."""
     rng = np.random.default_rng(seeds)
     truth, items, studies, held = 0.02, 200, 300, 0
     for _ in range(studies):
