@@ -262,7 +262,12 @@ def plan_lines(todo: Todo, jobs: int) -> list[str]:
         there = sum(run.name in todo.done for run in own)
         minutes = duration(todo.left(lacking, jobs))
         lines.append(f"step {step}: {len(own)} runs, {there} done, {len(lacking)} to do here, about {minutes}")
-        lines += [f"    {run.name}, about {todo.minutes(run):.0f} min" for run in lacking]
+        seeds: dict[str, list[str]] = {}
+        for run in lacking:
+            seeds.setdefault(run.arm, []).append(str(run.seed))
+        for name, some in seeds.items():
+            told = f", seeds {' '.join(some)}" if study.arm(name).recipe else ""
+            lines.append(f"    {name}{told}, about {todo.minutes(Run(name, int(some[0]))):.0f} min each")
     for name, why in todo.impossible.items():
         lines.append(f"can't be run yet: {name}: {why}")
     return lines

@@ -36,8 +36,6 @@ from .measure import measure_model
 from .place import Place, waiting
 from .results import Result, write_result
 
-FORMS = ("set", "think", "direct")
-"""How a base can be asked without training, beside the baselines that have a module of their own."""
 TEXT_JUDGE = "@text-judge"
 """In a recipe's field, the folder of the text classifier."""
 CURVES = {
@@ -68,7 +66,7 @@ def make_recipe(place: Place, arm: Arm, seed: int, rate: float | None, real: boo
     study = place.study
     path = study.recipes / f"{arm.recipe}.yaml"
     if not path.is_file():
-        raise StudyError(f"arm {arm.name}: {path} is not there yet")
+        raise StudyError(f"{path} is not there yet")
     fields: dict[str, Any] = {**study.fields, **arm.fields}
     if rate is not None:
         fields[study.tuning.field] = rate
@@ -97,8 +95,10 @@ def words(fields: Mapping[str, Any]) -> list[str]:
 
 def check_method(arm: Arm) -> None:
     """Raises [`StudyError`] for a way of asking that this package hasn't: a baseline has a module of its name."""
-    if arm.method not in FORMS and find_spec(f"emo_r3.evaluation.{arm.method}") is None:
-        raise StudyError(f"arm {arm.name}: method {arm.method} is not there yet")
+    prompts = CheckpointInfo.read(CHECKPOINT).prompts.to_dict()
+    forms: Any = prompts.get("forms", prompts)
+    if arm.method not in forms and find_spec(f"emo_r3.evaluation.{arm.method}") is None:
+        raise StudyError(f"method {arm.method} is not there yet")
 
 
 def identity(place: Place, arm: Arm, seed: int, rate: float | None) -> dict[str, Any]:
