@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -163,6 +164,8 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
         say(f"{run.name} begins{again}")
 
     context = _context()
+    for one in todo.done.values():  # of one that was killed when its result was just written
+        shutil.rmtree(place.work(one.run), ignore_errors=True)
     try:
         while waiting or running:
             for run in list(waiting):

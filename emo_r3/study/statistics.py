@@ -84,10 +84,25 @@ def ratios(parts: NDArray[Any], wholes: NDArray[Any], number: int = 0) -> Array:
     Returns:
         `Array`: NaN where there is nothing to be a share of.
     """
+    return shares(*sums([parts, wholes], number).T)
+
+
+def sums(columns: Sequence[NDArray[Any]], number: int = 0) -> NDArray[np.float32]:
+    """Sums over the items as seen and in each draw, of shape `(ITEM_DRAWS + 1, columns)`.
+
+    Args:
+        columns (`list[Array]`): whole numbers, each of shape `(items,)`.
+        number (`int`, *optional*, defaults to 0): of the set of items, see [`item_weights`].
+    """
     # Sums of whole numbers below 2**24 are exact in float32, in whatever order a machine adds them.
-    weights = item_weights(len(parts), number)
-    sums = weights @ np.stack([parts, wholes], axis=1).astype(np.float32)
-    over, under = sums.astype(np.float64).T
+    table = np.stack(columns, axis=1).astype(np.float32)
+    made: NDArray[np.float32] = item_weights(len(table), number) @ table
+    return made
+
+
+def shares(parts: NDArray[Any], wholes: NDArray[Any]) -> Array:
+    """One by the other, NaN where there is nothing to be a share of."""
+    over, under = parts.astype(np.float64), wholes.astype(np.float64)
     return np.divide(over, under, out=np.full(len(over), math.nan), where=under > 0)
 
 
