@@ -26,6 +26,9 @@ PATIENCE = 300
 """Seconds that runs have to save what they did when they are told to end."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
+PRELOADED = ("deepspeed", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "matplotlib.backends.backend_agg")
+"""What a run imports on its way, where it is installed: once for all of them, as that takes seconds."""
+
 Say = Callable[[str], None]
 
 
@@ -219,7 +222,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__}.one_run", "emo_r3.training.trainer"])
+    context.set_forkserver_preload([f"{__package__}.one_run", "emo_r3.training.trainer", *PRELOADED])
     return context
 
 
