@@ -25,6 +25,7 @@ TRIES = 2
 PATIENCE = 300
 """Seconds that runs have to save what they did when they are told to end."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+ENVIRONMENT["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, where it is installed, remarks that it found no other
 
 PRELOADED = ("deepspeed", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "matplotlib.backends.backend_agg")
 """What a run imports on its way, where it is installed: once for all of them, as that takes seconds."""
