@@ -127,6 +127,14 @@ def test_a_run_that_failed_is_told(study: Study, tmp_path: Path) -> None:
     assert "| 1 of 5 |" in page
 
 
+@pytest.mark.slow
+def test_the_shipped_report_is_what_its_results_say(study: Study) -> None:
+    output = STUDY.parents[1] / "docs/study"
+    if not (output / "report.md").exists():
+        pytest.skip("the study hasn't begun")
+    check_report(study, output)
+
+
 def test_without_results_there_is_no_report(study: Study, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no results yet"):
         write_report(study, tmp_path)
