@@ -34,7 +34,7 @@ from ..training.run import train
 from .arms import Arm, Run, Study, StudyError
 from .measure import measure_model
 from .place import Place, waiting
-from .results import Result, write_result
+from .results import Result, result_path, write_result
 
 TEXT_JUDGE = "@text-judge"
 """In a recipe's field, the folder of the text classifier."""
@@ -147,6 +147,8 @@ def do_run(place: Place, output: Path, run: Run, rate: float | None) -> None:
     facts["base"]["digest"] = weights_digest(place.base(arm.base, say))
     facts |= {"train_on": arm.train_on, "split": arm.split, "commit": commit()}
     with waiting(work / "run"):
+        if result_path(output, run).exists():  # another command was quicker
+            return
         model, method = place.base(arm.base), str(arm.method)
         if arm.recipe is not None:
             place.train_data(arm)

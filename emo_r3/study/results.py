@@ -311,9 +311,14 @@ def read_result(path: Path) -> Result:
     return Result(run, facts)
 
 
+def result_path(folder: Path, run: Run) -> Path:
+    """Where a run's result is, in a study's folder."""
+    return folder / RUNS / f"{run.name}.json"
+
+
 def write_result(folder: Path, run: Run, facts: Mapping[str, Any]) -> Path:
     """Writes a result file, whole or not at all."""
-    path = folder / RUNS / f"{run.name}.json"
+    path = result_path(folder, run)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"form": FORM, "arm": run.arm, "seed": run.seed, **facts}, indent=1, ensure_ascii=False)
     write_text(path, text + "\n")
