@@ -128,6 +128,7 @@ def test_options_in_the_text_exist() -> None:
         ["calibrate", "--datasets", "x", "--output", "y"],
         ["push", "model", "x", "you/x"],
         ["serve"],
+        ["study", "x"],
         ["timeline", "x", "--output", "y"],
     ):
         names |= {name.replace("_", "-") for name in vars(make_parser(words).parse_args(words))}

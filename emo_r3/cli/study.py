@@ -16,9 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("docs/study"),
         metavar="DIR",
-        help="results and report (default: %(default)s)",
+        help="results and report (default: docs/study)",
     )
     parser.add_argument("--part", default="1/1", metavar="I/N", help="do the I-th of N parts, one for each machine")
     parser.add_argument("--jobs", type=positive, default=2, metavar="N", help="runs at a time (default: %(default)s)")
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="bases and trainings (default: in the package's cache)"
     )
-    parser.add_argument("--smoke", action="store_true", help="the study at toy size")
+    parser.add_argument("--smoke", action="store_true", help="the study at toy size, in outputs/study unless said")
     parser.add_argument("--plan", action="store_true", help="only say what is missing and how long it takes")
     parser.add_argument("--report", action="store_true", help="only make the report of the results that are there")
     parser.add_argument("--check", action="store_true", help="only check that the report is of the results")
@@ -39,11 +38,12 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     part = read_part(args.part)
     study = load_study(args.study, smoke=args.smoke)
+    output = args.output or Path("outputs/study" if args.smoke else "docs/study")
     if args.check:
         from ..study.report import check_report
 
-        check_report(study, args.output)
-        print(f"{args.output}: the report is what its results say")
+        check_report(study, output)
+        print(f"{output}: the report is what its results say")
         return 0
     troubles: list[str] = []
     if not args.report:
@@ -51,22 +51,22 @@ def run(args: argparse.Namespace) -> int:
         from ..study.place import Place
 
         place = Place(study, args.work) if args.work else Place.usual(study)
-        todo = find_todo(place, args.output, part=part, only=args.arms)
+        todo = find_todo(place, output, part=part, only=args.arms)
         if args.plan:
             print("\n".join([*plan_lines(todo, args.jobs), summary(todo, args.jobs)]))
             return EXIT_SOME_FAILED if todo.impossible else 0
         _say(summary(todo, args.jobs))
-        with writing(args.output):
-            args.output.mkdir(parents=True, exist_ok=True)
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)
         try:
             with terminable():
-                troubles = run_study(place, args.output, todo, jobs=args.jobs, say=_say)
+                troubles = run_study(place, output, todo, jobs=args.jobs, say=_say)
         except KeyboardInterrupt as interrupt:
             raise type(interrupt)(": what is done is kept, the same command goes on from there") from None
         troubles += [f"{name} can't be run yet: {why}" for name, why in todo.impossible.items()]
     from ..study.report import write_report
 
-    print(write_report(study, args.output))
+    print(write_report(study, output))
     for line in troubles:
         _say(line)
     return EXIT_SOME_FAILED if troubles else 0

@@ -182,6 +182,7 @@ class Study:
         contrasts (`list[Contrast]`), tables (`list[Table]`), figures (`list[Figure]`): what the report says.
         minutes (`dict[str, float]`): of a run that trains, measures or tunes, until one is measured.
         small (`dict`): what makes the study one of toy size.
+        toy (`bool`): whether it is.
     """
 
     path: Path
@@ -198,6 +199,7 @@ class Study:
     figures: Sequence[Figure]
     minutes: Mapping[str, float]
     small: Mapping[str, Any]
+    toy: bool = False
 
     def arm(self, name: str) -> Arm:
         """The arm of a name; raises [`StudyError`] for another."""
@@ -360,6 +362,7 @@ def _toy(study: Study) -> Study:
         ],
         contrasts=[one for one in study.contrasts if _has(chosen, [*one.plus, *one.minus])],
         fields={**study.fields, **small["fields"]},
+        toy=True,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -24,6 +25,10 @@ TRIES = 2
 PATIENCE = 300
 """Seconds that runs have to save what they did when they are told to end."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+ENVIRONMENT["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, where it is installed, remarks that it found no other
+
+PRELOADED = ("deepspeed", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "matplotlib.backends.backend_agg")
+"""What a run imports on its way, where it is installed: once for all of them, as that takes seconds."""
 
 Say = Callable[[str], None]
 
@@ -147,7 +152,8 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
     Raises:
         KeyboardInterrupt: as it came; what runs has saved what it can.
     """
-    waiting, running, failed = list(todo.missing), {}, []
+    waiting, failed = list(todo.missing), []
+    running: dict[Any, tuple[Any, Run, float | None]] = {}
     attempts: Counter[Run] = Counter()
     total, finished = len(waiting), 0
 
@@ -162,6 +168,8 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
         say(f"{run.name} begins{again}")
 
     context = _context()
+    for one in todo.done.values():  # of one that was killed when its result was just written
+        shutil.rmtree(place.work(one.run), ignore_errors=True)
     try:
         while waiting or running:
             for run in list(waiting):
@@ -179,7 +187,7 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
             if not running:
                 break
             for sentinel in wait(list(running), timeout=5):
-                process, run, rate = running.pop(sentinel)  # type: ignore[index]
+                process, run, rate = running.pop(sentinel)
                 process.join()
                 for result in read_results(output):
                     todo.done.setdefault(result.run.name, result)
@@ -215,7 +223,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__}.one_run", "emo_r3.training.trainer"])
+    context.set_forkserver_preload([f"{__package__}.one_run", "emo_r3.training.trainer", *PRELOADED])
     return context
 
 
@@ -261,7 +269,12 @@ def plan_lines(todo: Todo, jobs: int) -> list[str]:
         there = sum(run.name in todo.done for run in own)
         minutes = duration(todo.left(lacking, jobs))
         lines.append(f"step {step}: {len(own)} runs, {there} done, {len(lacking)} to do here, about {minutes}")
-        lines += [f"    {run.name}, about {todo.minutes(run):.0f} min" for run in lacking]
+        seeds: dict[str, list[str]] = {}
+        for run in lacking:
+            seeds.setdefault(run.arm, []).append(str(run.seed))
+        for name, some in seeds.items():
+            told = f", seeds {' '.join(some)}" if study.arm(name).recipe else ""
+            lines.append(f"    {name}{told}, about {todo.minutes(Run(name, int(some[0]))):.0f} min each")
     for name, why in todo.impossible.items():
         lines.append(f"can't be run yet: {name}: {why}")
     return lines

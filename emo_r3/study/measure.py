@@ -39,9 +39,9 @@ class Told:
     true: list[set[str]]
 
     @classmethod
-    def of(cls, texts: Sequence[str], scenes: Sequence[world.Scene]) -> Told:
-        """Reads answers about scenes."""
-        pairs = [reflected_texts(parse_completion(text).steps) for text in texts]
+    def of(cls, texts: Sequence[str], scenes: Sequence[world.Scene], form: Any) -> Told:
+        """Reads answers about scenes, of the form that a method asks for."""
+        pairs = [reflected_texts(parse_completion(text, method=form).steps) for text in texts]
         first = [pair[0] for pair in pairs]
         named = [world.mentioned(text or "") for text in first]
         return cls(first, [pair[1] for pair in pairs], named, [set(scene.triggers) for scene in scenes])
@@ -119,7 +119,8 @@ def _measured(
     sampled: int,
     fixed: EmoR3Pipeline,
 ) -> dict[str, Any]:
-    told = Told.of([row["text"] for row in rows], scenes)
+    form = how["method"] if pipe is not None else "direct"  # of a baseline, which writes a label alone
+    told = Told.of([row["text"] for row in rows], scenes, form)
     correct = [same_label(row["prediction"], row["reference"]) for row in rows]
     values = _values(items, rows)
     packed = {"correct": pack(correct)} | told.items()
@@ -156,7 +157,7 @@ def _measured(
             on_error="return",
             **how,
         )
-        again = Told.of([one.text for one in drawn], scenes[: len(images)])
+        again = Told.of([one.text for one in drawn], scenes[: len(images)], form)
         result["sampled"] = {"count": len(images), "items": again.items()}
     return result
 

@@ -34,10 +34,8 @@ from ..training.run import train
 from .arms import Arm, Run, Study, StudyError
 from .measure import measure_model
 from .place import Place, waiting
-from .results import Result, write_result
+from .results import Result, result_path, write_result
 
-FORMS = ("set", "think", "direct")
-"""How a base can be asked without training, beside the baselines that have a module of their own."""
 TEXT_JUDGE = "@text-judge"
 """In a recipe's field, the folder of the text classifier."""
 CURVES = {
@@ -68,7 +66,7 @@ def make_recipe(place: Place, arm: Arm, seed: int, rate: float | None, real: boo
     study = place.study
     path = study.recipes / f"{arm.recipe}.yaml"
     if not path.is_file():
-        raise StudyError(f"arm {arm.name}: {path} is not there yet")
+        raise StudyError(f"{path} is not there yet")
     fields: dict[str, Any] = {**study.fields, **arm.fields}
     if rate is not None:
         fields[study.tuning.field] = rate
@@ -97,8 +95,10 @@ def words(fields: Mapping[str, Any]) -> list[str]:
 
 def check_method(arm: Arm) -> None:
     """Raises [`StudyError`] for a way of asking that this package hasn't: a baseline has a module of its name."""
-    if arm.method not in FORMS and find_spec(f"emo_r3.evaluation.{arm.method}") is None:
-        raise StudyError(f"arm {arm.name}: method {arm.method} is not there yet")
+    prompts = CheckpointInfo.read(CHECKPOINT).prompts.to_dict()
+    forms: Any = prompts.get("forms", prompts)
+    if arm.method not in forms and find_spec(f"emo_r3.evaluation.{arm.method}") is None:
+        raise StudyError(f"method {arm.method} is not there yet")
 
 
 def identity(place: Place, arm: Arm, seed: int, rate: float | None) -> dict[str, Any]:
@@ -110,7 +110,12 @@ def identity(place: Place, arm: Arm, seed: int, rate: float | None) -> dict[str,
     """
     study = place.study
     sets = study.test if arm.split == "test" else study.validation
-    facts = {"base": place.base_facts(arm.base), "train_on": arm.train_on, "sets": dict(sets), "split": arm.split}
+    facts: dict[str, Any] = {
+        "base": place.base_facts(arm.base),
+        "train_on": arm.train_on,
+        "sets": dict(sets),
+        "split": arm.split,
+    }
     facts["prompts"] = CheckpointInfo.read(CHECKPOINT).prompts.to_dict()
     recipe_hash = None
     if arm.recipe is None:
@@ -142,6 +147,8 @@ def do_run(place: Place, output: Path, run: Run, rate: float | None) -> None:
     facts["base"]["digest"] = weights_digest(place.base(arm.base, say))
     facts |= {"train_on": arm.train_on, "split": arm.split, "commit": commit()}
     with waiting(work / "run"):
+        if result_path(output, run).exists():  # another command was quicker
+            return
         model, method = place.base(arm.base), str(arm.method)
         if arm.recipe is not None:
             place.train_data(arm)

@@ -49,8 +49,8 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """For all that is made of this miniature."""
-        return self.root / self.miniature[:12]
+        """For all that is made of this miniature, apart from what is of toy size."""
+        return self.root / (self.miniature[:12] + ("-toy" if self.study.toy else ""))
 
     def base_facts(self, name: str) -> dict[str, Any]:
         """What a base is made of, the same on all machines."""

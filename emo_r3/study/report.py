@@ -102,7 +102,7 @@ def verdicts(results: Results) -> list[tuple[Contrast, Estimate | None, float, s
     contrasts = results.study.contrasts
     estimates = {one.name: results.contrast(one.plus, one.minus, one.measure, one.sum) for one in contrasts}
     primary = [one.name for one in contrasts if one.primary]
-    found_p = {name: None if (one := estimates[name]) is None else one.p for name in primary}
+    found_p = {name: None if (seen := estimates[name]) is None else seen.p for name in primary}
     levels = holm(found_p) if primary else {}
     made = []
     for one in contrasts:
@@ -363,8 +363,8 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
     lines = [
         "# The study's report",
         "",
-        f"Made by `emo-r3 study recipes/{study.path.name} --report` of the files in [runs](runs); by which rules is "
-        "said in [the plan](plan.md). It is about the miniature, a small model of a world of drawings; **nothing in it is "
+        f"Made by `emo-r3 study recipes/{study.path.name} --report` of the files in [runs](runs), by the rules of "
+        "[the plan](plan.md). It is about the miniature, a small model of a world of drawings; **nothing in it is "
         "evidence about photographs**. The paper's numbers stand beside claims to say what was claimed.",
         "",
         f"{_progress(results)}.",
@@ -378,7 +378,8 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
         "",
         *_picture("verdicts", "Each primary contrast with its interval and its verdict", drawn),
     ]
-    questions = sorted({one.question for one in (*study.tables, *study.contrasts, *study.figures)})
+    asked = [[one.question for one in some] for some in (study.tables, study.contrasts, study.figures)]
+    questions = sorted({question for some in asked for question in some})
     for question in questions:
         lines += [f"## Question {question}: {QUESTIONS.get(question, '')}".rstrip(": "), ""]
         if own := [row for row in told if row[0].question == question and not row[0].primary]:

@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..files import write_text
 from .arms import Run, Study, StudyError
 from .packing import unpack
-from .statistics import Array, Estimate, combine, ratios
+from .statistics import Array, Estimate, combine, shares, sums
 
 FORM = 1
 """Of a result file; raised with each change that old files can't follow."""
@@ -100,6 +100,10 @@ class Result:
         return self.facts.get("failed")
 
     @cached_property
+    def _sums(self) -> dict[tuple[str, bool], dict[str, NDArray[np.float32]]]:
+        return {}
+
+    @cached_property
     def _items(self) -> dict[tuple[str, bool], dict[str, NDArray[np.int64]]]:
         found = {}
         for name, told in self.facts["tests"].items():
@@ -132,8 +136,12 @@ class Result:
         items = self._items.get((dataset, measure.sampled), {})
         if measure.parts not in items or measure.wholes not in items or not items[measure.wholes].sum():
             return None
-        # Draws of the sampled items are others than those of all.
-        return ratios(items[measure.parts], items[measure.wholes], number + 100 * measure.sampled)
+        key = (dataset, measure.sampled)
+        if key not in self._sums:
+            # Draws of the sampled items are others than those of all.
+            drawn = sums(list(items.values()), number + 100 * measure.sampled)
+            self._sums[key] = dict(zip(items, drawn.T, strict=True))
+        return shares(self._sums[key][measure.parts], self._sums[key][measure.wholes])
 
 
 class Results:
@@ -303,9 +311,14 @@ def read_result(path: Path) -> Result:
     return Result(run, facts)
 
 
+def result_path(folder: Path, run: Run) -> Path:
+    """Where a run's result is, in a study's folder."""
+    return folder / RUNS / f"{run.name}.json"
+
+
 def write_result(folder: Path, run: Run, facts: Mapping[str, Any]) -> Path:
     """Writes a result file, whole or not at all."""
-    path = folder / RUNS / f"{run.name}.json"
+    path = result_path(folder, run)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"form": FORM, "arm": run.arm, "seed": run.seed, **facts}, indent=1, ensure_ascii=False)
     write_text(path, text + "\n")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def item_weights(count: int, number: int = 0) -> NDArray[np.float32]:
     return np.vstack([np.ones((1, count)), drawn]).astype(np.float32)
 
 
-def ratios(parts: Array, wholes: Array, number: int = 0) -> Array:
+def ratios(parts: NDArray[Any], wholes: NDArray[Any], number: int = 0) -> Array:
     """A share as seen and in each draw of the items, of shape `(ITEM_DRAWS + 1,)`.
 
     Args:
@@ -83,10 +84,25 @@ def ratios(parts: Array, wholes: Array, number: int = 0) -> Array:
     Returns:
         `Array`: NaN where there is nothing to be a share of.
     """
+    return shares(*sums([parts, wholes], number).T)
+
+
+def sums(columns: Sequence[NDArray[Any]], number: int = 0) -> NDArray[np.float32]:
+    """Sums over the items as seen and in each draw, of shape `(ITEM_DRAWS + 1, columns)`.
+
+    Args:
+        columns (`list[Array]`): whole numbers, each of shape `(items,)`.
+        number (`int`, *optional*, defaults to 0): of the set of items, see [`item_weights`].
+    """
     # Sums of whole numbers below 2**24 are exact in float32, in whatever order a machine adds them.
-    weights = item_weights(len(parts), number)
-    sums = weights @ np.stack([parts, wholes], axis=1).astype(np.float32)
-    over, under = sums.astype(np.float64).T
+    table = np.stack(columns, axis=1).astype(np.float32)
+    made: NDArray[np.float32] = item_weights(len(table), number) @ table
+    return made
+
+
+def shares(parts: NDArray[Any], wholes: NDArray[Any]) -> Array:
+    """One by the other, NaN where there is nothing to be a share of."""
+    over, under = parts.astype(np.float64), wholes.astype(np.float64)
     return np.divide(over, under, out=np.full(len(over), math.nan), where=under > 0)
 
 
@@ -111,11 +127,28 @@ def combine(by_seed: Sequence[Array], trained: bool = True) -> Estimate:
     value = float(middle[0])
     items = middle[1:] if len(middle) > 1 else np.full(ITEM_DRAWS, value)
     items = np.where(np.isfinite(items), items, value)
+    if trained and count > 1:
+        items = value + _common_share(table, middle) * (items - value)
     draws = np.tile(items, SEED_DRAWS)
     if trained and count > 1:
         error = float(seen.std(ddof=1)) / math.sqrt(count)
         draws = draws + error * seed_draws(count)
     return Estimate(value, draws, count if trained else 0)
+
+
+def _common_share(table: Array, middle: Array) -> float:
+    """By how much the items' draws are to be narrowed, so that what differs from seed to seed counts once.
+
+    The seeds' spread holds the noise of an item in a single training already. The draws of the items hold it again,
+    beside what an item does to all trainings alike, and that alone is to be left of them.
+    """
+    count = len(table)
+    if len(middle) == 1:
+        return 1.0
+    apart = table[:, 1:] - middle[1:]
+    spread = float(np.nanvar(middle[1:]))
+    noise = float(np.nanmean(np.nanvar(apart, axis=1))) / (count - 1)  # of the mean of the seeds
+    return math.sqrt(max(0.0, 1 - noise / spread)) if spread > 0 else 1.0
 
 
 @cache

@@ -33,7 +33,9 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(engine, "in_a_process", in_a_process)
     monkeypatch.setattr(engine, "identity", identity)
-    monkeypatch.setattr(engine, "failed_facts", lambda *_: {"identity": "", "failed": "the loss is not finite"})
+    monkeypatch.setattr(
+        engine, "failed_facts", lambda place, run, rate, reason: {"identity": f"{run.arm} {rate}", "failed": reason}
+    )
     monkeypatch.setattr(engine, "_context", lambda: multiprocessing.get_context("fork"))
 
 

@@ -101,15 +101,16 @@ def test_what_texts_say_about_scenes() -> None:
         r"<step1>A spider, with dark colors.</step1> <step2>x y</step2> <step3>z</step3> \boxed{fear}",
         r"<step1>A spider and a wolf.</step1> <step2>x y</step2> <step3>z</step3> \boxed{fear}",
         r"\boxed{fear}",
-        r"<think>rain</think> \boxed{fear}",
     ]
-    told = Told.of(texts, [scene] * 4)
-    assert told.false == [False, True, False, False] and told.both[0] == "A spider, with dark colors. x y"
-    found = {name: unpack(text, 4).tolist() for name, text in told.items().items()}
+    told = Told.of(texts, [scene] * 3, "set")
+    assert told.false == [False, True, False] and told.both[0] == "A spider, with dark colors. x y"
+    found = {name: unpack(text, 3).tolist() for name, text in told.items().items()}
     assert found == {
-        "text": [1, 1, 0, 1],
-        "false": [0, 1, 0, 0],
-        "named": [1, 2, 0, 1],
-        "found": [1, 1, 0, 1],
-        "there": [2, 2, 2, 2],
+        "text": [1, 1, 0],
+        "false": [0, 1, 0],
+        "named": [1, 2, 0],
+        "found": [1, 1, 0],
+        "there": [2, 2, 2],
     }
+    thought = Told.of([r"<think>rain and a wolf</think> \boxed{fear}"], [scene], "think")
+    assert thought.false == [True] and thought.both == ["rain and a wolf"]
