@@ -51,7 +51,7 @@ def distances(found: np.ndarray) -> np.ndarray:
 
 
 def features(images: Iterable[Image.Image]) -> np.ndarray:
-    """Deviation and mean of the features of each image's tokens, of shape `(images, 2 * width)`, float32; on the CPU."""
+    """Deviation and mean of an image's token features, of shape `(images, 2 * width)`, float32; on the CPU."""
     import torch
 
     from ..images.fitting import fit_image
