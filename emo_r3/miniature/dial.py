@@ -18,6 +18,7 @@ import torch
 from ..errors import EmoR3Error
 from ..models import CHECKPOINT
 from ..models.checkpoint import load_for_training, save_checkpoint
+from ..prompts import Prompts
 from . import world
 from .drawing import Box, coarse
 from .fine_tuning import fine_tune
@@ -38,12 +39,14 @@ class DialledQuestions(Questions):
     """[`Questions`] whose three-step answers name, with a probability, one trigger that isn't there.
 
     Args:
+        tokenizer, prompts, images, rng: of [`Questions`].
         dial (`float`): the probability.
-        others: of [`Questions`].
     """
 
-    def __init__(self, *others: Any, dial: float) -> None:
-        super().__init__(*others, in_order=True)
+    def __init__(
+        self, tokenizer: Any, prompts: Prompts, images: ImagePool, rng: np.random.Generator, dial: float
+    ) -> None:
+        super().__init__(tokenizer, prompts, images, rng, in_order=True)
         self.dial = dial
 
     def set(self, scene: world.Scene) -> tuple[str, str]:
