@@ -13,6 +13,7 @@ import pytest
 from served import SAMPLES, Server, copied_miniature, serve, serve_slowly
 from test_shared import FACTS, packed
 
+from emo_r3 import EmoR3Pipeline
 from emo_r3.cli.main import main
 from emo_r3.demo.shared import KEY
 
@@ -407,6 +408,33 @@ def test_the_page_follows_the_method(visit: Any, method: str, tmp_path: Path) ->
         if method == "think":
             assert len(page.locator("#think .step.written p").inner_text()) > 5
             assert "its reasoning" in page.locator("#check").inner_text()
+        page.wait_for_timeout(500)
+        assert violations(page) == []
+        page.close()
+
+
+def test_a_grounded_answer_has_its_region_on_the_image(visit: Any, tmp_path: Path) -> None:
+    """The frame lies on the image as a person sees it, where the answer says; with the map, they are compared."""
+    folder = copied_miniature(tmp_path / "my-model", "grounded")
+    (tmp_path / "demo").mkdir()
+    for server in serve(partial(main, ["demo", "--model", str(folder)]), tmp_path / "demo"):
+        page = visit(at=server)
+        assert page.locator(".step").count() == 3
+        give(page, SAMPLES[5])
+        page.get_by_role("button", name="Settings").first.click()
+        page.get_by_label("Show what the label hangs on").check()
+        read(page)
+        page.wait_for_selector("#evidence .region")
+        image, frame = (page.locator(f"#evidence {one}").first.bounding_box() for one in ("img", ".region"))
+        expected = EmoR3Pipeline.from_pretrained(folder)(SAMPLES[5]).evidence
+        assert expected is not None and expected.box is not None
+        for side, (start, length) in enumerate((("x", "width"), ("y", "height"))):
+            scale = image[length] / expected.size[side]
+            assert frame[start] - image[start] == pytest.approx(expected.box[side] * scale, abs=1.5)
+            assert frame[length] == pytest.approx((expected.box[side + 2] - expected.box[side]) * scale, abs=1.5)
+        said = page.locator("#evidence").inner_text()
+        assert "% of the image" in said and "lies in it" in said
+        assert page.locator("#step3 .step.written").inner_text().count(" · ") == 4
         page.wait_for_timeout(500)
         assert violations(page) == []
         page.close()
