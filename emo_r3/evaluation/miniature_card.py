@@ -90,6 +90,7 @@ def card(numbers: dict[str, Any], training: dict[str, Any]) -> str:
         parameters=f"{training['parameters'] / 1e6:.1f}",
         see=steps["see"],
         mix=steps["mix"],
+        finish=steps["finish"],
         last_loss=f"{last.get('set', math.nan):.3f}",
         **{key: training[key] for key in ("seed", "minutes", "pictures", "machine", "bias_dial", "processes")},
         **{key: numbers[key] for key in ("count", "scene_seed", "torch", "transformers")},
