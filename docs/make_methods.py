@@ -15,9 +15,9 @@ PAGE = DOCS / "methods.md"
 COLUMNS = (("A_I", "A^I"), ("A_O", "A^O"), ("A", "A"))
 HEAD = """# Methods
 
-What is implemented, by which formula, and what was measured. All numbers here are of the miniature, a model of drawings:
-[concepts/miniature.md](concepts/miniature.md) says what that can't say. They are read from `docs/results/` by
-`docs/make_methods.py`; [evaluate.md](evaluate.md) says how they were measured and compares them.
+What is implemented, by which formula, and what was measured. All numbers here are of the miniature, a model of
+drawings: [concepts/miniature.md](concepts/miniature.md) says what that can't say. They are read from `docs/results/`
+by `docs/make_methods.py`; [evaluate.md](evaluate.md) says how they were measured and compares them.
 [rewards.md](rewards.md) has the rewards one by one, [papers.md](papers.md) the papers, and
 [study/plan.md](study/plan.md) the comparison with several seeds.
 
@@ -73,8 +73,8 @@ METHODS = (
     ),
     Method(
         "DAPO",
-        "GRPO with a wider clip above, no KL, and other groups in the place of those whose answers are all right or all "
-        "wrong.",
+        "GRPO with a wider clip above, no KL, and other groups in the place of those whose answers are all right or "
+        "all wrong.",
         "r = 0.9 accuracy + 0.1 format + overlong penalty; clip 0.2 below, 0.28 above; mean over all tokens",
         "DAPO (arXiv:2503.14476)",
         "",
@@ -122,8 +122,8 @@ METHODS = (
     ),
     Method(
         "SEPM",
-        "No training: polarity first, then the label among those of that polarity, with the visual tokens dropped that "
-        "get the least attention.",
+        "No training: polarity first, then the label among those of that polarity, with the visual tokens dropped "
+        "that get the least attention.",
         "ambiguous where |p(A) - p(B)| is below a threshold; then all labels are asked for",
         "SEPM (ICML 2025)",
         "for the Qwen-VL family; its threshold is for large models, see evaluate.md",
