@@ -146,6 +146,32 @@ def served(command: list[str], ask: str, folder: Path) -> dict[str, Any]:
         process.join(20)
 
 
+@pytest.mark.slow
+def test_own_labels_and_an_own_reward_can_be_trained_as_the_pages_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """own-labels.md from its first block to its last command, with the reward of add-a-reward.md, for one update."""
+    checkout(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    labels, reward = ROOT / "docs/how-to/own-labels.md", ROOT / "docs/how-to/add-a-reward.md"
+    for code in blocks("python", labels):
+        exec(compile(code, named(labels), "exec"), {"__name__": "docs"})
+    (tmp_path / "my_rewards.py").write_text(blocks("python", reward)[0], encoding="utf-8")
+    (with_reward,) = [line.split() for code in blocks("sh", reward) for line in code.splitlines()]
+    lines = [line.split() for code in blocks("sh", labels) for line in code.splitlines() if line.startswith("emo-r3")]
+    assert [line[1] for line in lines] == ["train", "evaluate", "predict"]
+    rewards = with_reward[with_reward.index("--rewards") : with_reward.index("--output_dir")]
+    few = ["--max_steps", "1", "--max_completion_length", "64", "--num_generations", "4"]
+    few += ["--per_device_train_batch_size", "8"]
+    assert main([*lines[0][1:], *rewards, *few]) == 0
+    assert "short" in (tmp_path / "outputs/moods-model/log.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert main([*lines[1][1:], "--max-new-tokens", "64"]) == 0
+    facts = json.loads((tmp_path / "outputs/moods-results/results.json").read_text(encoding="utf-8"))
+    assert facts["datasets"][0]["labels"] == ["calm", "uneasy"] and facts["datasets"][0]["count"] == 2
+    assert EmoR3Pipeline.from_pretrained("outputs/moods-model/final").info.label_set.labels == ("calm", "uneasy")
+
+
 def test_options_in_the_text_exist() -> None:
     names = {"help", *re.findall(r"--([a-z-]+)", train.HELP)}
     names |= {field.name for kind in (EmoR3Config, RunArguments) for field in dataclasses.fields(kind)}
