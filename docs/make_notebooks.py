@@ -26,8 +26,9 @@ SECONDS = 3600
 
 def execute(notebook: Any, folder: Path, manager: Any = None) -> Any:
     """Runs the cells in a folder, in a kernel of their own unless its manager is given; raises where one fails."""
+    where = {"metadata": {"path": str(folder)}}
     client = NotebookClient(
-        notebook, km=manager, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, km=manager, timeout=SECONDS, kernel_name="python3", resources=where, coalesce_streams=True
     )
     return client.execute(**({} if manager is None else {"cleanup_kc": False}))
 
@@ -43,6 +44,7 @@ def tidy(notebook: Any) -> Any:
         cell.metadata = {}
         cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
         for output in cell.outputs:
+            output.get("data", {}).pop("image/jpeg", None)  # beside the same as PNG
             for name in ("text", "data"):
                 if name in output:
                     output[name] = without_paths(output[name])
