@@ -8,7 +8,8 @@ VLLM_VENV := .venv-vllm
 SAMPLE := docs/samples/03-mountains-fireworks.png
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart install test test-fast test-vllm test-full-width quality bench study study-check build clean
+.PHONY: help quickstart install test test-fast test-vllm test-full-width quality docs docs-build pages notebooks bench study \
+	study-check build clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## +/\1|/' | while IFS='|' read -r name text; do \
@@ -36,11 +37,29 @@ test-vllm: $(VLLM_VENV)/.ready  ## run the tests of training and serving with a 
 test-full-width: $(VENV)/.dev  ## train each recipe for two steps on models as wide as published ones: hours, 20 GiB
 	$(BIN)/python -m pytest --full-width --capture=no -v tests/full_width
 
-quality: $(VENV)/.dev  ## lint, check the format and the types
+quality: $(VENV)/.dev  ## lint, check the format and the types, build the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	@$(MAKE) --no-print-directory docs-build
+
+# Material for MkDocs advertises its successor at each start.
+docs docs-build: export NO_MKDOCS_2_WARNING := 1
+
+docs: $(VENV)/.dev  ## serve the documentation as a site on this machine
+	$(BIN)/python -m mkdocs serve
+
+docs-build: $(VENV)/.dev  ## build the site into site/, and fail on any warning
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+pages: $(VENV)/.dev  ## make the pages of rewards and methods again, and the images of the README
+	$(BIN)/python docs/make_rewards.py
+	$(BIN)/python docs/make_methods.py
+	@for what in prediction demo terminal; do $(BIN)/python docs/make_pictures.py $$what || exit 1; done
+
+notebooks: $(VENV)/.dev  ## run the notebooks and keep what they show: about 15 minutes
+	$(BIN)/python docs/make_notebooks.py
 
 bench: $(VENV)/.dev  ## print the speed ratios
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
@@ -55,7 +74,7 @@ build: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:  ## remove the environments and everything built
-	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find emo_r3 tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first interpreter that is new enough and can make environments (Debian ships ensurepip apart: python3-venv).

@@ -2,11 +2,14 @@
 
 .venv/bin/python docs/make_pictures.py prediction [SAMPLE]    docs/prediction.png: a sample beside its answer
 .venv/bin/python docs/make_pictures.py demo                   docs/demo-phone.png, docs/demo-dark.png, with Chromium
+.venv/bin/python docs/make_pictures.py terminal               docs/terminal.gif: two commands and what they print
 .venv/bin/python docs/make_pictures.py preview                icon.png and preview.png of emo_r3/demo/
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import signal
 import socket
@@ -15,9 +18,11 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from emo_r3 import EmoR3Pipeline, EmotionResult
+from emo_r3.cli.main import main
 from emo_r3.demo.head import DESCRIPTION, ICON, PREVIEW
 from emo_r3.formats import STEP_TITLES
 
@@ -120,6 +125,41 @@ def demo() -> None:
         server.wait()
 
 
+def terminal() -> None:
+    """A terminal in which commands are typed, with what they really print."""
+    commands = (
+        "emo-r3 predict docs/samples/03-mountains-fireworks.png",
+        "emo-r3 predict docs/samples/00-snake-wolf.png --reflect",
+    )
+    frames: list[tuple[list[str], int]] = []  # lines and milliseconds
+    for command in commands:
+        with contextlib.chdir(DOCS.parent), contextlib.redirect_stdout(io.StringIO()) as printed:
+            main(command.split()[1:])
+        frames += [([f"$ {command[:end]}"], 60) for end in range(0, len(command), 3)]
+        lines = [f"$ {command}"]
+        frames.append((lines, 700))
+        for line in printed.getvalue().splitlines():
+            lines = [*lines, line]
+            frames.append((lines, 70))
+        frames.append((lines, 5000))
+    height, width = max(len(lines) for lines, _ in frames), max(len(line) for lines, _ in frames for line in lines)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono.ttf", 15)
+    step = font.getlength("m")
+    size = (round(step * width) + 2 * MARGIN, 20 * height + 2 * MARGIN)
+    shots = []
+    for lines, _ in frames:
+        shot = Image.new("RGB", size, INK)
+        draw = ImageDraw.Draw(shot)
+        for number, line in enumerate(lines):
+            # Character by character, since the bars' glyphs are not as wide as the letters.
+            for place, letter in enumerate(line):
+                ink = BAR if letter >= "\u2580" or line[0] == "$" else PAPER
+                draw.text((MARGIN + place * step, MARGIN + 20 * number), letter, ink, font)
+        shots.append(shot.quantize(16, dither=Image.Dither.NONE))
+    times = [milliseconds for _, milliseconds in frames]
+    shots[0].save(DOCS / "terminal.gif", save_all=True, append_images=shots[1:], duration=times, loop=0, optimize=True)
+
+
 def preview() -> None:
     """What a browser's tab and the preview of a link show."""
     face((64, 64)).save(ICON, optimize=True)
@@ -158,4 +198,4 @@ if __name__ == "__main__":
     if what == "prediction":
         prediction(Path(given[0]) if given else DOCS / "samples" / "03-mountains-fireworks.png")
     else:
-        {"demo": demo, "preview": preview}[what]()
+        {"demo": demo, "preview": preview, "terminal": terminal}[what]()

@@ -127,7 +127,7 @@ def label_key(text: str) -> str:
 def same_label(first: str | None, second: str | None) -> bool:
     """Whether two texts spell one label; `None` and empty text spell none.
 
-    Example:
+    Examples:
         >>> same_label("Roller  coaster", "roller coaster")
         True
     """
@@ -171,7 +171,7 @@ def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
         LabelError: the name is unknown, or the labels can't be used: fewer than two, equal, empty, too long, or with
             braces, angle brackets, commas, backslashes or control characters.
 
-    Example:
+    Examples:
         >>> resolve_labels("calm, tense").labels
         ('calm', 'tense')
     """
@@ -218,7 +218,7 @@ def normalize_label(text: str, labels: LabelSet | Sequence[str] | str) -> str:
     Raises:
         LabelError: the text is none of the labels; the message names the nearest.
 
-    Example:
+    Examples:
         >>> normalize_label(" Fear ", "emoset")
         'fear'
     """

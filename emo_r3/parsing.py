@@ -235,7 +235,7 @@ def parse_completion(
         EmoR3Error: the method is unknown.
         LabelError: the label list can't be used.
 
-    Example:
+    Examples:
         >>> parse_completion("<think>A dog sleeps.</think> \\boxed{Joy}", "emotion6", method="think")
         ParsedCompletion(steps={'think': 'A dog sleeps.'}, label='joy', problems=(), region=None, emotions=())
         >>> parse_completion("\\boxed{glee} I think", "emotion6", method="direct").problems
@@ -367,7 +367,7 @@ def visible_sections(text: str, method: str = "set") -> tuple[VisibleSection, ..
         text (`str`): the completion so far; tags of other methods are shown too.
         method (`str`, *optional*, defaults to `"set"`): one of `METHODS`.
 
-    Example:
+    Examples:
         >>> visible_sections("<step1>A dog</step1> <step2>It is ca</ste")[-1]
         VisibleSection(name='step2', text='It is ca', is_open=True)
     """
@@ -396,7 +396,7 @@ def render_completion(
     Raises:
         EmoR3Error: the texts don't make a well-formed completion, e.g. a step is empty or holds a tag.
 
-    Example:
+    Examples:
         >>> print(render_completion("A dog sleeps.", "It soothes.", "Positive, calm.", "contentment"))
         <step1>A dog sleeps.</step1>
         <step2>It soothes.</step2>

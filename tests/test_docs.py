@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
 import re
 import shutil
 import socket
 import subprocess
+import sys
+import tomllib
+from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import forked
 import pytest
 import sklearn.datasets
+import yaml
 from small_video import scenes, write_video
 
-from emo_r3 import EmoR3Pipeline
+from emo_r3 import EmoR3Pipeline, __version__
 from emo_r3.cli import train
 from emo_r3.cli.main import main, make_parser
+from emo_r3.training.config import EmoR3Config, RunArguments
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE = [ROOT / "docs/results/table.md", ROOT / "docs/study/report.md"]
+"""Pages that a program writes, and that are part of others or may not be there yet."""
+IN_DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page not in MADE]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *IN_DOCS]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
-    """The code in this language, each with the name of its page."""
-    found = [(page.name, *block) for page in PAGES for block in FENCE.findall(page.read_text(encoding="utf-8"))]
-    return [(name, code) for name, kind, code in found if kind == language]
+def blocks(language: str, *pages: Path) -> list[str]:
+    """The code in this language on these pages, on all unless some are named."""
+    found = [block for page in pages or PAGES for block in FENCE.findall(page.read_text(encoding="utf-8"))]
+    return [code for kind, code in found if kind == language]
+
+
+def named(page: Path) -> str:
+    """A page as it is called here."""
+    return page.relative_to(ROOT).as_posix()
 
 
 def prose(page: Path) -> str:
@@ -36,10 +53,19 @@ def prose(page: Path) -> str:
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("name", "code"), blocks("python"))
-def test_python_runs(name: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    exec(compile(code, name, "exec"), {"__name__": "docs"})
+def checkout(folder: Path) -> None:
+    """What the pages find in the folder in which they are read, without a place to write into."""
+    for name in ("docs", "recipes"):
+        (folder / name).symlink_to(ROOT / name)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", page)], ids=named)
+def test_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A page's blocks, one after the other: each has names of its own, and files of those before it."""
+    checkout(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for number, code in enumerate(blocks("python", page), start=1):
+        exec(compile(code, f"{named(page)}, block {number}", "exec"), {"__name__": "docs"})
 
 
 def test_every_block_is_in_a_language_that_is_checked() -> None:
@@ -50,7 +76,7 @@ def test_every_block_is_in_a_language_that_is_checked() -> None:
 
 
 def test_commands_parse() -> None:
-    commands = [line.partition("#")[0].split() for _, block in blocks("sh") for line in block.splitlines()]
+    commands = [line.partition("#")[0].split() for block in blocks("sh") for line in block.splitlines()]
     ours = [words[1:] for words in commands if words and words[0] == "emo-r3"]
     ours += [words[words.index("emo_r3") + 1 :] for words in commands if "emo_r3" in words]
     assert ours
@@ -120,8 +146,35 @@ def served(command: list[str], ask: str, folder: Path) -> dict[str, Any]:
         process.join(20)
 
 
+@pytest.mark.slow
+def test_own_labels_and_an_own_reward_can_be_trained_as_the_pages_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """own-labels.md from its first block to its last command, with the reward of add-a-reward.md, for one update."""
+    checkout(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    labels, reward = ROOT / "docs/how-to/own-labels.md", ROOT / "docs/how-to/add-a-reward.md"
+    for code in blocks("python", labels):
+        exec(compile(code, named(labels), "exec"), {"__name__": "docs"})
+    (tmp_path / "my_rewards.py").write_text(blocks("python", reward)[0], encoding="utf-8")
+    (with_reward,) = [line.split() for code in blocks("sh", reward) for line in code.splitlines()]
+    lines = [line.split() for code in blocks("sh", labels) for line in code.splitlines() if line.startswith("emo-r3")]
+    assert [line[1] for line in lines] == ["train", "evaluate", "predict"]
+    rewards = with_reward[with_reward.index("--rewards") : with_reward.index("--output_dir")]
+    few = ["--max_steps", "1", "--max_completion_length", "64", "--num_generations", "4"]
+    few += ["--per_device_train_batch_size", "8"]
+    assert main([*lines[0][1:], *rewards, *few]) == 0
+    assert "short" in (tmp_path / "outputs/moods-model/log.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert main([*lines[1][1:], "--max-new-tokens", "64"]) == 0
+    facts = json.loads((tmp_path / "outputs/moods-results/results.json").read_text(encoding="utf-8"))
+    assert facts["datasets"][0]["labels"] == ["calm", "uneasy"] and facts["datasets"][0]["count"] == 2
+    assert EmoR3Pipeline.from_pretrained("outputs/moods-model/final").info.label_set.labels == ("calm", "uneasy")
+
+
 def test_options_in_the_text_exist() -> None:
     names = {"help", *re.findall(r"--([a-z-]+)", train.HELP)}
+    names |= {field.name for kind in (EmoR3Config, RunArguments) for field in dataclasses.fields(kind)}
     for words in (
         ["predict", "x"],
         ["evaluate", "--datasets", "x", "--output", "y"],
@@ -133,11 +186,11 @@ def test_options_in_the_text_exist() -> None:
     ):
         names |= {name.replace("_", "-") for name in vars(make_parser(words).parse_args(words))}
     text = "".join(map(prose, PAGES))
-    assert len(set(re.findall(r"`--([a-z-]+)", text))) > 3
-    assert set(re.findall(r"`(?:emo-r3 \w+ )?--([a-z-]+)", text)) <= names
+    assert len(set(re.findall(r"`--([a-z_-]+)", text))) > 3
+    assert set(re.findall(r"`(?:emo-r3 \w+ )?--([a-z_-]+)", text)) <= names
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *(page for page in MADE if page.exists())], ids=named)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", prose(page)) if "://" not in target]
     for target in targets:
@@ -159,16 +212,108 @@ def test_every_place_that_the_pages_name_is_there() -> None:
     assert len(names) > 40 and [name for name in names if not (ROOT / name).exists()] == []
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\((docs/\w+\.md)\)", prose(ROOT / "README.md")))
-    assert linked == {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"}
+def listed(nav: Any) -> list[str]:
+    """The pages of a navigation, in their order."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for part in (nav.values() if isinstance(nav, dict) else nav) for page in listed(part)]
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert Counter(listed(site["nav"])) == Counter(page.relative_to(ROOT / "docs").as_posix() for page in IN_DOCS)
+
+
+def test_the_readme_is_short_and_leads_to_the_documentation() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 150
+    linked = set(re.findall(r"\]\((docs/[\w/-]+\.md)\)", prose(ROOT / "README.md")))
+    assert {"docs/index.md", "docs/quick-tour.md", "docs/faq.md", "docs/methods.md", "docs/architecture.md"} <= linked
+
+
+def script(name: str) -> Any:
+    """A script of docs/, loaded."""
+    spec = spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # for the dataclasses in it
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_link_out_of_the_docs_leads_to_the_repository() -> None:
+    """On the site; on GitHub it is a link as any other."""
+    site = script("site")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="how-to/own-labels.md"))
+    source = PROJECT["urls"]["Source"]
+    for link, there in (
+        ("../faq.md#models", "../faq.md#models"),
+        ("../../emo_r3/data", f"{source}/tree/main/emo_r3/data"),
+        ("../../SECURITY.md", f"{source}/blob/main/SECURITY.md"),
+        ("../results/grpo.json", f"{source}/blob/main/docs/results/grpo.json"),
+        ("nowhere.md", "nowhere.md"),  # of which mkdocs warns
+        ("https://arxiv.org/abs/1", "https://arxiv.org/abs/1"),
+    ):
+        assert site.on_page_markdown(f"See [this]({link}).", page) == f"See [this]({there})."
+    assert site.on_page_markdown("![A plot](../results/plot.png)", page) == "![A plot](../results/plot.png)"
+
+
+def test_the_report_of_the_study_joins_the_navigation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    site = script("site")
+    monkeypatch.setattr(site, "DOCS", tmp_path)
+    config = SimpleNamespace(nav=[{"Research": ["study/plan.md"]}])
+    assert listed(site.on_config(config).nav) == ["study/plan.md"]
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/report.md").touch()
+    assert listed(site.on_config(config).nav) == ["study/plan.md", "study/report.md"]
+
+
+def test_the_page_of_methods_is_made_of_what_was_measured() -> None:
+    assert (ROOT / "docs/methods.md").read_text(encoding="utf-8") == script("make_methods").page()
+
+
+def test_every_message_of_the_faq_is_in_the_code() -> None:
+    """`…` stands for what a message fills in; where a page has one, the code may have text of its own."""
+    quoted = re.findall(r"^> `(.*)`$", (ROOT / "docs/faq.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(quoted) > 25
+    said = "\n".join(messages())
+    for message in quoted:
+        parts = [part for part in message.split("…") if len(part.strip(" :;,'()x")) > 3]
+        assert parts and all(part.strip() in said for part in parts), message
+        longest = max(parts, key=len)
+        assert len(longest) > 12, f"{message}: too little of it is fixed to be found"
+
+
+def messages() -> list[str]:
+    """Every text in the package's code, with `…` for what is filled in."""
+    found = []
+    for path in ROOT.glob("emo_r3/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_citation_and_the_badges_are_true() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    source = PROJECT["urls"]["Source"]
+    assert (citation["version"], citation["license"]) == (__version__, PROJECT["license"])
+    assert citation["repository-code"] == source
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"badge/licence-{PROJECT['license'].replace('-', '--')}-blue" in readme
+    assert f"badge/python-{PROJECT['requires-python'].removeprefix('>=')}%2B-blue" in readme
+    assert "2602.23802" in citation["references"][0]["url"] and "badge/arXiv-2602.23802-" in readme
+    for page in PAGES:
+        for link in re.findall(
+            r"colab\.research\.google\.com/github/(.*?)/blob/main/(.*?)\)", page.read_text("utf-8")
+        ):
+            assert link[0] == source.removeprefix("https://github.com/") and (ROOT / link[1]).is_file()
 
 
 def test_the_table_of_calibration_is_what_was_measured() -> None:
-    spec = spec_from_file_location("make_calibration", ROOT / "docs" / "make_calibration.py")
-    assert spec and spec.loader
-    made = module_from_spec(spec)
-    spec.loader.exec_module(made)
+    made = script("make_calibration")
     facts = json.loads(made.FACTS.read_text(encoding="utf-8"))
     table = made.table(facts)
     assert table == made.old_table((ROOT / "docs/calibration.md").read_text(encoding="utf-8"))

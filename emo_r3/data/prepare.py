@@ -37,8 +37,9 @@ def prepare(
         index (`str` or `os.PathLike`, *optional*): folder for the public index, which has no images.
         sizes (`dict`, *optional*): rows of `"test"` and `"train"`, each a number or numbers by label. Where there are
             fewer it is an error; of the published sizes, which are the default, as many as there are get drawn.
-        seed (`int`, *optional*, defaults to 0), pixel_budget (`int`, *optional*, defaults to 4194304), strict (`bool`,
-            *optional*, defaults to `False`): see [`select`].
+        seed (`int`, *optional*, defaults to 0): see [`select`].
+        pixel_budget (`int`, *optional*, defaults to 4194304): see [`select`].
+        strict (`bool`, *optional*, defaults to `False`): see [`select`].
 
     Raises:
         DataError: the originals are not in a known layout, or too few, or, if strict, not perfect; or the output

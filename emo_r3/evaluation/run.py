@@ -127,7 +127,9 @@ def evaluate(
     """Measures a model on data sets, or goes on where that was stopped.
 
     Args:
-        datasets (`list[str]`), output (`str` or `Path`), options: see [`Evaluation`].
+        datasets (`list[str]`): see [`Evaluation`].
+        output (`str` or `Path`): see [`Evaluation`].
+        options: see [`Evaluation`].
         state (`PartialState`, *optional*): of `accelerate`, where several processes share the work.
 
     Returns:

@@ -314,8 +314,8 @@ class EmoR3Pipeline:
 
         Args:
             image: one image, as the call takes it.
-            labels, method, decoding, reflect, max_new_tokens, temperature, seed, allow_private_hosts, max_pixels,
-                explain: of the call.
+            **others: `labels`, `method`, `decoding`, `reflect`, `max_new_tokens`, `temperature`, `seed`,
+                `allow_private_hosts`, `max_pixels` and `explain` are those of the call; no other is taken.
 
         Returns:
             `Iterator[StreamEvent]`: `section` and its `text` so far; the last event has the `result`. Leaving the

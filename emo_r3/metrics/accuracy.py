@@ -68,21 +68,21 @@ def domain_accuracy(
     Returns:
         `dict`: what an average or an accuracy is comes as `{"value", "low", "high"}`, as shares of 1:
 
-        - `domains`: for each domain `count`, `unparsed` (a share), `accuracy` (Wilson interval) and `macro_f1` (mean
-          over the labels of the domain's references; bootstrap); if asked for, `difference` to the baseline
-          (bootstrap of pairs; `wins` and `losses` are the items that only one system has right, `p` is McNemar's
-          exact), `calibration` and `distance`.
-        - `A_I`, `A_O`, `A`: mean accuracy of the in-domain cells, of the others, and of all, a cell being a domain
-          under a training; bootstrap within each domain, the same items for all trainings. The first two are left
-          out where there is no such cell.
-        - `A_I_difference`, `A_O_difference`, `A_difference`: with a baseline, the same of the differences.
+            - `domains`: for each domain `count`, `unparsed` (a share), `accuracy` (Wilson interval) and `macro_f1`
+              (mean over the labels of the domain's references; bootstrap); if asked for, `difference` to the baseline
+              (bootstrap of pairs; `wins` and `losses` are the items that only one system has right, `p` is McNemar's
+              exact), `calibration` and `distance`.
+            - `A_I`, `A_O`, `A`: mean accuracy of the in-domain cells, of the others, and of all, a cell being a domain
+              under a training; bootstrap within each domain, the same items for all trainings. The first two are left
+              out where there is no such cell.
+            - `A_I_difference`, `A_O_difference`, `A_difference`: with a baseline, the same of the differences.
 
-        With `trainings`, the averages are over all of them, and `trainings` holds such a `dict` for each.
+            With `trainings`, the averages are over all of them, and `trainings` holds such a `dict` for each.
 
     Raises:
         DataError: the columns don't fit together, or `in_domain` doesn't fit them.
 
-    Example:
+    Examples:
         >>> found = domain_accuracy(["joy", "fear", None], ["joy", "awe", "awe"], ["a", "b", "b"], in_domain="a")
         >>> found["A_I"]["value"], found["A_O"]["value"], found["A"]["value"], found["domains"]["b"]["unparsed"]
         (1.0, 0.0, 0.5, 0.5)
@@ -126,7 +126,7 @@ def paper_averages(
     Raises:
         DataError: `in_domain` lacks a training, or names a domain that a training has no cell of.
 
-    Example:
+    Examples:
         >>> cells = {"emoset-2k": {"emoset-2k": 51.55, "emotion6": 50.0}, "emotion6": {"emotion6": 50.0}}
         >>> paper_averages(cells, {"emoset-2k": "emoset-2k", "emotion6": "emotion6"})["A_I"]
         50.775
@@ -154,7 +154,7 @@ def wilson(hits: float, count: int) -> dict[str, float]:
         hits (`float`): how many of them.
         count (`int`): of how many, at least 1.
 
-    Example:
+    Examples:
         >>> {name: round(number, 3) for name, number in wilson(1031, 2000).items()}
         {'value': 0.515, 'low': 0.494, 'high': 0.537}
     """
@@ -174,7 +174,7 @@ def mcnemar(first: Sequence[bool] | Array, second: Sequence[bool] | Array) -> di
         `dict`: `wins` and `losses`, the items that only the first and that only the second has right, and `p`, the
         two-sided probability of so uneven a split if either were as likely (binomial; 1 if there are none).
 
-    Example:
+    Examples:
         >>> mcnemar([True, True, True, True, False], [False, False, False, True, False])
         {'wins': 3, 'losses': 0, 'p': 0.25}
     """

@@ -25,18 +25,18 @@ def calibration(confidences: Sequence[float | None], correct: Sequence[bool]) ->
     Returns:
         `dict`: `count` of the rows with a confidence, and over these, or `None` if there are none:
 
-        - `ece`: expected calibration error over ten bins of equal width, each closed below and open above, the last
-          closed on both sides, so that a confidence of 1 counts.
-        - `brier`: mean of (confidence - correct)², the answer against all others; half of the two-class Brier sum.
-        - `auroc`: probability that a right answer has more confidence than a wrong one, ties counting half; `None`
-          if all are right or all are wrong.
-        - `accuracy_at_coverage`: `coverage` from 0.1 to 1, and the `accuracy` of that share of the rows, rounded up,
-          that has the most confidence; rows of equal confidence share their accuracy, whatever their order.
+            - `ece`: expected calibration error over ten bins of equal width, each closed below and open above, the
+              last closed on both sides, so that a confidence of 1 counts.
+            - `brier`: mean of (confidence - correct)², the answer against all others; half of the two-class Brier sum.
+            - `auroc`: probability that a right answer has more confidence than a wrong one, ties counting half;
+              `None` if all are right or all are wrong.
+            - `accuracy_at_coverage`: `coverage` from 0.1 to 1, and the `accuracy` of that share of the rows, rounded
+              up, that has the most confidence; rows of equal confidence share their accuracy, whatever their order.
 
     Raises:
         DataError: the lengths differ, or a confidence is no number from 0 to 1.
 
-    Example:
+    Examples:
         >>> calibration([0.9, 0.6], [True, False])["brier"]
         0.185
     """
@@ -105,7 +105,7 @@ def distribution_distances(
     Raises:
         DataError: the lengths differ, a share is negative or not finite, or no row has labels in common.
 
-    Example:
+    Examples:
         >>> distribution_distances([{"joy": 0.75, "fear": 0.25}], [{"joy": 0.5, "fear": 0.5}])["chebyshev"]
         0.25
     """
