@@ -14,6 +14,7 @@ import transformers
 from .. import __version__
 from ..evaluation.miniature import DATASETS, measure, measure_dials
 from ..evaluation.miniature_card import card
+from ..miniature.dial import STEPS
 from ..models import CHECKPOINT
 
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, default=2000, help="scenes of each data set")
     parser.add_argument("--dial-count", type=int, default=1000, help="scenes for the bases that hallucinate")
+    parser.add_argument("--dial-steps", type=int, default=STEPS, help="updates by which these bases are made")
     parser.add_argument("--seed", type=int, default=1_000_003, help="of the scenes; training draws from other seeds")
     parser.add_argument(
         "--write", action="store_true", help="write evaluation.json and the card into the model's folder"
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         "scene_seed": args.seed,
         "results": results,
         "dial_count": args.dial_count,
-        "dials": measure_dials(pipe, args.model, args.dial_count, args.seed, report),
+        "dials": measure_dials(pipe, args.model, args.dial_count, args.seed, report, args.dial_steps),
         "emo_r3": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -16,7 +16,7 @@ from ..labels import LabelSet
 from ..metrics.accuracy import wilson
 from ..metrics.reliability import reliability
 from ..miniature import world
-from ..miniature.dial import make_dialled
+from ..miniature.dial import STEPS, make_dialled
 from ..miniature.drawing import SIZE, Box, overlap, render, render_with_boxes
 from ..models.decoding import BOX, box_sequences
 from ..models.image_tokens import token_boxes
@@ -228,7 +228,7 @@ def mean(values: Sequence[float]) -> dict[str, Any]:
 
 
 def measure_dials(
-    pipe: EmoR3Pipeline, source: Path, count: int, seed: int, report: Callable[[str], None]
+    pipe: EmoR3Pipeline, source: Path, count: int, seed: int, report: Callable[[str], None], steps: int = STEPS
 ) -> dict[str, Any]:
     """What the bases for studies write of scenes of miniature-8, and what they say of it, greedy and sampled.
 
@@ -238,6 +238,7 @@ def measure_dials(
         count (`int`): number of scenes.
         seed (`int`): of the scenes.
         report (`Callable`): told a line now and then.
+        steps (`int`, *optional*): updates by which the bases are made.
     """
     rng = np.random.default_rng([seed, 3])
     scenes = [world.sample_scene("miniature-8", rng) for _ in range(count)]
@@ -247,7 +248,7 @@ def measure_dials(
         for dial in DIALS:
             if dial:
                 report(f"dial {dial}: a base is made")
-                make_dialled(dial, Path(scratch) / f"{dial}", source=source)
+                make_dialled(dial, Path(scratch) / f"{dial}", steps=steps, source=source)
                 pipe = EmoR3Pipeline.from_pretrained(Path(scratch) / f"{dial}")
             for decoding, temperature in (("greedy", None), ("sampled", 1.0)):
                 report(f"dial {dial}, {decoding}: {count} answers")
