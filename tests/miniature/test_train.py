@@ -78,7 +78,7 @@ def test_the_learning_rate_warms_up_holds_and_falls() -> None:
 def test_a_filled_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("precious")
     with pytest.raises(EmoR3Error, match="not an empty folder"):
-        miniature_train.run(argparse.Namespace(output=tmp_path, seed=0, pool=50, see_steps=1, mix_steps=1))
+        miniature_train.run(argparse.Namespace(output=tmp_path, seed=0, pool=50, see_steps=1, mix_steps=1, finish_steps=1))
 
 
 @pytest.mark.slow
@@ -88,9 +88,9 @@ def test_training_writes_a_checkpoint_that_the_pipeline_loads(tmp_path: Path, mo
     forked.start_server()
     fork = partial(torch.multiprocessing.start_processes, start_method="forkserver")
     monkeypatch.setattr(torch.multiprocessing, "spawn", fork)
-    assert miniature_train.run(argparse.Namespace(output=folder, seed=3, pool=50, see_steps=1, mix_steps=1)) == 0
+    assert miniature_train.run(argparse.Namespace(output=folder, seed=3, pool=50, see_steps=1, mix_steps=1, finish_steps=1)) == 0
     facts = json.loads((folder / "training.json").read_text())
-    assert facts["seed"] == 3 and [row["stage"] for row in facts["log"]] == ["see", "mix"]
+    assert facts["seed"] == 3 and [row["stage"] for row in facts["log"]] == ["see", "mix", "finish"]
     pipe = EmoR3Pipeline.from_pretrained(folder)
     assert pipe.info.square and pipe.info.prompts == load_prompts().in_unit("pixels")
     result = pipe(np.zeros((96, 96, 3), np.uint8), max_new_tokens=80)

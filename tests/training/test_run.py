@@ -220,7 +220,7 @@ def test_a_trained_model_begins_without_the_calibration_of_its_base(recipe: Writ
     assert CheckpointInfo.read(own).calibrations == (hot,) and CheckpointInfo.read(final).calibrations == ()
     adapter = final.parent / "adapter"
     (adapter / "emo_r3.json").unlink()  # an adapter of others, which is asked as its base is
-    assert load_model_and_processor(adapter)[2] == CheckpointInfo()
+    assert load_model_and_processor(adapter)[2] == CheckpointInfo(prompts=load_prompts().in_unit("pixels"))
 
 
 @pytest.mark.slow
