@@ -155,8 +155,10 @@ def do_run(place: Place, output: Path, run: Run, rate: float | None) -> None:
             recipe = make_recipe(place, arm, run.seed, rate, real=True)
             facts["learning_rate"] = recipe.config.learning_rate
             facts["form_of_answers"] = method = recipe.run.method
+            began = time.monotonic(), time.process_time()
             model = train(recipe)
-            facts["training"] = training_facts(work, recipe)
+            share = (time.process_time() - began[1]) / (time.monotonic() - began[0])
+            facts["training"] = training_facts(work, recipe, min(share, 1.0))
         measured = time.monotonic()
         datasets = place.tests(arm)
         fixed = EmoR3Pipeline.from_pretrained(CHECKPOINT, dtype="float32")
@@ -169,8 +171,16 @@ def do_run(place: Place, output: Path, run: Run, rate: float | None) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def training_facts(work: Path, recipe: Recipe) -> dict[str, Any]:
-    """What the log of a training says: means, seconds of an update by part, completions, and curves."""
+def training_facts(work: Path, recipe: Recipe, share: float = 1.0) -> dict[str, Any]:
+    """
+    What the log of a training says: means, seconds of an update by part, completions, and curves.
+
+    Args:
+        work (`Path`): the folder of the training.
+        recipe ([`Recipe`]): what was trained.
+        share (`float`): of a processor that the training had. All seconds are multiplied by it, so that they are those
+            of a free processor: a study runs beside other work.
+    """
     with (work / "log.csv").open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("grad_norm")]
 
@@ -182,7 +192,8 @@ def training_facts(work: Path, recipe: Recipe) -> dict[str, Any]:
         return round(sum(values) / len(values), 6) if values else None
 
     told = json.loads((work / "run.json").read_text(encoding="utf-8"))
-    found: dict[str, Any] = {"updates": len(rows), "seconds": told.get("seconds")}
+    found: dict[str, Any] = {"updates": len(rows), "processor": round(share, 3)}
+    found["seconds"] = round(told["seconds"] * share, 1) if told.get("seconds") is not None else None
     found["curves"] = {name: [round(value, 4) for value in column(key)] for name, key in CURVES.items() if column(key)}
     if not column("step_time"):  # SFT
         return found
@@ -198,9 +209,9 @@ def training_facts(work: Path, recipe: Recipe) -> dict[str, Any]:
         parts["reflection" if name == "reflection/seconds" else "counterfactual"] = column(name)
     for name, values in parts.items():
         if values:
-            found[name] = round(sum(values) / len(rows), 4)
-    found["update_seconds"] = mean("step_time")
-    found["rest"] = round((found["update_seconds"] or 0) - sum(found.get(name, 0) for name in parts), 4)
+            found[name] = round(share * sum(values) / len(rows), 4)
+    found["update_seconds"] = round(share * sum(column("step_time")) / len(rows), 4)
+    found["rest"] = round(found["update_seconds"] - sum(found.get(name, 0) for name in parts), 4)
     for name in ("no_to_false", "yes_to_true", "false_texts"):
         if (value := mean(f"truth/{name}")) is not None:
             found[f"truth_{name}"] = value

@@ -93,6 +93,8 @@ def test_what_a_log_comes_to(tmp_path: Path) -> None:
     assert found["updates"] == 2 and found["seconds"] == 12.5 and found["curves"] == {"accuracy": [0.25, 0.75]}
     assert found["rollout"] == (1 + 2 * 2) / 2 and found["reflection"] == 0.5 and found["rest"] == 6 - 2.5 - 0.5
     assert found["thousands"] == 64 * 3 / 1000 and found["starved"] == 0.5 and found["zero_variance"] == 0.375
+    half = training_facts(tmp_path, make_recipe(place, place.study.arm("one"), 1, None), 0.5)
+    assert (half["seconds"], half["rollout"], half["update_seconds"], half["processor"]) == (6.2, 1.25, 3, 0.5)
 
 
 def test_what_texts_say_about_scenes() -> None:
