@@ -75,10 +75,14 @@ def test_the_learning_rate_warms_up_holds_and_falls() -> None:
     assert rates[500] > rates[750] > rates[999] > 0.015 * train.PEAK
 
 
+def arguments(output: Path) -> argparse.Namespace:
+    return argparse.Namespace(output=output, seed=3, pool=50, see_steps=1, mix_steps=1, finish_steps=1)
+
+
 def test_a_filled_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("precious")
     with pytest.raises(EmoR3Error, match="not an empty folder"):
-        miniature_train.run(argparse.Namespace(output=tmp_path, seed=0, pool=50, see_steps=1, mix_steps=1, finish_steps=1))
+        miniature_train.run(arguments(tmp_path))
 
 
 @pytest.mark.slow
@@ -88,7 +92,7 @@ def test_training_writes_a_checkpoint_that_the_pipeline_loads(tmp_path: Path, mo
     forked.start_server()
     fork = partial(torch.multiprocessing.start_processes, start_method="forkserver")
     monkeypatch.setattr(torch.multiprocessing, "spawn", fork)
-    assert miniature_train.run(argparse.Namespace(output=folder, seed=3, pool=50, see_steps=1, mix_steps=1, finish_steps=1)) == 0
+    assert miniature_train.run(arguments(folder)) == 0
     facts = json.loads((folder / "training.json").read_text())
     assert facts["seed"] == 3 and [row["stage"] for row in facts["log"]] == ["see", "mix", "finish"]
     pipe = EmoR3Pipeline.from_pretrained(folder)
