@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import tempfile
 from collections import Counter
@@ -28,6 +29,9 @@ for _name in [name for name in os.environ if name.startswith(("HF_TOKEN", "HUGGI
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# A shell starts what runs in its background with Ctrl+C ignored; what the tests start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _connect = socket.socket.connect
 

@@ -56,6 +56,6 @@ def finish(mixed: Path, output: Path, seed: int, steps: int, report: Callable[[s
     minutes = round((time.monotonic() - began) / 60, 1)
     facts["steps"]["finish"] = steps
     facts["minutes"] = round(facts["minutes"] + minutes, 1)
-    facts["pictures"] += POOL + 8 * steps
+    facts["pictures"] += questions.images.drawn
     facts["log"] += [{"stage": "finish"} | row for row in log]
     write_text(output / "training.json", json.dumps(facts, indent=1) + "\n")

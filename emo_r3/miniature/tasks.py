@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +30,7 @@ CONCEPT_NAMES = tuple(CONCEPTS)
 
 
 class ImagePool:
-    """A pool of drawn scenes that is slowly replaced, so that pixels are drawn once and used a few times.
+    """A pool of scenes that is slowly replaced. Each is drawn when it is first asked for, and used a few times.
 
     Args:
         size: number of scenes kept.
@@ -37,29 +38,46 @@ class ImagePool:
     """
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
-        self.rng, self.next = rng, 0
-        self.pixels = torch.zeros(size, SIZE, SIZE, 3, dtype=torch.uint8)
-        self.tags = torch.zeros(size, TOKENS, len(CONCEPTS), dtype=torch.bool)
+        self.rng, self.next, self.drawn = rng, 0, 0
         self.scenes = [world.sample_scene("pretraining", rng) for _ in range(size)]
-        self.boxes: list[dict[str, Box]] = [{} for _ in range(size)]
-        for _ in range(size):
-            self._draw_next()
-
-    def _draw_next(self) -> None:
-        scene = self.scenes[self.next]
-        image, boxes = render_with_boxes(scene)
-        self.pixels[self.next] = torch.from_numpy(np.array(image))
-        self.tags[self.next] = torch.from_numpy(tag_cells(scene, boxes))
-        self.boxes[self.next] = boxes
-        self.next = (self.next + 1) % len(self.scenes)
+        self._pixels = torch.zeros(size, SIZE, SIZE, 3, dtype=torch.uint8)
+        self._tags = torch.zeros(size, TOKENS, len(CONCEPTS), dtype=torch.bool)
+        self._boxes: list[dict[str, Box] | None] = [None] * size
 
     def refresh(self, count: int) -> None:
+        """Replaces the oldest scenes."""
         for _ in range(count):
             self.scenes[self.next] = world.sample_scene("pretraining", self.rng)
-            self._draw_next()
+            self._boxes[self.next] = None
+            self.next = (self.next + 1) % len(self.scenes)
 
     def sample(self, count: int) -> list[int]:
+        """Places of scenes, each at most once."""
         return self.rng.choice(len(self.scenes), count, replace=False).tolist()
+
+    def pixels(self, places: Sequence[int]) -> Tensor:
+        """Images: uint8, shape (places, SIZE, SIZE, 3)."""
+        for place in places:
+            self.boxes(place)
+        return self._pixels[places]
+
+    def tags(self, places: Sequence[int]) -> Tensor:
+        """Which concepts lie under which image token: bool, shape (places, TOKENS, len(CONCEPTS))."""
+        for place in places:
+            self.boxes(place)
+        return self._tags[places]
+
+    def boxes(self, place: int) -> dict[str, Box]:
+        """Where each trigger is in an image."""
+        found = self._boxes[place]
+        if found is None:
+            scene = self.scenes[place]
+            image, found = render_with_boxes(scene)
+            self._pixels[place] = torch.from_numpy(np.array(image))
+            self._tags[place] = torch.from_numpy(tag_cells(scene, found))
+            self._boxes[place] = found
+            self.drawn += 1
+        return found
 
 
 def tag_cells(scene: world.Scene, boxes: dict[str, Box]) -> np.ndarray:
@@ -129,12 +147,12 @@ class Questions:
         chosen = self.images.sample(count)
         batch: dict[str, Any] = {"task": task}
         if task != "coherence":
-            batch |= {"pixel_values": to_patches(self.images.pixels[chosen]), "tags": self.images.tags[chosen]}
+            batch |= {"pixel_values": to_patches(self.images.pixels(chosen)), "tags": self.images.tags(chosen)}
         if task == "see":
             return batch
         pairs: list[Any]
         if task == "grounded":
-            pairs = [self.grounded(self.images.scenes[index], self.images.boxes[index]) for index in chosen]
+            pairs = [self.grounded(self.images.scenes[index], self.images.boxes(index)) for index in chosen]
         else:
             pairs = [getattr(self, task)(self.images.scenes[index]) for index in chosen]
         image = "" if task == "coherence" else VISION_START + IMAGE * TOKENS + VISION_END

@@ -250,7 +250,7 @@ def work(rank: int, folder: str, seed: int, pool: int, see_steps: int, mix_steps
     model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(tokenizer), attn_implementation="eager")
     rng = np.random.default_rng([seed, rank])
     images = ImagePool(pool, rng)
-    init_patch_embedding(model, images.pixels[:1000])
+    init_patch_embedding(model, images.pixels(range(min(pool, 1000))))
     learner = DistributedDataParallel(Learner(model, tokenizer), find_unused_parameters=True)
     questions = Questions(tokenizer, prompts, images, rng)
     with fast_vision():
@@ -262,7 +262,7 @@ def work(rank: int, folder: str, seed: int, pool: int, see_steps: int, mix_steps
             "processes": PROCESSES,
             "steps": {"see": see_steps, "mix": mix_steps},
             "minutes": round(sum(row["minutes"] for row in rows if row["step"] in (see_steps, mix_steps)), 1),
-            "pictures": PROCESSES * (pool + 16 * (see_steps + mix_steps)),
+            "pictures": PROCESSES * images.drawn,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "bias_dial": world.BIAS_DIAL,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",

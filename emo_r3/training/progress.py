@@ -60,6 +60,7 @@ class RunProgress(TrainerCallback):
         self.folder = Path(output_dir)
         self._columns: list[str] = []
         self._last_step: float = -1
+        self._drawn_step = -1
         self._bar: Any = None
         self._start, self._first_step = 0.0, 0
 
@@ -109,9 +110,10 @@ class RunProgress(TrainerCallback):
         print(", ".join(line), file=sys.stderr, flush=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and state.global_step != self._drawn_step:
             with self._writing():
                 draw_curves(panels(_rows(state)), self.folder / CURVES_FILE)
+            self._drawn_step = state.global_step
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -92,7 +92,8 @@ def test_replies_are_well_formed(method: str, questions: Questions) -> None:
 
 def test_a_grounded_reply_points_at_what_is_there(questions: Questions) -> None:
     feelings: Counter[str] = Counter()
-    for scene, boxes in zip(questions.images.scenes, questions.images.boxes, strict=True):
+    for place, scene in enumerate(questions.images.scenes):
+        boxes = questions.images.boxes(place)
         question, reply = questions.grounded(scene, boxes)
         assert "in pixels of the image" in question
         parsed = parse_completion(reply, method="grounded")
@@ -151,7 +152,15 @@ def test_tags_lie_where_things_are() -> None:
 
 def test_the_pool_replaces_its_oldest_scenes(questions: Questions) -> None:
     images = ImagePool(6, np.random.default_rng(2))
-    before, pixels = list(images.scenes), images.pixels.clone()
+    before, pixels = list(images.scenes), images.pixels(range(6)).clone()
     images.refresh(2)
     assert images.scenes[2:] == before[2:] and images.scenes[:2] != before[:2]
-    assert (images.pixels[2:] == pixels[2:]).all() and (images.pixels[:2] != pixels[:2]).any()
+    now = images.pixels(range(6))
+    assert (now[2:] == pixels[2:]).all() and (now[:2] != pixels[:2]).any()
+
+
+def test_scenes_are_drawn_when_they_are_asked_for(questions: Questions) -> None:
+    images = ImagePool(6, np.random.default_rng(2))
+    assert images.drawn == 0
+    assert (images.pixels([4])[0] == torch.from_numpy(np.array(render(images.scenes[4])))).all()
+    assert images.tags([4, 5]).any() and images.boxes(4) and images.drawn == 2, "each once"
