@@ -755,7 +755,7 @@ def uploads_of_all_kinds(folder: Path) -> list[Path]:
     return paths
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 def test_fifty_uploads_at_once_are_answered_or_refused_clearly(server: Server, client: Any, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
@@ -876,7 +876,7 @@ def fetch_space(folder: str) -> None:
     snapshot_download("emo-r3/demo-alone", repo_type="space", local_dir=folder)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(35)
 def test_the_space_alone_serves(hub: Any, tmp_path: Path, pipeline: EmoR3Pipeline) -> None:
     """emo-r3 comes from a wheel that is built here, as it is on no index; the rest is installed already."""
     from gradio_client import Client, handle_file

@@ -85,7 +85,7 @@ def test_a_filled_output_folder_is_refused(tmp_path: Path) -> None:
         miniature_train.run(arguments(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_training_writes_a_checkpoint_that_the_pipeline_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "made"
     # Forks where the command starts interpreters, which import for half a minute.

@@ -31,7 +31,7 @@ def results(tmp_path: Path) -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in (tmp_path / "study/runs").glob("*.json")}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(100)
 def test_the_study_at_toy_size(tmp_path: Path) -> None:
     runs = load_study(STUDY, smoke=True).runs()
     # A process of its own, which is killed when one run is done and others are under way.

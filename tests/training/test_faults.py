@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert checkpoints(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_killed_twenty_times(tmp_path):
     run = forked.start(kill_often, tmp_path, 0, output=tmp_path / "moments")
     run.join()

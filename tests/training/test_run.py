@@ -501,7 +501,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "emo-r3 train --config RECIPE [--field value ...]" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 def test_two_processes(recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One of them speaks, and under torchrun a mistake is told once."""
     path = recipe(trainer="grpo", per_device_train_batch_size=2, max_steps=1, cold_start_samples=8)
