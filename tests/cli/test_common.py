@@ -30,6 +30,7 @@ def download_client(repo_id: str) -> None:
     assert (checkpoint_folder(repo_id, None, None) / "model.safetensors").stat().st_size > 2_000_000
 
 
+@pytest.mark.slow(10)
 def test_a_download_has_a_bar_on_a_terminal_and_is_quiet_elsewhere(hub: HubServer, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

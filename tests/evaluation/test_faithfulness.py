@@ -120,7 +120,6 @@ def test_an_image_with_several_beginnings_is_computed_once(items: Items) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_changes_are_those_of_the_definition(items: Items, rows: list[Row], records: list[Row]) -> None:
     images, scenes = make_images(items), [read_scene(scene) for scene in items.rows["scene"]]
     first = [beginning_of(row) for row in rows]
