@@ -29,9 +29,10 @@ def write_video(
     rate: int = 10,
     rotation: float | None = None,
     begin: int = 0,
+    pause: int = 0,
     **options: Any,
 ) -> Path:
-    """A second of each image."""
+    """A second of each image; before the second, no frame for `pause` seconds."""
     with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(codec, rate=rate, options={key: str(value) for key, value in options.items()})
         stream.width, stream.height = images[0].size
@@ -41,7 +42,7 @@ def write_video(
             stream.set_display_rotation(rotation)
         for number in range(len(images) * rate):
             frame = av.VideoFrame.from_image(images[number // rate])
-            frame.pts, frame.time_base = begin + number, Fraction(1, rate)
+            frame.pts, frame.time_base = begin + number + (pause * rate if number >= rate else 0), Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

@@ -27,6 +27,7 @@ MAX_FRAMES = 3600
 MAX_SECONDS = 6 * 3600.0
 MAX_FRAME_PIXELS = 8192 * 4608
 _MAX_DAMAGED = 1000  # packets
+_HOLE = 2.0  # seconds; more where frames are rare
 # What FFmpeg may open and decode. Others of its formats name further files (playlists), and its decoders are many.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf"
 _CODECS = (
@@ -111,20 +112,35 @@ def _of_file(path: str, rate: float, notes: list[str]) -> Generator[Frame, None,
     with _opened(path, name) as container:
         stream = _stream(container, name)
         damage: list[float] = []
+        holes: list[tuple[float, float]] = []
         try:
-            yield from _at_rate(container, stream, rate, name, notes, damage)
+            yield from _at_rate(container, stream, rate, name, notes, damage, holes)
         finally:
             if damage:
                 first = f"{damage[0]:.1f} s"
                 places = f"at {first}" if len(damage) == 1 else f"in {len(damage)} places, the first at {first}"
                 notes.append(f"damaged {places}: left out")
+            # Damage that a container leaps over is no error, and shows as a hole alone.
+            if alone := [hole for hole in holes if hole[0] not in damage]:
+                begin, end = alone[0]
+                more = "" if len(alone) == 1 else f", and {len(alone) - 1} more such holes"
+                notes.append(f"no frames from {begin:.1f} s to {end:.1f} s{more}: it stands still there or is damaged")
 
 
 def _at_rate(
-    container: InputContainer, stream: av.VideoStream, rate: float, name: str, notes: list[str], damage: list[float]
+    container: InputContainer,
+    stream: av.VideoStream,
+    rate: float,
+    name: str,
+    notes: list[str],
+    damage: list[float],
+    holes: list[tuple[float, float]],
 ) -> Iterator[Frame]:
     next_time, last = 0.0, None
+    wide = max(_HOLE, 20 / float(stream.average_rate or 1))
     for time, frame in _decoded(container, stream, damage):
+        if last is not None and time - last > wide:
+            holes.append((last, time))
         last = time
         if time > MAX_SECONDS:
             notes.append(f"only its first {MAX_SECONDS / 3600:.0f} hours")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,15 @@ def test_damage_in_the_middle_leaves_out_what_it_hit_and_is_told(codec: str, tmp
     (tmp_path / "b.mkv").write_bytes(data)
     times, _, notes = drawn(tmp_path / "b.mkv")
     assert times[:2] == [0, 1] and times[-1] == 7 and times == sorted(times)
-    assert len(notes) == 1 and notes[0].startswith("damaged ") and notes[0].endswith(": left out")
+    # Where the container leaps over it, nothing tells that it was there but the hole.
+    assert len(notes) == 1 and re.fullmatch(r"damaged .*: left out|no frames from .* or is damaged", notes[0])
+
+
+@pytest.mark.parametrize(("pause", "told"), [(1, False), (4, True)])
+def test_a_hole_is_told(pause: int, told: bool, tmp_path: Path) -> None:
+    times, _, notes = drawn(write_video(tmp_path / "a.mkv", plain(), pause=pause))
+    assert times[:2] == [0, pause + 1]
+    assert notes == ["no frames from 0.9 s to 5.0 s: it stands still there or is damaged"] * told
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
