@@ -87,9 +87,8 @@ def repository_client(repo_id: str, folder: str) -> None:
     assert not api.repo_exists(repo_id + "-moved", **where)
 
 
-@pytest.mark.parametrize(
-    "disable_xet", [pytest.param("0", marks=pytest.mark.slow, id="xet"), pytest.param("1", id="lfs")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("disable_xet", [pytest.param("0", id="xet"), pytest.param("1", id="lfs")])
 def test_repository_life(hub: HubServer, tmp_path: Path, disable_xet: str) -> None:
     run_client(
         hub,

@@ -398,7 +398,7 @@ def cost(text: str, repeats: int) -> float:
     return min(spent)
 
 
-@pytest.mark.parametrize("head", ["", "<step1>\\boxed{"])
+@pytest.mark.parametrize("head", ["", pytest.param("<step1>\\boxed{", marks=pytest.mark.slow)])
 def test_time_is_linear(head: str) -> None:
     gc.disable()  # it walks through all that other tests left
     try:

@@ -483,6 +483,7 @@ def test_rows_carry_their_settings(tmp_path: Path) -> None:
 # How it behaves as a process
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_not_a_traceback(folder: Path) -> None:
     read, write = os.pipe()
     os.close(read)

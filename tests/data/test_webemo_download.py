@@ -83,6 +83,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_every_way_to_fail(server: Server, tmp_path: Path) -> None:
     jpeg = answer(make_image(1, "JPEG"))
     server.paths = {

@@ -239,6 +239,7 @@ def test_it_draws_no_answers() -> None:
         evaluation._several(Evaluation([], Path(), method="dan", num_candidates=2))
 
 
+@pytest.mark.slow
 def test_the_harness_measures_it_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_miniature("miniature-6", tmp_path / "faces", sizes={"test": 5})
     command = ["evaluate", "--datasets", str(tmp_path / "faces"), "--batch-size", "2", "--method", "dan", "--output"]

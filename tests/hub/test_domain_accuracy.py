@@ -57,6 +57,7 @@ def test_rows_come_in_batches_and_one_by_one(load: Any) -> None:
     assert metric.compute() == expected
 
 
+@pytest.mark.slow
 def test_ids_and_all_that_has_no_column_of_its_own(load: Any) -> None:
     ids = {"predictions": [0, 1, None, 2], "references": [0, 1, 2, 2], "domains": ["a", "b", "a", "b"]}
     more = {

@@ -499,7 +499,9 @@ def by_image(handler: Any, body: dict[str, Any]) -> None:
     handler.send(200, completion(f"{GOOD[:-5]}{['joy', 'fear', 'anger'][number % 3]}}}"))
 
 
-@pytest.mark.parametrize("bad", [fails(500), fails(429), fails(501), truncates])
+@pytest.mark.parametrize(
+    "bad", [fails(500), *(pytest.param(bad, marks=pytest.mark.slow) for bad in (fails(429), fails(501), truncates))]
+)
 def test_a_500_is_asked_again(
     server: ChatServer, measured: Any, tmp_path: Path, bad: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

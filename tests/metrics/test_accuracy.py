@@ -182,6 +182,7 @@ def test_bootstraps_are_scipys() -> None:
     assert (found["difference"]["low"], found["difference"]["high"]) == pytest.approx(expected, abs=0.006)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(5)
     skill, other, held = {"a": 0.9, "b": 0.5, "c": 0.7}, 0.55, {"A": 0, "A_difference": 0}

@@ -28,6 +28,7 @@ def parts() -> tuple[train.Learner, Questions]:
     return train.Learner(model, tokenizer), Questions(tokenizer, load_prompts().in_unit("pixels"), images, rng)
 
 
+@pytest.mark.slow
 def test_fast_vision_computes_the_same(parts: tuple[train.Learner, Questions]) -> None:
     learner, questions = parts
     batch = questions.batch("see", 4)

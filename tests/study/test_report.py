@@ -79,6 +79,7 @@ def test_domains_are_of_the_training(study: Study, tmp_path: Path) -> None:
     assert found == pytest.approx({"A_I": 100, "A_O": 25, "A": 50})
 
 
+@pytest.mark.slow
 def test_the_check_finds_any_change(study: Study, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "KINDS", ("svg",))  # the other takes as long again
     assert "Contrasts: " in write_report(study, made)
