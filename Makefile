@@ -23,7 +23,7 @@ install: $(VENV)/.dev  ## install the package with the development tools into .v
 # Compiled tests are kept, whatever the environment says: to compile them takes each process four seconds.
 test test-fast: export PYTHONDONTWRITEBYTECODE :=
 
-test: $(VENV)/.dev  ## run the whole test suite, in a process more than there are cores
+test: $(VENV)/.dev  ## run the whole test suite, in a process for each core
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev  ## the same without what takes more than a second or two

@@ -55,12 +55,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-width", action="store_true", help="run the tests marked full_width too")
 
 
-@pytest.hookimpl(optionalhook=True, wrapper=True)
-def pytest_xdist_auto_num_workers() -> Iterator[Any]:
-    """A process more than there are cores: tests also wait, for servers, browsers and other processes."""
-    return (yield) + 1
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long first, so that no process is left alone with one of them at the end."""
     seconds: Counter[Path] = Counter()
