@@ -166,12 +166,13 @@ def _table(results: Results, table: Table) -> list[str]:
     like = table.rows.get(table.reference or "", ())
     lines, half_widths = [], {name: [] for name in table.measures}  # type: ignore[var-annotated]
     differences = []
+    absent: dict[str, list[str]] = {}
     for title, arms in table.rows.items():
         shown = title.replace("|", "\\|")
         if not all(results.of(arm) for arm in arms):
             failed = [run.name for run, one in results.all.items() if run.arm in arms and one.failed]
             missing = "failed" if failed else NOT_RUN if set(arms) <= known else "not of this study"
-            lines.append(f"| {shown} | {missing} |" + " |" * len(titles))
+            absent.setdefault(missing, []).append(shown)
             continue
         partners = like if len(like) == len(arms) else ()
         cells = []
@@ -196,7 +197,8 @@ def _table(results: Results, table: Table) -> list[str]:
             cells.append(f"**{text}**" if low > 0 or high < 0 else text)
             half_widths[name].append(estimate.smallest_told())
         differences.append(f"| {shown} | {' | '.join(cells)} |")
-    made = [f"### {table.title}", "", *head, *lines]
+    told = [f"{why.capitalize()}: {', '.join(titles)}." for why, titles in absent.items()]
+    made = [f"### {table.title}", "", *([*head, *lines, ""] if lines else []), *told]
     if table.note:
         made += ["", table.note]
     if differences:
