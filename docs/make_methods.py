@@ -17,9 +17,10 @@ HEAD = """# Methods
 
 What is implemented, by which formula, and what was measured. All numbers here are of the miniature, a model of
 drawings: [concepts/miniature.md](concepts/miniature.md) says what that can't say. They are read from `docs/results/`
-by `docs/make_methods.py`; [evaluate.md](evaluate.md) says how they were measured and compares them.
+by `docs/make_methods.py`; [evaluate.md](evaluate.md) says how they were measured. Each is one run with one seed, of
+the edition of the miniature and the number of images that its row says: rows of other editions can't be compared.
 [rewards.md](rewards.md) has the rewards one by one, [papers.md](papers.md) the papers, and
-[study/plan.md](study/plan.md) the comparison with several seeds.
+[study/report.md](study/report.md) the comparison with several seeds.
 
 In the formulas, a group is the G answers to one image, r is the reward of an answer, and the advantage is
 (r - the group's mean) / the group's standard deviation.
@@ -50,7 +51,7 @@ METHODS = (
         "the baselines of EMO-R3 (arXiv:2602.23802), section 4",
         "runs on every model",
         "`emo_r3/prompts.toml`, `emo_r3/inference/engine.py`; `--method direct`, `think` or `set`",
-        results="miniature",
+        results="second-edition/miniature",
     ),
     Method(
         "SFT",
@@ -60,6 +61,7 @@ METHODS = (
         "",
         "`emo_r3/training/stage.py`, `emo_r3/training/examples.py`",
         "sft.yaml",
+        "second-edition/sft",
     ),
     Method(
         "GRPO",
@@ -80,6 +82,7 @@ METHODS = (
         "",
         "`emo_r3/training/dynamic_sampling.py`; loss and clip are TRL's",
         "dapo.yaml",
+        "second-edition/dapo",
     ),
     Method(
         "SET",
@@ -99,7 +102,7 @@ METHODS = (
         "",
         "`emo_r3/training/judge.py`, `emo_r3/models/reflection.py`",
         "emo-r3.yaml",
-        "emo-r3",
+        "second-edition/emo-r3",
     ),
     Method(
         "EMO-R3 with Cold-Start-Emo",
@@ -109,6 +112,7 @@ METHODS = (
         "",
         "`emo_r3/training/run.py`; `cold_start_samples` in a recipe",
         "emo-r3-cold-start.yaml",
+        "second-edition/emo-r3-cold-start",
     ),
     Method(
         "DSPO",
@@ -119,6 +123,7 @@ METHODS = (
         "",
         "`emo_r3/training/dspo.py`, `emo_r3/training/intervention.py`, `emo_r3/training/prior.py`",
         "dspo.yaml",
+        "second-edition/dspo",
     ),
     Method(
         "SEPM",
@@ -128,6 +133,7 @@ METHODS = (
         "SEPM (ICML 2025)",
         "for the Qwen-VL family; its threshold is for large models, see evaluate.md",
         "`emo_r3/evaluation/sepm.py`; `--method sepm`",
+        results="second-edition/sepm",
     ),
     Method(
         "DAN",
@@ -137,6 +143,7 @@ METHODS = (
         "DAN (arXiv:2609.36782)",
         "for the Qwen-VL family, see evaluate.md",
         "`emo_r3/evaluation/dan.py`; `--method dan`",
+        results="second-edition/dan",
     ),
 )
 
@@ -166,14 +173,15 @@ def ran(recipe: str) -> str:
 
 def measured(name: str) -> str:
     """Accuracy in percent with its interval, of a file of `docs/results/`."""
-    if not name:
-        return "not measured yet"
     facts = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
     found = []
     for key, title in COLUMNS:
         value, low, high = (100 * facts["metrics"][key][part] for part in ("value", "low", "high"))
         found.append(f"{title} {value:.2f} % [{low:.1f}, {high:.1f}]")
-    return f"{', '.join(found)}; method `{facts['method']}`, one run ([{name}.json](results/{name}.json))"
+    edition = "second edition" if name.startswith("second-edition/") else "first edition"
+    images = sum(data["count"] for data in facts["datasets"])
+    told = f"{edition}, {images:,} images, method `{facts['method']}`"
+    return f"{', '.join(found)}; {told} ([{name}.json](results/{name}.json))"
 
 
 if __name__ == "__main__":
