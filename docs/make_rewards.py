@@ -1,17 +1,27 @@
-"""Makes `docs/rewards.md` of the docstrings in `emo_r3/training/rewards.py`.
+"""Makes `docs/rewards.md` of the docstrings in `emo_r3/training/rewards.py`, and of what trainings logged.
 
-.venv/bin/python docs/make_rewards.py
+.venv/bin/python docs/make_rewards.py [RUN ...]
+
+With folders of trained runs, what their logs say of each reward is first written to
+`docs/results/second-edition/rewards.json`. Where two have a reward, the first counts.
 """
 
 from __future__ import annotations
 
+import csv
 import inspect
+import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 from emo_r3.training.rewards import MEASUREMENTS, REWARDS
 
 PAGE = Path(__file__).with_name("rewards.md")
+LOGGED = PAGE.parent / "results/second-edition/rewards.json"
+UPDATES = 10
+"""Of so many updates, at the beginning and at the end, means are shown."""
 FACTS = ("Formula", "Source", "Range", "Licence")
 HEAD = """# Rewards
 
@@ -38,15 +48,34 @@ argument of its name.
 On the miniature's data sets, where the truth is known, `truth/no_to_false` and `truth/yes_to_true` in the log say how
 far the judge can be believed.
 
+*Measured* is the reward itself in one training of the miniature. Whether it helps is another question, for
+[the study](study/report.md).
+
 """
 
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "\n".join(entry(name) for name in sorted(REWARDS)) + OVERLONG
+    logged = json.loads(LOGGED.read_text(encoding="utf-8"))
+    return HEAD + "\n".join(entry(name, logged.get(name)) for name in sorted(REWARDS)) + OVERLONG
 
 
-def entry(name: str) -> str:
+def read_logs(folders: list[Path]) -> dict[str, Any]:
+    """What the logs of trained runs say of each reward: its mean at the beginning and at the end."""
+    found: dict[str, Any] = {}
+    for folder in folders:
+        with (folder / "log.csv").open(encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row.get("grad_norm")]
+        for name in REWARDS:
+            values = [float(row[column]) for row in rows if row.get(column := f"rewards/{name}_reward/mean")]
+            if values and name not in found:
+                parts = {"first": values[:UPDATES], "last": values[-UPDATES:]}
+                means = {part: round(sum(some) / len(some), 4) for part, some in parts.items()}
+                found[name] = {"recipe": folder.name, "updates": len(values), **means}
+    return found
+
+
+def entry(name: str, logged: dict[str, Any] | None) -> str:
     """The part of one reward."""
     function = REWARDS[name]
     text = inspect.getdoc(function) or ""
@@ -54,6 +83,14 @@ def entry(name: str) -> str:
     about = text.partition("\nFormula:")[0].strip()
     needs = [f"`{one}`" for one in inspect.signature(function).parameters if one in (*MEASUREMENTS, "label", "prior")]
     rows = [*facts.items(), ("Needs", ", ".join(needs) or "nothing but the completion")]
+    if logged:
+        shown = (
+            f"from {logged['first']:.3f} to {logged['last']:.3f}: means of the first and the last {UPDATES} updates"
+        )
+        rows.append(("Status", "trained with, on the miniature"))
+        rows.append(("Measured", f"{shown} of {logged['updates']} with `recipes/miniature/{logged['recipe']}.yaml`"))
+    else:
+        rows.append(("Status", "tested, not trained with yet"))
     table = "\n".join(f"| {fact} | {value} |" for fact, value in rows)
     return f"## {name}\n\n{about}\n\n| | |\n|---|---|\n{table}\n"
 
@@ -66,4 +103,6 @@ TRL's `get_soft_overlong_punishment` (DAPO, arXiv:2503.14476): 0 up to the last 
 """
 
 if __name__ == "__main__":
+    if runs := [Path(word) for word in sys.argv[1:]]:
+        LOGGED.write_text(json.dumps(read_logs(runs), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
