@@ -1,4 +1,5 @@
-"""Makes `docs/methods.md`: what each method is, and what was measured of it, read from `docs/results/`.
+"""Makes `docs/methods.md`: what each method is, and what was measured of it, read from
+`docs/results/second-edition/`.
 
 .venv/bin/python docs/make_methods.py
 """
@@ -16,9 +17,9 @@ COLUMNS = (("A_I", "A^I"), ("A_O", "A^O"), ("A", "A"))
 HEAD = """# Methods
 
 What is implemented, by which formula, and what was measured. All numbers here are of the miniature, a model of
-drawings: [concepts/miniature.md](concepts/miniature.md) says what that can't say. They are read from `docs/results/`
-by `docs/make_methods.py`; [evaluate.md](evaluate.md) says how they were measured. Each is one run with one seed, of
-the edition of the miniature and the number of images that its row says: rows of other editions can't be compared.
+drawings: [concepts/miniature.md](concepts/miniature.md) says what that can't say. They are read from
+`docs/results/second-edition/` by `docs/make_methods.py`; [evaluate.md](evaluate.md) says how they were measured.
+Each is one run with one seed, trained on miniature-8, over as many images as its row says.
 [rewards.md](rewards.md) has the rewards one by one, [papers.md](papers.md) the papers, and
 [study/report.md](study/report.md) the comparison with several seeds.
 
@@ -30,7 +31,7 @@ In the formulas, a group is the G answers to one image, r is the reward of an an
 
 @dataclass(frozen=True)
 class Method:
-    """A part of the page; `results` is a file of `docs/results/`, and `status` what its recipe says unless given."""
+    """A part of the page; `results` is a file of that folder, and `status` what its recipe says unless given."""
 
     name: str
     about: str
@@ -51,7 +52,7 @@ METHODS = (
         "the baselines of EMO-R3 (arXiv:2602.23802), section 4",
         "runs on every model",
         "`emo_r3/prompts.toml`, `emo_r3/inference/engine.py`; `--method direct`, `think` or `set`",
-        results="second-edition/miniature",
+        results="miniature",
     ),
     Method(
         "SFT",
@@ -61,7 +62,7 @@ METHODS = (
         "",
         "`emo_r3/training/stage.py`, `emo_r3/training/examples.py`",
         "sft.yaml",
-        "second-edition/sft",
+        "sft",
     ),
     Method(
         "GRPO",
@@ -82,7 +83,7 @@ METHODS = (
         "",
         "`emo_r3/training/dynamic_sampling.py`; loss and clip are TRL's",
         "dapo.yaml",
-        "second-edition/dapo",
+        "dapo",
     ),
     Method(
         "SET",
@@ -102,7 +103,7 @@ METHODS = (
         "",
         "`emo_r3/training/judge.py`, `emo_r3/models/reflection.py`",
         "emo-r3.yaml",
-        "second-edition/emo-r3",
+        "emo-r3",
     ),
     Method(
         "EMO-R3 with Cold-Start-Emo",
@@ -112,7 +113,7 @@ METHODS = (
         "",
         "`emo_r3/training/run.py`; `cold_start_samples` in a recipe",
         "emo-r3-cold-start.yaml",
-        "second-edition/emo-r3-cold-start",
+        "emo-r3-cold-start",
     ),
     Method(
         "DSPO",
@@ -123,7 +124,7 @@ METHODS = (
         "",
         "`emo_r3/training/dspo.py`, `emo_r3/training/intervention.py`, `emo_r3/training/prior.py`",
         "dspo.yaml",
-        "second-edition/dspo",
+        "dspo",
     ),
     Method(
         "SEPM",
@@ -133,7 +134,7 @@ METHODS = (
         "SEPM (ICML 2025)",
         "for the Qwen-VL family; its threshold is for large models, see evaluate.md",
         "`emo_r3/evaluation/sepm.py`; `--method sepm`",
-        results="second-edition/sepm",
+        results="sepm",
     ),
     Method(
         "DAN",
@@ -143,7 +144,7 @@ METHODS = (
         "DAN (arXiv:2609.36782)",
         "for the Qwen-VL family, see evaluate.md",
         "`emo_r3/evaluation/dan.py`; `--method dan`",
-        results="second-edition/dan",
+        results="dan",
     ),
 )
 
@@ -172,16 +173,15 @@ def ran(recipe: str) -> str:
 
 
 def measured(name: str) -> str:
-    """Accuracy in percent with its interval, of a file of `docs/results/`."""
-    facts = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    """Accuracy in percent with its interval, of a file of `docs/results/second-edition/`."""
+    facts = json.loads((DOCS / "results/second-edition" / f"{name}.json").read_text(encoding="utf-8"))
     found = []
     for key, title in COLUMNS:
         value, low, high = (100 * facts["metrics"][key][part] for part in ("value", "low", "high"))
         found.append(f"{title} {value:.2f} % [{low:.1f}, {high:.1f}]")
-    edition = "second edition" if name.startswith("second-edition/") else "first edition"
     images = sum(data["count"] for data in facts["datasets"])
-    told = f"{edition}, {images:,} images, method `{facts['method']}`"
-    return f"{', '.join(found)}; {told} ([{name}.json](results/{name}.json))"
+    told = f"{images:,} images, method `{facts['method']}`"
+    return f"{', '.join(found)}; {told} ([{name}.json](results/second-edition/{name}.json))"
 
 
 if __name__ == "__main__":
