@@ -60,11 +60,11 @@ def test_the_command_measures_and_writes_the_card(tmp_path: Path, capsys: pytest
     pipe.save_pretrained(folder)
     (folder / "training.json").write_text((CHECKPOINT / "training.json").read_text())
     capsys.readouterr()  # what the libraries said so far
-    sizes = ["--count", "32", "--dial-count", "8", "--dial-steps", "2"]
+    sizes = ["--count", "16", "--dial-count", "4", "--dial-steps", "2"]
     assert main(["miniature", "evaluate", "--model", str(folder), *sizes, "--seed", "5", "--write"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert json.loads((folder / "evaluation.json").read_text()) == numbers
-    assert "32 held-out scenes" in (folder / "README.md").read_text()
+    assert "16 held-out scenes" in (folder / "README.md").read_text()
     results = numbers["results"]["miniature-8"]
     # Far below the card's intervals, far above chance: a broken prompt, image or read-out doesn't pass.
     assert results["well_formed"]["value"] > 0.8

@@ -41,7 +41,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "unbroken": {**ADAM, **SAVED},
     "resumed": {**ADAM, "from": "unbroken run/checkpoint-1"},
     "policy writes": WRITTEN,
-    "reference": {"judge": "reference", "beta": 0.1},
+    "reference": {"judge": "reference", "beta": 0.1, "max_steps": 1},
     "reference writes": {"judge": "reference", "beta": 0.1, **WRITTEN},
     "rollouts": {"rolls_out": True, "max_completion_length": 8, "max_steps": 1},
     "vision once": {"whole_rows": "a test says so", "beta": 0.1, "max_steps": 1},
