@@ -53,9 +53,10 @@ docs: $(VENV)/.dev  ## serve the documentation as a site on this machine
 docs-build: $(VENV)/.dev  ## build the site into site/, and fail on any warning
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-pages: $(VENV)/.dev  ## make the pages of rewards and methods again, and the images of the README
+pages: $(VENV)/.dev  ## make the pages of rewards and methods again, and the verdicts and images of the README
 	$(BIN)/python docs/make_rewards.py
 	$(BIN)/python docs/make_methods.py
+	$(BIN)/python docs/make_verdicts.py
 	@for what in prediction demo terminal; do $(BIN)/python docs/make_pictures.py $$what || exit 1; done
 
 notebooks: $(VENV)/.dev  ## run the notebooks and keep what they show: about 15 minutes

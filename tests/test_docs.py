@@ -271,6 +271,19 @@ def test_the_page_of_methods_is_made_of_what_was_measured() -> None:
     assert (ROOT / "docs/methods.md").read_text(encoding="utf-8") == script("make_methods").page()
 
 
+def test_the_readme_has_the_verdicts_of_the_report() -> None:
+    made = script("make_verdicts")
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == made.page()
+    report = (ROOT / "docs/study/report.md").read_text(encoding="utf-8")
+    several = report.replace("]† |", "] |")
+    run = len(re.findall(r"^\| P\d+ \|(?:(?!not run yet).)*$", several, re.MULTILINE))
+    assert made.verdicts(several).count("**") == 2 * run > 0
+    one = re.sub(r"(\| P\d+ \|.*?\])†? \|", r"\1† |", report)
+    assert made.verdicts(one).endswith("no claim has more than one seed yet.")
+    with pytest.raises(SystemExit, match="how many runs are done"):
+        made.verdicts("")
+
+
 def test_every_message_of_the_faq_is_in_the_code() -> None:
     """`…` stands for what a message fills in; where a page has one, the code may have text of its own."""
     quoted = re.findall(r"^> `(.*)`$", (ROOT / "docs/faq.md").read_text(encoding="utf-8"), re.MULTILINE)
