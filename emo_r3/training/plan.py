@@ -14,13 +14,11 @@ from ..data.examples import load_rows
 from ..errors import RecipeError
 from ..miniature.datasets import SIZES
 from ..miniature.drawing import SIZE
-from ..models.counterfactual import MORE_ROWS
 from .config import EmoR3Config
+from .gpu_memory import GIB, Lengths, Memory, checkpointing, weight_bytes
 from .launcher import Launcher
 from .recipe import Recipe
 from .shapes import Shape, model_shape
-
-GIB = 2**30
 
 ROWS = {"emoset-2k": 2100, "emotion6": 1386}
 """Rows of the training splits of section 4.1."""
@@ -30,26 +28,9 @@ ROWS = {"emoset-2k": 2100, "emotion6": 1386}
 IMAGE = (1024, 768)
 QUESTION_TOKENS = 200
 COMPLETION_TOKENS = 256
+LABEL_TOKENS = 16  # of an answer without reasoning
 TFLOPS = 100.0
 TOKENS_PER_SECOND = {"vllm": 2000.0, "generate": 400.0}
-
-# Bytes for each token as torch counts them (tests/training/test_plan.py measures it), of the hidden size, of the MLP's
-# and of keys and values: what a layer keeps for its backward, and what one layer needs at the worst moment of it. And
-# of the hidden size, what the ends of the model keep. In bf16; where autocast keeps the residual stream and the norms
-# in float32; and with adapters in float32 beside bf16 weights.
-_LAYER = {
-    "plain": ((20, 8, 4), (18, 12, 4), 9),
-    "mixed": ((30, 8, 4), (29, 12, 4), 14),
-    "adapters": ((24, 8, 4), (30, 14, 4), 7),
-}
-_VISION_LAYER = {"plain": (42, 8, 4), "mixed": (41, 8, 8), "adapters": (42, 8, 4)}
-
-# TRL's fused head works on a tile of so many tokens and entries of the vocabulary (trl/kernels/chunked_logprob.py).
-_TILE = (4096, 32768)
-# DeepSpeed's buckets, in values: what is reduced at once, and what is gathered.
-_BUCKET = 500_000_000
-_CUDA = 1.5 * GIB  # its context, NCCL's buffers
-_GAPS = 0.05  # what the allocator can't use
 
 
 @dataclass(frozen=True)
@@ -155,125 +136,36 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
         [`RecipeError`]: the model isn't known.
     """
     given = given or Assumptions()
-    run, plan = recipe.run, recipe.plan
-    config: Any = recipe.config
-    grpo = isinstance(config, EmoR3Config)
     shape = model_shape(recipe)
-    problems: list[str] = []
-
-    # Tokens.
-    budget = (run.min_pixels or 56 * 56, run.max_pixels or 28 * 28 * 1280)
-    image = given.image or ((SIZE, SIZE) if run.dataset_name in SIZES else IMAGE)
-    image_tokens, patches = shape.image_tokens(image, budget)
-    prompt = QUESTION_TOKENS + image_tokens
-    if run.max_prompt_tokens and prompt > run.max_prompt_tokens:
-        problems.append(
-            f"a prompt with an image of {image[0]} x {image[1]} has about {prompt} tokens and "
-            f"max_prompt_tokens is {run.max_prompt_tokens}: raise it, or lower max_pixels"
-        )
-    longest = int((config.max_completion_length if grpo else None) or 16)
-    written = min(given.completion, longest) if grpo else 16
-    # An update has to hold the longest prompt that is let in, of which all but the question are an image's.
-    longest_prompt = prompt
-    longest_patches = patches
-    if shape.merge and run.max_prompt_tokens:
-        most = min(run.max_prompt_tokens - QUESTION_TOKENS, budget[1] // (shape.patch * shape.merge) ** 2)
-        longest_patches = max(patches, most * shape.merge**2)
-        longest_prompt = max(prompt, QUESTION_TOKENS + most)
-
-    states = _states(recipe, shape, launcher)
-    mixed = bool(config.bf16 or config.fp16) and not launcher.is_deepspeed and _bytes(recipe) == 4
-    width = 2 if config.bf16 or config.fp16 or _bytes(recipe) == 2 else 4
-    phases: dict[str, dict[str, float]] = {}
-    per_device, local = plan.per_device, plan.rollout // max(plan.processes, 1)
-    pixels = 4.0 * shape.patch_values
-    row = longest_prompt + longest
-    prompts = _prompts_at_once(recipe) if grpo and shape.shares_prompt else per_device
-    tokens = prompts * longest_prompt + per_device * longest
-    kind = "mixed" if mixed else "plain"
-    if shape.adapters and not (launcher.is_deepspeed or recipe.model.load_in_4bit or width == 4):
-        kind = "adapters"
-    phases["update"] = states | {
-        "activations": _activations(shape, tokens, prompts * longest_patches, kind, width, checkpointing(config)),
-        "attention mask": 3.0 * per_device * row * (row if prompts == per_device else longest),
-        "logits": _head(shape, per_device * longest, width, launcher),
-        "pixels": pixels * ((local or per_device) * patches if grpo else per_device * longest_patches),
-    }
-    if prompts < per_device:
-        of_groups = _group_attention(shape, tokens, per_device * row, width)
-        phases["update"]["activations"] += of_groups * (1 if checkpointing(config) else shape.layers)
+    size = given.image or ((SIZE, SIZE) if recipe.run.dataset_name in SIZES else IMAGE)
+    lengths = _lengths(recipe, shape, size, given)
     facts = [
         f"model: {shape.parameters / 1e9:.2f} billion parameters ({shape.vision_parameters / 1e9:.2f} of them see), "
         f"{shape.trained / 1e6:,.0f} million trained",
         f"launcher: {launcher.kind}, {launcher.processes} process{'es' if launcher.processes > 1 else ''}",
-        f"prompt: about {prompt} tokens, {image_tokens} of them an image of {image[0]} x {image[1]}; the "
-        f"longest {longest_prompt}, and its answer {longest}",
+        f"prompt: about {lengths.prompt} tokens, {lengths.image} of them an image of {size[0]} x {size[1]}; the "
+        f"longest {lengths.longest_prompt}, and its answer {lengths.longest}",
     ]
+    problems = []
+    if recipe.run.max_prompt_tokens and lengths.prompt > recipe.run.max_prompt_tokens:
+        problems.append(
+            f"a prompt with an image of {size[0]} x {size[1]} has about {lengths.prompt} tokens and "
+            f"max_prompt_tokens is {recipe.run.max_prompt_tokens}: raise it, or lower max_pixels"
+        )
+    config: Any = recipe.config
+    grpo = isinstance(config, EmoR3Config)
     vllm = grpo and config.use_vllm
-    if grpo:
-        at_once = local if vllm else min(config.rollout_batch_size or local, local)
-        standing = {
-            kind: size for kind, size in states.items() if kind not in ("bf16 copies", "gradients", "communication")
-        }
-        if not launcher.is_deepspeed and plan.accumulation > local // per_device:
-            standing["gradients"] = states["gradients"]  # an update begins before a rollout and ends after it
-        phases["rollout"] = standing | {"pixels": pixels * local * patches}
-        if vllm and config.vllm_mode == "colocate":
-            share = config.vllm_gpu_memory_utilization * (given.gpu_memory or 80) * GIB
-            sleeping = config.vllm_enable_sleep_mode
-            phases["rollout"]["vLLM"] = share
-            phases["update"]["vLLM"] = 0.0 if sleeping else share
-            sequence = 2.0 * 2 * shape.layers * shape.key_values * (longest_prompt + longest)
-            left = share - 2.0 * shape.parameters - 2 * GIB
-            facts.append(
-                f"vLLM: {share / GIB:.1f} GiB, of which keys and values of {max(0, left / sequence):.0f} answers"
-            )
-            if left < sequence * plan.num_generations:
-                problems.append(
-                    f"vLLM's {share / GIB:.1f} GiB don't hold its weights ({2 * shape.parameters / GIB:.1f}) and the "
-                    f"keys and values of {plan.num_generations} answers: raise vllm_gpu_memory_utilization"
-                )
-        elif not vllm:
-            cache_values = 2.0 * width * (shape.layers + 1) * shape.key_values
-            phases["rollout"] |= {
-                "KV cache": at_once * (prompt + longest) * cache_values,
-                "activations": _prefill(shape, at_once * prompt, at_once * patches, width),
-                "logits": 3 * 4.0 * at_once * shape.vocabulary,
-            }
-        if config.reflects:
-            asked = min(config.reflection_batch_size, local)
-            images = math.ceil(asked / plan.num_generations)  # completions of a prompt share their image
-            phases["reflection"] = standing | {
-                "pixels": pixels * (local + images) * patches,
-                "vLLM": phases["rollout"].get("vLLM", 0.0),
-                # That of the images, repeated for each question.
-                "KV cache": (asked * (prompt + longest) + images * prompt)
-                * 2.0
-                * width
-                * shape.layers
-                * shape.key_values,
-                "activations": _prefill(shape, images * prompt + asked * longest, images * patches, width),
-                "logits": 3 * 4.0 * asked * shape.vocabulary,
-            }
-        if config.intervenes:  # images one by one, and what completions of one are asked in a forward
-            asked = min(config.counterfactual_batch_size, plan.num_generations)
-            phases["counterfactual"] = standing | {
-                "pixels": pixels * (local + 1) * patches,
-                "vLLM": phases["rollout"].get("vLLM", 0.0),
-                # That of the image, that of the completions, and the last repeated for words.
-                "KV cache": (prompt + (1 + MORE_ROWS) * asked * (prompt + longest))
-                * 2.0
-                * width
-                * shape.layers
-                * shape.key_values,
-                "activations": _prefill(shape, asked * (prompt + longest), patches, width),
-                "logits": 3 * 4.0 * MORE_ROWS * asked * shape.vocabulary,
-            }
-    for kinds in phases.values():
-        kinds["CUDA and gaps"] = _CUDA + _GAPS * sum(kinds.values())
+    share = 0.0
+    if vllm and config.vllm_mode == "colocate":
+        share = config.vllm_gpu_memory_utilization * (given.gpu_memory or 80) * GIB
+        fact, problem = _room_in_vllm(recipe, shape, lengths, share)
+        facts.append(fact)
+        problems += [problem] if problem else []
+    phases = Memory(recipe, shape, launcher, lengths, share).phases()
 
-    rollouts, hours = _time(recipe, rows, shape, given, prompt, patches, written)
+    rollouts, hours = _time(recipe, rows, shape, given, lengths)
     if rollouts:
+        plan, written = recipe.plan, lengths.written
         facts.append(
             f"{rollouts:,} rollouts of {plan.prompts} prompts x {plan.num_generations} = "
             f"{rollouts * plan.rollout * written / 1e6:,.1f} million tokens written, at {written} a completion"
@@ -282,117 +174,49 @@ def plan_run(recipe: Recipe, rows: int | None, launcher: Launcher, given: Assump
         f"assumed: {given.tflops:g} TFLOP/s of a GPU"
         + (f", {_rate(given, vllm):g} written tokens a second on each" if grpo else "")
     )
-    result = Plan(phases, facts, hours, _disk(recipe, shape, launcher), launcher.processes, given.gpu_memory, problems)
-    return result
+    return Plan(phases, facts, hours, _disk(recipe, shape, launcher), launcher.processes, given.gpu_memory, problems)
 
 
-def _prompts_at_once(recipe: Recipe) -> int:
-    """Prompts that go through the model in a microbatch: one for the completions of a group that lie in it."""
-    config: Any = recipe.config
-    size, group = recipe.plan.per_device, recipe.plan.num_generations
-    if config.share_prompt == "off":
-        return size
-    return min(size, math.ceil(size / group) + int(size % group > 0 and group % size > 0))
+def _lengths(recipe: Recipe, shape: Shape, size: tuple[int, int], given: Assumptions) -> Lengths:
+    """Of prompts with an image of a size, and of answers."""
+    run, config = recipe.run, recipe.config
+    budget = (run.min_pixels or 56 * 56, run.max_pixels or 28 * 28 * 1280)
+    image, patches = shape.image_tokens(size, budget)
+    prompt = longest_prompt = QUESTION_TOKENS + image
+    longest_patches = patches
+    if shape.merge and run.max_prompt_tokens:  # all of a prompt but the question may be an image's
+        most = min(run.max_prompt_tokens - QUESTION_TOKENS, budget[1] // (shape.patch * shape.merge) ** 2)
+        longest_patches = max(patches, most * shape.merge**2)
+        longest_prompt = max(prompt, QUESTION_TOKENS + most)
+    longest = written = LABEL_TOKENS
+    if isinstance(config, EmoR3Config):
+        longest = int(config.max_completion_length or LABEL_TOKENS)
+        written = min(given.completion, longest)
+    return Lengths(image, patches, prompt, longest_prompt, longest_patches, longest, written)
 
 
-def checkpointing(config: Any) -> bool:
-    """Whether activations are computed again in the backward pass, under whichever name that is stated."""
-    return bool(getattr(config, "activation_checkpointing", False) or getattr(config, "gradient_checkpointing", False))
-
-
-def _bytes(recipe: Recipe) -> int:
-    """Of a weight as it is loaded."""
-    return 4 if recipe.model.dtype in ("float32", "auto", None) else 2
-
-
-def _states(recipe: Recipe, shape: Shape, launcher: Launcher) -> dict[str, float]:
-    """Weights, gradients, optimizer and reference of one GPU, in bytes."""
-    config, model, shared = recipe.config, recipe.model, launcher.processes
-    size = 2 if launcher.is_deepspeed and config.bf16 else _bytes(recipe)
-    base, trained = shape.parameters, shape.trained
-    weights = float(size * base)
-    if model.load_in_4bit:  # blocks of 64 values share a scale: 4 bytes, or about 1 where these are quantised too
-        weights += shape.linear * (0.5 + (1.02 if model.use_bnb_nested_quant else 4) / 64 - size)
-    # Adapters are in float32, but for quantised bases, where TRL makes them bf16.
-    adapter = 2 if model.load_in_4bit or (launcher.is_deepspeed and config.bf16) else 4
-    own = adapter if shape.adapters else size
-    weights += shape.adapters * adapter
-    gradients, optimizer = float(own * trained), float(2 * own * trained)
-    copies = communication = 0.0
-    if launcher.is_deepspeed:
-        gradients, optimizer = gradients / shared, 12.0 * trained / shared
-        buckets = min(_BUCKET, trained) + min(_BUCKET * (2 if launcher.kind == "zero3" else 1), base)
-        communication = 2.0 * buckets
-    elif launcher.kind == "fsdp2":
-        gradients, optimizer = gradients / shared, optimizer / shared
-        communication = 2.0 * 2 * shape.largest_layer
-    else:
-        if launcher.kind == "ddp":
-            communication = gradients  # its buckets
-        if config.bf16 and size == 4:
-            copies = 2.0 * shape.trained_linear  # autocast keeps them until the forward ends
-    spread = shared if launcher.spreads_weights else 1
-    reference = 0.0
-    if isinstance(config, EmoR3Config) and config.beta and not model.use_peft:
-        reference = float(size * base) / spread
-    return {
-        "weights": weights / spread,
-        "bf16 copies": copies,
-        "gradients": gradients,
-        "optimizer": optimizer,
-        "reference": reference,
-        "communication": communication,
-    }
-
-
-def _activations(shape: Shape, tokens: float, patches: float, kind: str, width: int, again: bool) -> float:
-    """What forward keeps for backward, with all of one layer on top where the others are computed again."""
-    stream = 4 if kind == "mixed" else width
-    scale = 1 if kind == "mixed" else width / 2
-    *sizes, ends = _LAYER[kind]
-    widths = (shape.hidden, shape.mlp, shape.key_values)
-    kept, worst = (tokens * scale * sum(a * b for a, b in zip(one, widths, strict=True)) for one in sizes)
-    backward = tokens * (10 * shape.hidden + 4 * shape.mlp) * scale
-    text = tokens * ends * shape.hidden * scale
-    text += tokens * shape.hidden * stream * shape.layers + worst if again else kept * shape.layers + backward
-    of_hidden, of_mlp, ends = _VISION_LAYER[kind]
-    seen = patches * (of_hidden * shape.vision_hidden + of_mlp * shape.vision_mlp) * scale
-    if not shape.vision_is_trained:
-        return text  # the tower's forward is over before the language model's begins, and keeps nothing
-    text += patches * (ends * shape.vision_hidden * scale + (shape.patch_values * 2 if kind == "mixed" else 0))
-    if not again:
-        return text + seen * shape.vision_layers
-    # One layer of the tower is computed again when those of the language model are done.
-    return text + patches * shape.vision_hidden * width * shape.vision_layers + max(0.0, seen - worst)
-
-
-def _group_attention(shape: Shape, tokens: float, seen: float, width: int) -> float:
-    """What a layer keeps of packed rows on top: each completion's keys and values with its prompt's, and the parts."""
-    return width * shape.hidden * (2 * seen + 3.75 * tokens)
-
-
-def _prefill(shape: Shape, tokens: float, patches: float, width: int) -> float:
-    """One layer as it goes, without a backward: of the vision tower, and then of the language model."""
-    text = tokens * (4 * shape.hidden + 3 * shape.mlp)
-    return width * max(text, patches * (4 * shape.vision_hidden + 3 * shape.vision_mlp))
-
-
-def _head(shape: Shape, tokens: int, width: int, launcher: Launcher) -> float:
-    """TRL's fused head: a tile of logits, and gradients in float32 of what goes in and of its weights."""
-    tile = min(tokens, _TILE[0]) * _TILE[1] * width
-    whole = 4.0 * shape.head * (int(shape.head_is_trained) + int(launcher.kind == "fsdp2"))
-    return tile + 4.0 * tokens * shape.hidden + whole
+def _room_in_vllm(recipe: Recipe, shape: Shape, lengths: Lengths, share: float) -> tuple[str, str]:
+    """For how many answers vLLM has room in its share of a GPU, and what is wrong with that, if anything is."""
+    group = recipe.plan.num_generations
+    answer = 2.0 * 2 * shape.layers * shape.key_values * (lengths.longest_prompt + lengths.longest)
+    left = share - 2.0 * shape.parameters - 2 * GIB
+    fact = f"vLLM: {share / GIB:.1f} GiB, of which keys and values of {max(0, left / answer):.0f} answers"
+    if left >= answer * group:
+        return fact, ""
+    return fact, (
+        f"vLLM's {share / GIB:.1f} GiB don't hold its weights ({2 * shape.parameters / GIB:.1f}) and the "
+        f"keys and values of {group} answers: raise vllm_gpu_memory_utilization"
+    )
 
 
 def _rate(given: Assumptions, vllm: bool) -> float:
     return given.tokens_per_second or TOKENS_PER_SECOND["vllm" if vllm else "generate"]
 
 
-def _time(
-    recipe: Recipe, rows: int | None, shape: Shape, given: Assumptions, prompt: int, patches: int, written: int
-) -> tuple[int, float]:
+def _time(recipe: Recipe, rows: int | None, shape: Shape, given: Assumptions, lengths: Lengths) -> tuple[int, float]:
     """Rollouts of the run, 0 for SFT, and its hours."""
     config, plan = recipe.config, recipe.plan
+    prompt, patches, written = lengths.prompt, lengths.patches, lengths.written
     language = shape.parameters - shape.vision_parameters
     again = checkpointing(config)
     # A backward costs two forwards, or one where only adapters want gradients of weights; checkpointing another.
@@ -425,7 +249,7 @@ def _time(
 def _disk(recipe: Recipe, shape: Shape, launcher: Launcher) -> float:
     """Bytes of the checkpoints that are kept at a time, and of the trained model."""
     config = recipe.config
-    size = _bytes(recipe)
+    size = weight_bytes(recipe)
     whole = float(size * shape.parameters)
     if shape.adapters:
         one, final = 3.0 * 4 * shape.adapters, whole + 4.0 * shape.adapters

@@ -16,10 +16,10 @@ from transformers import AutoModelForImageTextToText
 from emo_r3.cli.main import main
 from emo_r3.errors import CheckpointError, RecipeError
 from emo_r3.models.group_attention import pack, use_group_attention
-from emo_r3.training import plan as module
-from emo_r3.training import shapes
+from emo_r3.training import gpu_memory, shapes
+from emo_r3.training.gpu_memory import GIB
 from emo_r3.training.launcher import Launcher
-from emo_r3.training.plan import GIB, plan_run, read_memory, read_size
+from emo_r3.training.plan import plan_run, read_memory, read_size
 from emo_r3.training.recipe import load_recipe
 from emo_r3.training.shapes import differing, model_config, model_shape, table
 
@@ -83,7 +83,7 @@ def test_activations_are_as_measured(
     shape = model_shape(planned(folder, **options))
     rows, length = 2, 512
     kind = "adapters" if adapters else "mixed" if mixed else "plain"
-    expected = module._activations(shape, rows * length, 0, kind, 2, again)
+    expected = gpu_memory.activation_bytes(shape, rows * length, 0, kind, 2, again)
 
     model: Any = AutoModelForImageTextToText.from_config(model_config(str(folder)))
     model = model.to(getattr(torch, dtype)).train()
@@ -127,9 +127,9 @@ def test_activations_of_packed_rows_are_as_measured(
     group, prompt, written = 8, 256, 64
     kind = "adapters" if adapters else "mixed" if mixed else "plain"
     tokens = prompt + group * written
-    expected = module._activations(shape, tokens, 0, kind, 2, again)
+    expected = gpu_memory.activation_bytes(shape, tokens, 0, kind, 2, again)
     layers = 1 if again else shape.layers
-    expected += layers * module._group_attention(shape, tokens, group * (prompt + written), 2)
+    expected += layers * gpu_memory.group_attention_bytes(shape, tokens, group * (prompt + written), 2)
 
     model: Any = AutoModelForImageTextToText.from_config(model_config(str(folder)))
     model = model.to(getattr(torch, dtype)).train()
@@ -161,9 +161,9 @@ def test_completions_of_a_microbatch_share_their_prompts(size: int, group: int, 
     words = ["--use_cpu", "--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", "16"]
     words += ["--num_generations", str(group), "--generation_batch_size", str(size * group * 16)]
     recipe = load_recipe(EMO_R3, words, processes=1)
-    assert module._prompts_at_once(recipe) == prompts
+    assert gpu_memory.prompts_at_once(recipe) == prompts
     off = load_recipe(EMO_R3, [*words, "--share_prompt", "off"], processes=1)
-    assert module._prompts_at_once(off) == size
+    assert gpu_memory.prompts_at_once(off) == size
 
 
 @pytest.mark.parametrize("mixed", [True, False])
@@ -171,7 +171,7 @@ def test_activations_of_the_vision_tower_are_as_measured(tmp_path: Path, mixed: 
     folder = small(tmp_path / "model")
     shape = model_shape(planned(folder))
     patches = 32 * 32
-    expected = module._activations(shape, 0, patches, "mixed" if mixed else "plain", 2, True)
+    expected = gpu_memory.activation_bytes(shape, 0, patches, "mixed" if mixed else "plain", 2, True)
     model: Any = AutoModelForImageTextToText.from_config(model_config(str(folder)))
     tower = model.to(torch.float32 if mixed else torch.bfloat16).train().model.visual
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -191,7 +191,7 @@ def test_states_are_as_measured(tmp_path: Path, adapters: bool) -> None:
     folder = small(tmp_path / "model")
     options = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "dtype": "bfloat16"} if adapters else {}
     recipe = planned(folder, **options)
-    states = module._states(recipe, model_shape(recipe), Launcher())
+    states = gpu_memory.model_states(recipe, model_shape(recipe), Launcher())
     model: Any = AutoModelForImageTextToText.from_config(model_config(str(folder)))
     if adapters:
         model = get_peft_model(
@@ -247,7 +247,7 @@ def test_launchers_spread_what_they_spread() -> None:
     kinds = ("weights", "gradients", "optimizer", "reference")
 
     def of(kind: str) -> list[float]:
-        states = module._states(recipe, shape, Launcher(kind, 8))
+        states = gpu_memory.model_states(recipe, shape, Launcher(kind, 8))
         return [states[name] / size for name in kinds]
 
     assert of("ddp") == [4, 4, 8, 4]
@@ -264,7 +264,7 @@ def test_four_bits() -> None:
     recipe = load_recipe(EMO_R3, [*words, "--use_bnb_nested_quant", "true"], processes=1)
     shape = model_shape(recipe)
     assert shape.parameters - shape.linear == pytest.approx(0.31e9, rel=0.02)
-    weights = module._states(recipe, shape, Launcher())["weights"] - 2 * shape.adapters
+    weights = gpu_memory.model_states(recipe, shape, Launcher())["weights"] - 2 * shape.adapters
     assert weights == pytest.approx(shape.linear * 0.516 + (shape.parameters - shape.linear) * 2, rel=0.01)
 
 
