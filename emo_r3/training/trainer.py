@@ -114,17 +114,7 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
             processing_class, prompts = processing_class or processor, prompts or info.prompts
         if processing_class is None:
             raise RecipeError("processing_class is missing: give the model's processor, or the model by its name")
-        own = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        functions = reward_functions(args)
-        if own and len(args.reward_weights or ()) == len(functions):
-            args.reward_weights = [*(args.reward_weights or ()), *([1.0] * len(own))]
-        functions += own
-        if len(args.reward_weights or ()) != len(functions):
-            names = ", ".join(getattr(function, "__name__", "overlong penalty") for function in functions)
-            raise RecipeError(
-                f"reward_weights has {len(args.reward_weights or ())} numbers; these settings have {len(functions)} "
-                f"rewards: {names}"
-            )
+        functions = _with_own(reward_funcs, args)
         given: Any = args.generation_kwargs or {}
         args.generation_kwargs = without_images(model, processing_class, args) | given
         # TRL relies on it for the token types of images, and sets it only on processors that it loads itself.
@@ -142,40 +132,49 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
         if args.use_vllm:
             send_images_once(self.vllm_generation, processing_class)
         self.method = method
-        self.judge: Judge | TextJudge | None = None
-        asked = measurements(functions)
-        if "reflection" in asked and not args.judge:
+        asked, prompts = measurements(functions), prompts or load_prompts()
+        self.judge = self._make_judge(prompts) if "reflection" in asked else None
+        self.intervention = self._make_intervention(prompts) if "counterfactual" in asked else None
+        self.priors = self._make_priors() if reads(functions, "prior") else None
+
+    def _make_judge(self, prompts: Prompts) -> Judge | TextJudge:
+        """Whom a reward reads the reflection of."""
+        args = self.args
+        if not args.judge:
             raise RecipeError("a reward reads `reflection`, and there is no judge: name one, or leave the reward out")
-        if "reflection" in asked and args.has_classifier:
-            self.judge = TextJudge.from_pretrained(str(args.judge).removeprefix(CLASSIFIER), self.accelerator.device)
-        elif "reflection" in asked and args.judge:
-            self.judge = Judge(
-                self._judge_model(args.judge),
-                prompts or load_prompts(),
-                args.preset,
-                str(args.reflection_mode),
-                args.reflection_batch_size,
-            )
-            # Under autocast, reflection computes in another type than the rollout of float32 weights.
-            plain = self.accelerator.mixed_precision == "no" or self.model.dtype != torch.float32
-            self._keeps_images = args.judge == "policy" and args.reflection_mode == "logits" and plain
-        self.intervention: Intervention | None = None
-        if "counterfactual" in asked:
-            self.intervention = Intervention(
-                self._judge_model("policy"),
-                self._encode_row,
-                str(prompts_for(prompts or load_prompts(), self.model).unit),
-                region=args.counterfactual_region,
-                fill=args.counterfactual_fill,
-                batch_size=args.counterfactual_batch_size,
-                seed=args.seed,
-            )
-        self.priors: Priors | None = None
-        if reads(functions, "prior"):
-            labels = self.train_dataset.with_format(None)["label"][:]
-            words = lookup_in(args.lexicon)
-            self.priors = Priors(words, args.prior, args.prior_variance, labels, args.seed)
-            self.priors.check(self.train_dataset.column_names)
+        if args.has_classifier:
+            return TextJudge.from_pretrained(str(args.judge).removeprefix(CLASSIFIER), self.accelerator.device)
+        # Under autocast, reflection computes in another type than the rollout of float32 weights.
+        plain = self.accelerator.mixed_precision == "no" or self.model.dtype != torch.float32
+        self._keeps_images = args.judge == "policy" and args.reflection_mode == "logits" and plain
+        return Judge(
+            self._judge_model(args.judge),
+            prompts,
+            args.preset,
+            str(args.reflection_mode),
+            args.reflection_batch_size,
+        )
+
+    def _make_intervention(self, prompts: Prompts) -> Intervention:
+        """What hides regions of images from the policy."""
+        args = self.args
+        return Intervention(
+            self._judge_model("policy"),
+            self._encode_row,
+            str(prompts_for(prompts, self.model).unit),
+            region=args.counterfactual_region,
+            fill=args.counterfactual_fill,
+            batch_size=args.counterfactual_batch_size,
+            seed=args.seed,
+        )
+
+    def _make_priors(self) -> Priors:
+        """What an item's emotion may be, of which all labels of the training rows tell."""
+        args = self.args
+        labels = self.train_dataset.with_format(None)["label"][:]
+        priors = Priors(lookup_in(args.lexicon), args.prior, args.prior_variance, labels, args.seed)
+        priors.check(self.train_dataset.column_names)
+        return priors
 
     # The seam: reflection, then TRL's own reward machinery.
 
@@ -335,6 +334,28 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
             right = rewards[:, functions.index(accuracy_reward)] if accuracy_reward in functions else None
             for name, value in group_statistics(overall, right, size).items():
                 self._log_metric(name, value)
+
+
+def _with_own(
+    given: Callable[..., list[float]] | Sequence[Callable[..., list[float]]], args: EmoR3Config
+) -> list[Any]:
+    """The rewards that the settings ask for and those of the user's own, each of which counts 1 unless weighed.
+
+    Raises:
+        RecipeError: there are more weights than rewards, or fewer.
+    """
+    own = [given] if callable(given) else list(given)
+    functions = reward_functions(args)
+    if own and len(args.reward_weights or ()) == len(functions):
+        args.reward_weights = [*(args.reward_weights or ()), *([1.0] * len(own))]
+    functions += own
+    if len(args.reward_weights or ()) != len(functions):
+        names = ", ".join(getattr(function, "__name__", "overlong penalty") for function in functions)
+        raise RecipeError(
+            f"reward_weights has {len(args.reward_weights or ())} numbers; these settings have {len(functions)} "
+            f"rewards: {names}"
+        )
+    return functions
 
 
 def without_images(model: PreTrainedModel, processor: ProcessorMixin, args: EmoR3Config) -> dict[str, Any]:
