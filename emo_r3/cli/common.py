@@ -85,9 +85,11 @@ def check_output(output: Path, sources: Sequence[str] = (), option: str = "--out
 def check_plot(path: Path) -> None:
     """Refuse, before the work is done, a figure that can't be drawn or written."""
     from .. import plotting  # without matplotlib, this says so
+    from ..files import check_drawn
 
     plotting.check_kind(path)
-    check_output(path)
+    check_output(path, option="--plot")
+    check_drawn(path, "--plot")
 
 
 def check_device(device: str | None) -> None:
