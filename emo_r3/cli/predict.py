@@ -150,7 +150,7 @@ def check_report_option(args: argparse.Namespace, sources: Sequence[str]) -> Non
     if args.output and os.path.realpath(args.report) == os.path.realpath(args.output):
         raise EmoR3Error(f"--report and --output are both {args.report}: name another file")
     check_output(args.report, sources, "--report")
-    check_report(args.report)
+    check_report(args.report, "--report")
 
 
 def predict(args: argparse.Namespace, sources: Sequence[str], overlays: Mapping[str, Path]) -> int:
