@@ -290,6 +290,11 @@ def _reliability(
             same = (one.get("name"), one.get("split")) == (items.name, items.split)
             if same or one.get("fingerprint") == items.fingerprint:
                 _logger.warning(f"the calibration was fitted on {items.name}, {items.split}: measure it on others")
+        own = calibration.fitted.get("weights") if calibration else None
+        if own and own != settings["model"].get("weights", own):
+            _logger.warning(
+                f"the calibration for {items.name} was fitted to another model's answers: fit one to these"
+            )
         if told := measure(items, list(islice(remaining, len(items.ids))), calibration):
             found[items.name] = told
     if calibrations and not any("calibrated" in told for told in found.values()):
