@@ -97,6 +97,8 @@ class Evaluation:
         calibration (`bool` or `str`, *optional*, defaults to `True`): measure probabilities also as the checkpoint's
             calibration for this way of asking scales them, or as that of a file or folder of `emo-r3 calibrate`; the
             answers that are kept are uncalibrated.
+        give_up (`bool`, *optional*, defaults to `False`): images to which the server fails again, while it answers
+            others, count as wrong and are told of, so that one of them doesn't hold up the results for ever.
     """
 
     datasets: Sequence[str]
@@ -119,6 +121,7 @@ class Evaluation:
     faithfulness: bool = False
     judge: str | None = None
     calibration: str | bool = True
+    give_up: bool = False
 
 
 def evaluate(
@@ -371,7 +374,7 @@ def _do(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(": what is done is kept, the same command goes on from there") from None
     state.wait_for_everyone()
-    _check_answered(journal)
+    _check_answered(journal, asked.give_up)
     state.wait_for_everyone()  # all have read it before one removes it
     if not state.process_index:
         _merge(journal, sets, size)
@@ -379,13 +382,15 @@ def _do(
     return total - kept
 
 
-def _check_answered(journal: Journal) -> None:
+def _check_answered(journal: Journal, give_up: bool) -> None:
     """Raises `EndpointError` if rows are to be made again: what a server failed to answer is no wrong answer."""
     rows, kept = journal.read(), journal.kept()
-    if again := [row for key in rows for row, mine in zip(rows[key], kept[key], strict=True) if mine is None]:
+    again = [row for key in rows for row, mine in zip(rows[key], kept[key], strict=True) if mine is None]
+    count = sum(map(len, rows.values()))
+    if again and not (give_up and len(again) < count):
         raise EndpointError(
-            f"{len(again)} of {sum(map(len, rows.values()))} images have no answer, so there are no results yet; "
-            f"the same command asks about them again. The first: {again[0]['error']}"
+            f"{len(again)} of {count} images have no answer, so there are no results yet; the same command asks about "
+            f"them again, with --give-up for the last time. The first: {again[0]['error']}"
         )
 
 
