@@ -34,7 +34,7 @@ from ..errors import DataError, EmoR3Error
 from ..files import locked, write_text, writing
 from ..formats import json_text
 from ..inference.endpoint import EndpointError
-from ..inference.options import Aggregate
+from ..inference.options import Aggregate, positive
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
 from ..models.calibration import Calibration, find_calibration, read_calibrations
@@ -123,6 +123,12 @@ class Evaluation:
     calibration: str | bool = True
     give_up: bool = False
 
+    def __post_init__(self) -> None:
+        """Makes its numbers plain ones; raises `EmoR3Error` for those that are none."""
+        for name in ("batch_size", "max_new_tokens", "num_candidates", "limit"):
+            if (given := getattr(self, name)) is not None or name != "limit":
+                object.__setattr__(self, name, positive(name, given))
+
 
 def evaluate(
     datasets: Sequence[str], output: str | os.PathLike[str], *, state: PartialState | None = None, **options: Any
@@ -148,6 +154,8 @@ def evaluate(
     >>> evaluate(["miniature-8"], "results/base", limit=64)["metrics"]["accuracy"]
     ```
     """
+    if wrong := sorted(set(options) - set(Evaluation.__dataclass_fields__)):
+        raise EmoR3Error(f"{wrong[0]}: evaluate has no such option; see emo_r3.evaluation.run.Evaluation")
     asked = Evaluation(datasets, Path(output), **options)
     state = state or PartialState(cpu=not torch.accelerator.is_available())
     with writing(asked.output):
