@@ -85,18 +85,18 @@ def write_report(rows: Sequence[Row], path: Path) -> None:
     replace_file(path, write)
 
 
-def check_report(path: Path) -> None:
+def check_report(path: Path, option: str = "the report") -> None:
     """Raises `EmoR3Error` for a file that is there and no report of ours."""
-    check_regular(path, "--report")
+    check_regular(path, option)
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
             head = stream.read(2000)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise EmoR3Error(f"--report {path} can't be read: {reason(error)}") from error
+        raise EmoR3Error(f"{option} {path} can't be read: {reason(error)}") from error
     if head and _GENERATOR not in head:
-        raise EmoR3Error(f"--report {path} is there, and no report of emo-r3: give another name, or delete it")
+        raise EmoR3Error(f"{option} {path} is there, and no report of emo-r3: give another name, or delete it")
 
 
 def _tiles(rows: Sequence[Row], folder: Path) -> list[_Tile]:

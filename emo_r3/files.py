@@ -13,6 +13,10 @@ from typing import BinaryIO, TextIO
 
 from .errors import EmoR3Error, reason
 
+SOFTWARE = "emo-r3"
+"""What images that we draw name as their software."""
+_DRAWN = (SOFTWARE.encode(), b"Matplotlib")  # the second in SVG and PDF
+
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
@@ -28,7 +32,7 @@ def link_target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def check_regular(path: Path, option: str = "--output") -> None:
+def check_regular(path: Path, option: str = "--output", hint: str = "") -> None:
     """Raises `EmoR3Error` for what is there and no regular file: a device or a FIFO is neither read nor replaced."""
     with writing(path):
         try:
@@ -38,8 +42,34 @@ def check_regular(path: Path, option: str = "--output") -> None:
     if stat.S_ISDIR(mode):
         raise EmoR3Error(f"{option} {path} is a folder: name a file")
     if not stat.S_ISREG(mode):
-        without = " (without --output it is stdout)" if option == "--output" else ""
-        raise EmoR3Error(f"{option} {path} is a pipe, socket or device: name a file{without}")
+        raise EmoR3Error(f"{option} {path} is a pipe, socket or device: name a file{hint}")
+
+
+def check_drawn(path: Path, option: str) -> None:
+    """Raises `EmoR3Error` for an image or a figure that is there and, if not empty, doesn't say that it is ours."""
+    check_regular(path, option)
+    with writing(f"{option} {path}"):
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            head = file.read(4096)
+            file.seek(max(0, path.stat().st_size - 4096))
+            ends = head + file.read(4096)
+    if head and not any(mark in ends for mark in _DRAWN):
+        raise EmoR3Error(f"{option} {path} is there, and not of emo-r3: give another name, or delete it")
+
+
+def read_text(path: Path, most: int = -1) -> str:
+    """What a file says that somebody names, or so many characters of it.
+
+    Raises:
+        OSError: it can't be read, or is a pipe or a device, which may have no end.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "a pipe, socket or device: name a file", str(path))
+    with path.open(encoding="utf-8") as stream:
+        return stream.read(most)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import EmoR3Error
+from .files import SOFTWARE, link_target
 
 try:
     from matplotlib import rc_context
@@ -282,7 +284,7 @@ def draw_reliability(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, flo
         return
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with _figure(4.2 * columns, 4.2 * rows, path) as figure:
+    with _figure(4.2 * columns, 4.2 * rows, path, signed=True) as figure:
         for place, (title, systems) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, columns, place)
             axes.plot((0, 1), (0, 1), color=INK, linewidth=0.8, linestyle=":")
@@ -327,15 +329,19 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 @contextmanager
-def _figure(width: float, height: float, path: Path) -> Iterator[Figure]:
-    """A figure to draw into, of a size in inches, that is then put in its place. Never pyplot's, which is global."""
-    kind = path.suffix[1:]
-    temporary = path.with_name(f".{path.name}")
+def _figure(width: float, height: float, path: Path, signed: bool = False) -> Iterator[Figure]:
+    """A figure to draw into, of a size in inches, that is then put in its place. Never pyplot's, which is global.
+
+    A PNG that is `signed` says inside that it is ours; SVG and PDF name Matplotlib anyway.
+    """
+    kind, path = path.suffix[1:], link_target(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         try:
-            figure.savefig(temporary, format=kind, dpi=DPI, metadata=_UNDATED[kind])
+            told = {"Software": SOFTWARE} if signed and kind == "png" else _UNDATED[kind]
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=told)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

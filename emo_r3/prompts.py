@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PromptError
+from .files import read_text
 from .forms import FORMS, METHODS, PROMPTS_FILE
 from .labels import LabelSet, resolve_labels
 
@@ -155,7 +156,7 @@ def load_prompts(path: str | Path | None = None) -> Prompts:
     """
     file = PROMPTS_FILE if path is None else Path(path)
     try:
-        entries = tomllib.loads(file.read_text(encoding="utf-8"))
+        entries = tomllib.loads(read_text(file))
     except OSError as error:
         raise PromptError(f"can't read the prompt file {file}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -146,12 +147,18 @@ def test_another_file_is_one_line(content: str, says: str, capsys: pytest.Captur
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_page_of_somebody_else_is_not_written_over(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_page_of_somebody_else_is_not_written_over(
+    rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "report.html").write_text("<h1>Mine</h1>")
-    with pytest.raises(EmoR3Error, match=r"--report .*report.html is there, and no report of emo-r3"):
+    with pytest.raises(EmoR3Error, match=r"the report .*report.html is there, and no report of emo-r3"):
         write_report(rows, tmp_path / "report.html")
     with pytest.raises(EmoR3Error, match="is a folder"):
         check_report(tmp_path)
+    (tmp_path / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for words in (["report", str(tmp_path / "rows"), "--output"], ["predict", __file__, "--report"]):
+        assert main([*words, str(tmp_path / "report.html")]) == 2
+        assert f"emo-r3: {words[-1]} {tmp_path / 'report.html'} is there" in capsys.readouterr().err
     assert (tmp_path / "report.html").read_text() == "<h1>Mine</h1>"
 
 

@@ -309,6 +309,24 @@ def messages() -> list[str]:
     return found
 
 
+def test_what_others_need_and_do_not_get_is_said() -> None:
+    """Plain transformers and TRL load a Qwen processor with torchvision alone, and TRL has no judge."""
+    paragraphs = [part for page in PAGES for part in page.read_text(encoding="utf-8").split("\n\n")]
+    stock = [part for part in paragraphs if "plain `transformers`" in part or "TRL's own trainer takes" in part]
+    assert len(stock) == 2 and all("torchvision" in part for part in stock)
+    [trained] = [part for part in stock if "TRL's own" in part]
+    assert "isn't the whole reward" in trained and "reflection" in trained and "`--reward_weights`" in trained
+    lone = [
+        place
+        for place, part in enumerate(paragraphs)
+        if "trl grpo" in part and "TRL's own" not in paragraphs[place - 1]
+    ]
+    assert not lone, "a command without what it needs"
+    assert "\n## What differs from the paper, and from the authors' code\n" in (ROOT / "docs/train.md").read_text(
+        "utf-8"
+    )
+
+
 def test_the_citation_and_the_badges_are_true() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     source = PROJECT["urls"]["Source"]

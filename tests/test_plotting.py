@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from emo_r3.errors import EmoR3Error
+from emo_r3.files import check_drawn
 from emo_r3.plotting import (
     COLOURS,
     DPI,
@@ -65,6 +66,21 @@ def test_a_reliability_diagram_goes_where_its_bins_are(tmp_path: Path) -> None:
     assert down / across == pytest.approx(0.5 / 0.4, rel=0.1)
     with pytest.raises(EmoR3Error, match=r"a figure is a \.png, \.svg or \.pdf file"):
         draw_reliability({}, tmp_path / "plot.gif")
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_a_diagram_is_written_over_a_link_s_target_and_known_as_ours(kind: str, tmp_path: Path) -> None:
+    """A link was replaced, and so was a file that happened to have the temporary name."""
+    (tmp_path / "deep").mkdir()
+    path = tmp_path / f"plot.{kind}"
+    path.symlink_to(f"deep/real.{kind}")
+    (tmp_path / f".plot.{kind}").write_text("somebody's")
+    panels = {"here": {"all": [{"count": 4, "confidence": 0.7, "accuracy": 0.5}]}}
+    for _ in range(2):
+        check_drawn(path, "--plot")
+        draw_reliability(panels, path)
+    assert path.is_symlink() and (tmp_path / f"deep/real.{kind}").stat().st_size > 1000
+    assert (tmp_path / f".plot.{kind}").read_text() == "somebody's"
 
 
 @pytest.mark.parametrize("kind", ["png", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("svg", "pdf"))])

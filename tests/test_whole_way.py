@@ -20,7 +20,7 @@ from emo_r3.cli.main import main
 from emo_r3.publishing.targets import model_target
 
 ROOT = Path(__file__).parents[1]
-COMMITTED = ("docs/results", "hub", "spaces", "recipes", "emo_r3/miniature/checkpoint")
+COMMITTED = ("docs", "hub", "spaces", "recipes", "emo_r3/miniature/checkpoint")
 PATH = re.compile(r"(?<![\w.:/}])/(?:home|tmp|root|work|Users|private|var|opt|mnt|workspace)/|\b[A-Z]:\\\\?\w")
 
 

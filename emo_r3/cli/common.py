@@ -31,6 +31,21 @@ def positive(text: str) -> int:
     return number
 
 
+def natural(text: str) -> int:
+    """An argparse type: a whole number of at least 0, such as a seed."""
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{number} is {'less than 0' if number < 0 else 'too large'}")
+    return number
+
+
+def check_new_folder(output: Path) -> None:
+    """Refuse, before the work is done, a folder that holds something or can't be written."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise EmoR3Error(f"{output} exists and is not an empty folder: name another one")
+    check_output(output / "config.json")
+
+
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     """How the images of a data set are answered, for the commands that measure."""
     parser.add_argument(
@@ -85,9 +100,11 @@ def check_output(output: Path, sources: Sequence[str] = (), option: str = "--out
 def check_plot(path: Path) -> None:
     """Refuse, before the work is done, a figure that can't be drawn or written."""
     from .. import plotting  # without matplotlib, this says so
+    from ..files import check_drawn
 
     plotting.check_kind(path)
-    check_output(path)
+    check_output(path, option="--plot")
+    check_drawn(path, "--plot")
 
 
 def check_device(device: str | None) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..evaluation.comparison import check_ours, latex, load_run, make_table, markdown
-from ..files import locked, writing
+from ..files import locked, write_text, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
             args.output.mkdir(parents=True, exist_ok=True)
         with locked(args.output / "table.md"), writing(f"--output {args.output}"):
             check_ours(args.output)
-            (args.output / "table.md").write_text(texts["markdown"] + "\n", encoding="utf-8")
-            (args.output / "table.tex").write_text(texts["latex"] + "\n", encoding="utf-8")
+            write_text(args.output / "table.md", texts["markdown"] + "\n")
+            write_text(args.output / "table.tex", texts["latex"] + "\n")
             plot(table, args.output / "plot.png")
         print(f"emo-r3: {args.output} has table.md, table.tex and plot.png", file=sys.stderr)
     print(texts[args.format])

@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="ask an OpenAI-compatible server; --model is what it calls the model, $EMO_R3_ENDPOINT_TOKEN its token",
     )
+    parser.add_argument(
+        "--give-up", action="store_true", help="count images that the server fails on once more as wrong"
+    )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model's repository")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..miniature.datasets import SIZES, make_miniature
+from .common import natural
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the data set")
     parser.add_argument("--train", type=int, metavar="N", help="rows of the train split")
     parser.add_argument("--test", type=int, metavar="N", help="rows of the test split")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the scenes (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

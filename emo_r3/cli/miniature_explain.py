@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from .. import __version__
+from ..errors import EmoR3Error
 from ..models import CHECKPOINT
-from .common import positive
+from .common import natural, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=positive, default=500, help="scenes of the test split of miniature-8")
     parser.add_argument(
         "--others",
-        type=int,
+        type=natural,
         default=0,
         metavar="N",
         help="try on N of them also what takes longer: zeros, and the end of a chain of thought",
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output:
         check_output(args.output)
+        check_ours(args.output)
     pipe = EmoR3Pipeline.from_pretrained(args.model)
     results = measure_pointing(
         pipe, args.count, lambda line: print(line, file=sys.stderr, flush=True), others=args.others
@@ -56,3 +58,15 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         write_text(args.output, json.dumps(numbers, indent=1) + "\n")
     return 0
+
+
+def check_ours(path: Path) -> None:
+    """Refuse, before the work is done, a file that is there and holds something else than these numbers."""
+    try:
+        if {"dataset", "split", "count", "results"} <= {*json.loads(path.read_text(encoding="utf-8"))}:
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError):
+        pass
+    raise EmoR3Error(f"--output {path} is there, and not of this command: give another name, or delete it")

@@ -124,8 +124,8 @@ def run(args: argparse.Namespace) -> int:
 
     sources = find_images(args.images)
     if args.output:
-        check_output(args.output, sources)
         check_ours(args.output, args.format)
+        check_output(args.output, sources)
     else:
         prepare_stdout(args.format)
     if args.write_sidecar:
@@ -150,7 +150,7 @@ def check_report_option(args: argparse.Namespace, sources: Sequence[str]) -> Non
     if args.output and os.path.realpath(args.report) == os.path.realpath(args.output):
         raise EmoR3Error(f"--report and --output are both {args.report}: name another file")
     check_output(args.report, sources, "--report")
-    check_report(args.report)
+    check_report(args.report, "--report")
 
 
 def predict(args: argparse.Namespace, sources: Sequence[str], overlays: Mapping[str, Path]) -> int:
@@ -337,12 +337,15 @@ def overlay_files(target: Path, sources: Sequence[str]) -> dict[str, Path]:
     """Where the overlay of each image goes: the file that is named, or one with the image's name in a folder.
 
     Raises:
-        EmoR3Error: one file for several images, or one that can't be written or is one of the images.
+        EmoR3Error: one file for several images, or one that can't be written, is one of the images or somebody else's.
     """
+    from ..files import check_drawn
+
     if target.suffix.lower() == ".png" and not target.is_dir():
         if len(sources) > 1:
             raise EmoR3Error(f"--explain {target} is one file, and there are {len(sources)} images: name a folder")
         check_output(target, sources, "--explain")
+        check_drawn(target, "--explain")
         return dict.fromkeys(sources, target)
     if target.exists() and not target.is_dir():
         raise EmoR3Error(f"--explain {target} is there and no folder: name one, or a .png file for a single image")
@@ -356,16 +359,21 @@ def overlay_files(target: Path, sources: Sequence[str]) -> dict[str, Path]:
         taken.add(name.lower())
         files[source] = target / name
         check_output(files[source], sources, "--explain")
+        check_drawn(files[source], "--explain")
     return files
 
 
 def save_overlay(result: Any, source: str, path: Path, allow_private_hosts: bool) -> None:
     """Writes an image with its evidence map over it, whole or not at all."""
-    from ..files import replace_binary
+    from PIL.PngImagePlugin import PngInfo
+
+    from ..files import SOFTWARE, replace_binary
     from ..images.loading import load_image
 
+    made_by = PngInfo()
+    made_by.add_text("Software", SOFTWARE)
     overlay = result.overlay(load_image(source, allow_private_hosts=allow_private_hosts).image)
-    replace_binary(path, lambda stream: overlay.save(stream, "PNG"))
+    replace_binary(path, lambda stream: overlay.save(stream, "PNG", pnginfo=made_by))
 
 
 def tell_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> None:

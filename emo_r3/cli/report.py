@@ -16,11 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make one HTML file of a run's results: thumbnails, labels and steps, the most doubtful first."""
-    from ..contact_sheet import write_report
+    from ..contact_sheet import check_report, write_report
     from ..formats import read_rows
 
     rows = read_rows(args.results)
     check_output(args.output, [str(args.results), *(row["image"] for row in rows)])
+    check_report(args.output, "--output")
     with terminable():
         write_report(rows, args.output)
     return 0

@@ -20,7 +20,7 @@ STOPPED = "Stopped: there is no answer."
 _RUN = "const run = ((window.emoR3 ??= {}).NAME ??= {});"
 # The pause is for a second cancelling of the same run, after which gradio forgets what it calls by the same name.
 _ENDED = """run.on = run.ending = false;
-    if (run.again) { run.again = false; setTimeout(() => document.getElementById("read").click(), 250); }"""
+    if (run.again) { run.again = false; setTimeout(() => document.getElementById("BUTTON").click(), 250); }"""
 
 START = """async () => {
     await new Promise((later) => setTimeout(later, 60));
@@ -66,12 +66,15 @@ def add_run(
     shown = {"BLANK": blank, "BUSY": busy, "STOPPED": [html.status(STOPPED), *blank[1:]]}
 
     def script(body: str, given: str = "()") -> str:
+        body = body.replace('"BUTTON"', json.dumps(button.elem_id))
         for word, values in shown.items():
             body = body.replace(word, json.dumps(values))
         keep = f"const keep = Array({len(outputs)}).fill({{__type__: 'update'}});"
         return f"{given} => {{ {_RUN.replace('NAME', name)} {keep} {body} }}"
 
-    begin = "if (run.on) return keep; run.begun = true; run.stopped = false; return BUSY;"
+    # While one is being ended, gradio takes no other.
+    begin = "if (run.on) { run.again = run.ending || run.stopped; return keep; }"
+    begin += " run.begun = true; run.stopped = false; return BUSY;"
     button.click(None, None, outputs, js=script(begin), **QUIET)
     run = button.click(
         read, fields, outputs, js=script("run.on = true; return given;", "(...given)"), **_waiting(outputs[0])

@@ -107,7 +107,7 @@ def calibrate(
         raise EmoR3Error(
             f"scaling={scaling!r}, targets={targets!r}: choose temperature or vector; annotators or labels"
         )
-    if wrong := {"endpoint", "faithfulness", "judge", "in_domain", "calibration"} & set(options):
+    if wrong := {"endpoint", "give_up", "faithfulness", "judge", "in_domain", "calibration"} & set(options):
         raise EmoR3Error(f"{min(wrong)}: calibrate has no such option; leave it out")
     if (method := options.get("method")) in TRAINING_FREE:
         raise EmoR3Error(f"method {method} is a baseline beside the pipeline: calibrate set, think or direct")

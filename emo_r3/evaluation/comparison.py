@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EmoR3Error
-from ..files import check_regular
+from ..files import check_regular, read_text
 from ..metrics.accuracy import domain_accuracy
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
@@ -108,7 +108,7 @@ def load_run(given: str) -> Run:
     name, sign, path = given.partition("=")
     folder = Path(path if sign and not Path(given).is_dir() else given)
     try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        results = json.loads(read_text(folder / RESULTS))
         system = name if str(folder) != given and sign else str(results["model"]["name"])
         for entry in ("in_domain", "datasets", "metrics"):
             results[entry]
@@ -125,7 +125,7 @@ def read_rows(folder: Path) -> list[Row]:
     rows: list[Row] = []
     try:
         # Not `splitlines`: an answer may hold what it takes for the end of a line.
-        for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
+        for line in read_text(path).rstrip("\n").split("\n"):
             row = json.loads(line)
             rows.append({name: row[name] for name in ("dataset", "id", "reference", "prediction")} | row)
     except OSError as error:

@@ -34,7 +34,7 @@ from ..errors import DataError, EmoR3Error
 from ..files import locked, write_text, writing
 from ..formats import json_text
 from ..inference.endpoint import EndpointError
-from ..inference.options import Aggregate
+from ..inference.options import Aggregate, positive
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
 from ..models.calibration import Calibration, find_calibration, read_calibrations
@@ -97,6 +97,8 @@ class Evaluation:
         calibration (`bool` or `str`, *optional*, defaults to `True`): measure probabilities also as the checkpoint's
             calibration for this way of asking scales them, or as that of a file or folder of `emo-r3 calibrate`; the
             answers that are kept are uncalibrated.
+        give_up (`bool`, *optional*, defaults to `False`): images to which the server fails again, while it answers
+            others, count as wrong and are told of, so that one of them doesn't hold up the results for ever.
     """
 
     datasets: Sequence[str]
@@ -119,6 +121,13 @@ class Evaluation:
     faithfulness: bool = False
     judge: str | None = None
     calibration: str | bool = True
+    give_up: bool = False
+
+    def __post_init__(self) -> None:
+        """Makes its numbers plain ones; raises `EmoR3Error` for those that are none."""
+        for name in ("batch_size", "max_new_tokens", "num_candidates", "limit"):
+            if (given := getattr(self, name)) is not None or name != "limit":
+                object.__setattr__(self, name, positive(name, given))
 
 
 def evaluate(
@@ -145,6 +154,8 @@ def evaluate(
     >>> evaluate(["miniature-8"], "results/base", limit=64)["metrics"]["accuracy"]
     ```
     """
+    if wrong := sorted(set(options) - set(Evaluation.__dataclass_fields__)):
+        raise EmoR3Error(f"{wrong[0]}: evaluate has no such option; see emo_r3.evaluation.run.Evaluation")
     asked = Evaluation(datasets, Path(output), **options)
     state = state or PartialState(cpu=not torch.accelerator.is_available())
     with writing(asked.output):
@@ -290,6 +301,11 @@ def _reliability(
             same = (one.get("name"), one.get("split")) == (items.name, items.split)
             if same or one.get("fingerprint") == items.fingerprint:
                 _logger.warning(f"the calibration was fitted on {items.name}, {items.split}: measure it on others")
+        own = calibration.fitted.get("weights") if calibration else None
+        if own and own != settings["model"].get("weights", own):
+            _logger.warning(
+                f"the calibration for {items.name} was fitted to another model's answers: fit one to these"
+            )
         if told := measure(items, list(islice(remaining, len(items.ids))), calibration):
             found[items.name] = told
     if calibrations and not any("calibrated" in told for told in found.values()):
@@ -366,7 +382,7 @@ def _do(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(": what is done is kept, the same command goes on from there") from None
     state.wait_for_everyone()
-    _check_answered(journal)
+    _check_answered(journal, asked.give_up)
     state.wait_for_everyone()  # all have read it before one removes it
     if not state.process_index:
         _merge(journal, sets, size)
@@ -374,13 +390,15 @@ def _do(
     return total - kept
 
 
-def _check_answered(journal: Journal) -> None:
+def _check_answered(journal: Journal, give_up: bool) -> None:
     """Raises `EndpointError` if rows are to be made again: what a server failed to answer is no wrong answer."""
     rows, kept = journal.read(), journal.kept()
-    if again := [row for key in rows for row, mine in zip(rows[key], kept[key], strict=True) if mine is None]:
+    again = [row for key in rows for row, mine in zip(rows[key], kept[key], strict=True) if mine is None]
+    count = sum(map(len, rows.values()))
+    if again and not (give_up and len(again) < count):
         raise EndpointError(
-            f"{len(again)} of {sum(map(len, rows.values()))} images have no answer, so there are no results yet; "
-            f"the same command asks about them again. The first: {again[0]['error']}"
+            f"{len(again)} of {count} images have no answer, so there are no results yet; the same command asks about "
+            f"them again, with --give-up for the last time. The first: {again[0]['error']}"
         )
 
 

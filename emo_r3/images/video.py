@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -66,10 +67,12 @@ def draw_frames(
         max_frames (`int`, *optional*): where to end; after 3,600 unless given, and a note says so.
 
     Raises:
-        EmoR3Error: the rate is none.
+        EmoR3Error: the rate is none, or the number of frames.
         ImageError: there is no video, it can't be read at all, or PyAV is not installed.
     """
-    _check_rate(rate)
+    rate = _checked(rate)
+    if max_frames is not None and not (isinstance(max_frames, Integral) and max_frames >= 1):
+        raise EmoR3Error(f"max_frames={max_frames!r} must be a whole number of at least 1")
     frames = _of_folder(source, rate) if os.path.isdir(source) else _of_file(os.fspath(source), rate, notes)
     with closing(frames):  # which then tells of the damage that it met
         for count, frame in enumerate(frames):
@@ -86,7 +89,7 @@ def count_frames(source: str | os.PathLike[str], rate: float) -> int:
     Raises:
         EmoR3Error, ImageError: as [`draw_frames`].
     """
-    _check_rate(rate)
+    rate = _checked(rate)
     if os.path.isdir(source):
         return len(find_images(source))
     name = source_name(source)
@@ -94,9 +97,11 @@ def count_frames(source: str | os.PathLike[str], rate: float) -> int:
         return max(1, math.ceil(min(_seconds(container, _stream(container, name)) or 0.0, MAX_SECONDS) * rate))
 
 
-def _check_rate(rate: float) -> None:
-    if not 0 < rate <= 1000:
+def _checked(rate: float) -> float:
+    """The rate as a `float`, be it Python's or numpy's."""
+    if not isinstance(rate, Real) or not 0 < rate <= 1000:
         raise EmoR3Error(f"rate={rate!r} must be above 0 and at most 1000 frames a second")
+    return float(rate)
 
 
 def _of_folder(folder: str | os.PathLike[str], rate: float) -> Generator[Frame, None, None]:

@@ -71,8 +71,9 @@ right. `scene` tells the facts of the image, against which a description can be 
         obtain=f"""There are none: `emo-r3 miniature dataset {name} --output DIR` draws the same images
 again, or more of them.""",
         citation="""@software{emo_r3,
-  title = {emo_r3: explainable emotion recognition},
-  year  = {2026}
+  title  = {emo_r3: explainable emotion recognition},
+  author = {{The emo-r3 authors}},
+  year   = {2026}
 }""",
         tags=("synthetic",),
         has_examples=True,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import EmoR3Error
+from ..files import write_text
 from ..models import CHECKPOINT
 from ..models.checkpoint import load_for_training, save_checkpoint
 from ..prompts import Prompts
@@ -101,4 +102,4 @@ def make_dialled(
     model.to(torch.bfloat16)
     save_checkpoint(output, model, processor, info)
     facts = {"dial": dial, "seed": seed, "steps": steps, "torch": torch.__version__, "log": log}
-    (output / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_text(output / "training.json", json.dumps(facts, indent=1) + "\n")

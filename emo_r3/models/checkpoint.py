@@ -16,11 +16,11 @@ from types import NoneType
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..errors import CheckpointError, EmoR3Error
+from ..errors import CheckpointError, EmoR3Error, reason
 from ..files import write_text
 from ..forms import METHODS
 from ..labels import LABEL_SETS, LabelSet, resolve_labels
@@ -405,21 +405,25 @@ def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMi
     """Writes a checkpoint under a temporary name and renames it, so that a half-written one is never seen.
 
     Raises:
-        CheckpointError: the folder exists and is not empty.
+        CheckpointError: the folder exists and is not empty, or can't be written, as on a full disk.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists: name a new folder, or remove it first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        complete_checkpoint(temporary, processor, info)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            model.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+            complete_checkpoint(temporary, processor, info)
+            temporary.chmod(0o755)
+            temporary.replace(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        told = reason(error) if isinstance(error, OSError) else f"{first_line(error)}: make room, or write elsewhere"
+        raise CheckpointError(f"{folder} can't be written: {told}") from error
 
 
 def complete_checkpoint(folder: Path, processor: ProcessorMixin, info: CheckpointInfo) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import EmoR3Error
+from ..files import read_text as read_named
 from ..utils import published
 from .contents import check_contents
 from .listing import Kind, LocalFile, Target, find_files, local_file
@@ -205,7 +206,7 @@ def load_collection(path: Path, tag: str | None = None) -> Collection:
     import tomllib
 
     try:
-        listed = tomllib.loads(path.read_text(encoding="utf-8"))
+        listed = tomllib.loads(read_named(path))
         namespace, entries = listed["namespace"], [dict(entry) for entry in listed["repository"]]
         repo_ids = [(entry.pop("kind"), f"{namespace}/{entry.pop('name')}") for entry in entries]
         folders = [path.parent / entry.pop("folder") for entry in entries]

@@ -46,6 +46,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The request or an image is too large."},
     422: {"description": "The image can't be read, or an option can't be used."},
     429: {"description": "This address has sent too much."},
+    507: {"description": "Too many images are coming at one time."},
     503: {"description": "Too many calls are waiting, or this one took too long."},
 }
 

@@ -69,7 +69,8 @@ def check_address(host: str | None, port: int | None) -> None:
 class BodyLimit:
     """ASGI middleware that refuses a request by its announced size, before a byte of it is read.
 
-    Bounded are one request, what one address sends in ten minutes, and, for uploads, what is on the disk together.
+    Bounded are one request, what one address sends in ten minutes, what is coming at one time, and, for uploads, what
+    is on the disk together.
 
     Args:
         app: the application behind it.
@@ -97,7 +98,7 @@ class BodyLimit:
             app = PlainTextResponse(f"Larger than {self.limit:,} bytes; send a smaller image.", 413)
         elif not self._may_send(_address(scope, headers), path, size):
             app = PlainTextResponse(f"That is a lot of images: wait {KEEP_SECONDS // 60} minutes.", 429)
-        elif self.folder and path.endswith("/upload") and not _room(self.folder, self._coming + size):
+        elif not self._has_room(path, self._coming + size):
             app = PlainTextResponse("Too many images are waiting here: try again in some minutes.", 507)
         if app is not self.app:
             size = 0
@@ -106,6 +107,12 @@ class BodyLimit:
             await app(scope, receive, send)
         finally:
             self._coming -= size
+
+    def _has_room(self, path: str, size: int) -> bool:
+        """Whether there is room for what is coming, of everybody together, and for uploads beside those there."""
+        if self.folder and path.endswith("/upload"):
+            return _room(self.folder, size)
+        return size <= MAX_DISK
 
     def _may_send(self, address: str, path: str, size: int) -> bool:
         """Whether an address may send so much more, which is then counted."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import yaml
 
 from ..errors import EmoR3Error
+from ..files import read_text
 
 TUNE = "tune"
 
@@ -242,7 +243,7 @@ def load_study(path: Path, *, smoke: bool = False) -> Study:
         [`StudyError`]: it can't be read, or says something that can't be done.
     """
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        said = yaml.safe_load(read_text(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise StudyError(f"{path} can't be read as a study: {' '.join(str(error).split())}") from None
     if not isinstance(said, dict):

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import RecipeError
+from ..files import read_text
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Launcher:
     def read(cls, path: str | os.PathLike[str]) -> Launcher:
         """The launcher of a file of `accelerate`; raises `RecipeError` if it can't be read or is of another kind."""
         try:
-            stated = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            stated = yaml.safe_load(read_text(Path(path)))
             processes = int(stated["num_processes"])
             kind = str(stated["distributed_type"])
             if kind == "DEEPSPEED":

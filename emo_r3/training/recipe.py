@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 from trl import ModelConfig
 
 from ..errors import RecipeError
+from ..files import read_text
 from ..forms import FORMS, METHODS
 from ..prompts import load_prompts
 from .config import GROUNDED, EmoR3Config, RunArguments, SupervisedConfig
@@ -389,8 +390,7 @@ def _or_null(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open(encoding="utf-8") as stream:
-            text = stream.read(MAX_CHARACTERS + 1)
+        text = read_text(path, MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
     except ValueError as error:  # a name that no file can have

@@ -594,6 +594,20 @@ def test_a_name_of_two_lines_is_told_in_one(capsys: pytest.CaptureFixture[str]) 
     assert err.count("\n") == 1 and "\x1b" not in err and "two lines" in err
 
 
+@posix_only
+@pytest.mark.parametrize("words", ["predict x.png --prompts", "predict x.png --lexicon", "predict x.png --calibration",
+                                   "train --config", "study", "push all", "report --output r.html"])  # fmt: skip
+def test_a_pipe_or_a_device_for_a_file_is_one_line(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe was waited for without end, and /dev/zero read until the memory was full."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        assert main([*words.split(), str(path)]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and str(path) in err and "unforeseen" not in err
+
+
 def test_a_device_that_is_not_there_is_one_line(
     pipeline: type[StrawPipeline], capsys: pytest.CaptureFixture[str]
 ) -> None:

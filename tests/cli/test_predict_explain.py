@@ -56,6 +56,26 @@ def test_an_overlay_takes_no_images_place(tmp_path: Path) -> None:
         overlay_files(tmp_path / "a.png", images[:1])
 
 
+def test_a_photograph_of_the_overlay_s_name_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--explain photos` beside photos/a.png, while photos/deep/a.png was asked about, would have been its end."""
+    photos, asked = tmp_path / "photos", tmp_path / "a.png"
+    photos.mkdir()
+    asked.write_bytes(SAMPLE.read_bytes())
+    Image.new("RGB", (64, 64), "navy").save(photos / "a.png")
+    before = (photos / "a.png").read_bytes()
+    words = ["predict", str(asked), "--method", "direct", "--explain"]
+    for target in (photos, photos / "a.png"):
+        assert main([*words, str(target)]) == 2
+        assert capsys.readouterr().err == (
+            f"emo-r3: --explain {photos / 'a.png'} is there, and not of emo-r3: give another name, or delete it\n"
+        )
+    assert (photos / "a.png").read_bytes() == before
+    for _ in range(2):  # our own is replaced
+        assert main([*words, str(tmp_path / "maps")]) == 0
+
+
 def test_names_of_overlays(tmp_path: Path) -> None:
     sources = ["x/A.png", "y/a.jpg", "https://host/dir/a.png?size=../../b", "https://host/", "with space&more.png"]
     files = overlay_files(tmp_path / "maps", sources)

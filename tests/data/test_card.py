@@ -1,3 +1,4 @@
+import re
 import shlex
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def test_the_command_of_a_card_makes_the_same_rows_again(
 def test_the_miniature_s_command_has_its_options(tmp_path: Path) -> None:
     make_miniature("miniature-6", tmp_path / "out", sizes={"train": 8, "test": 4}, seed=2)
     text = (tmp_path / "out/README.md").read_text()
+    assert "  author = {{The emo-r3 authors}},\n" in text
     assert "`emo-r3 miniature dataset miniature-6 --seed 2 --train 8 --test 4 --output DIR`" in text or (
         "`emo-r3 miniature dataset miniature-6 --seed 2 --test 4 --train 8 --output DIR`" in text
     )
@@ -92,4 +94,5 @@ def test_each_data_set_states_its_terms(name: str, said: tuple[str, ...]) -> Non
     text = " ".join(f"{spec.about} {spec.terms} {spec.obtain} {spec.citation}".split())
     for words in said:
         assert words in text
+    assert re.search(r"\bauthor\s+= \{\w", spec.citation)
     assert f"emo-r3 prepare {name}" in text and spec.license in ("unknown", "other") and not spec.has_examples

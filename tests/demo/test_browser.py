@@ -368,6 +368,21 @@ def test_what_is_written_ends_with_another_example_or_label_list_or_stop(visit: 
     assert "Traceback" not in slow_server.log.read_text()
 
 
+def test_read_is_heard_while_an_old_run_is_being_ended(visit: Any, slow_server: Server) -> None:
+    """It was pressed in the moment after the labels were changed, or after a stop, and nothing happened."""
+    page = visit(SLOW, at=slow_server)
+    page.get_by_role("button", name="Settings").first.click()
+    pick(page, 1)
+    page.wait_for_selector("#step2 .step.writing")
+    page.get_by_role("radio", name="webemo-2 (2)").check()
+    page.evaluate("document.getElementById('read').click()")
+    playwright.expect(page.locator("#charts .bars li")).to_have_count(2, timeout=60_000)
+    pick(page, 2)
+    page.wait_for_selector("#step1 .step.writing")
+    page.evaluate("for (const name of ['stop', 'read']) document.getElementById(name).click()")
+    playwright.expect(page.locator("#charts .bars li")).to_have_count(2, timeout=60_000)
+
+
 def test_no_answer_stands_beside_another_image(visit: Any) -> None:
     page = visit()
     give(page, SAMPLES[0])

@@ -173,6 +173,14 @@ def test_answers_are_asked_for_once_and_fitted_again(
     told = evaluate([drawn], own, model=str(model), split="train", decoding="constrained", **FEW)
     assert any("the calibration was fitted on miniature-8, train" in line for line in caplog.messages)
     assert told["calibration"]["miniature-8"]["calibrated"]["count"] == 24
+    # A file of another model's is told as such.
+    assert not any("another model's answers" in line for line in caplog.messages)
+    facts = json.loads((own / "calibration.json").read_text())
+    facts["calibrations"][0]["fitted"]["weights"] = "0" * 32
+    (tmp_path / "others.json").write_text(json.dumps(facts))
+    others = {**FEW, "calibration": str(tmp_path / "others.json")}
+    evaluate([drawn], own, model=str(model), split="train", decoding="constrained", **others)
+    assert any("fitted to another model's answers" in line for line in caplog.messages)
     (model / "emo_r3.json").write_text(before)  # for the other tests
 
 

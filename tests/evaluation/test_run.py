@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import numpy as np
 import pytest
 import torch
 
 from emo_r3.cli.main import main
 from emo_r3.data.load import load_emotion_dataset
 from emo_r3.errors import EmoR3Error
+from emo_r3.evaluation import calibrate, evaluate
 from emo_r3.evaluation import run as evaluation
 from emo_r3.evaluation.examples import load_items, predict_items
+from emo_r3.evaluation.run import Evaluation
 from emo_r3.files import locked
 from emo_r3.labels import LABEL_SETS
 from emo_r3.metrics.accuracy import domain_accuracy
@@ -347,3 +350,22 @@ def test_from_python(sets: list[str], tmp_path: Path) -> None:
     assert evaluate(sets[:1], tmp_path / "new" / "folder", limit=2, method="direct", max_new_tokens=16) == kept
     with locked(tmp_path / "new" / "folder" / "predictions.jsonl"), pytest.raises(EmoR3Error, match="another process"):
         evaluate(sets[:1], tmp_path / "new" / "folder", limit=2)
+
+
+@pytest.mark.parametrize("options", [
+    {"batch_size": 0}, {"batch_size": "x"}, {"limit": -1}, {"limit": 1.5}, {"max_new_tokens": True},
+    {"num_candidates": 0}, {"nonsense": 1},
+])  # fmt: skip
+@pytest.mark.parametrize("measure", [evaluate, calibrate])
+def test_numbers_that_cannot_be_are_told_before_anything_is_loaded(
+    measure: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """`batch_size=0` was a ZeroDivisionError, and `limit=-1` all rows but one."""
+    with pytest.raises(EmoR3Error, match=f"^{next(iter(options))}"):
+        measure(["no such set"], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    asked = Evaluation(["a"], tmp_path, batch_size=np.int64(2), limit=np.int32(3))  # type: ignore[arg-type]
+    assert [type(value) for value in (asked.batch_size, asked.limit)] == [int, int] and asked.batch_size == 2

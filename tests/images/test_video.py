@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from small_video import COLOURS, plain, write_video
@@ -47,9 +48,13 @@ def test_rates_above_and_below_one(tmp_path: Path) -> None:
     assert len(drawn(path, 100)[0]) == 40, "no frame twice"
     names = [frame.name for frame in draw_frames(path, 1, [])]
     assert names[1] == f"{path}#t=1.000"
-    for rate in (0, -1, float("nan"), float("inf")):
+    for rate in (0, -1, float("nan"), float("inf"), "hot", None):
         with pytest.raises(EmoR3Error, match="must be above 0"):
-            list(draw_frames(path, rate, []))
+            list(draw_frames(path, rate, []))  # type: ignore[arg-type]
+    for most in (0, -1, 1.5, "all"):  # less than 1 was no bound at all
+        with pytest.raises(EmoR3Error, match=r"max_frames=.* must be a whole number of at least 1"):
+            list(draw_frames(path, 1, [], most))  # type: ignore[arg-type]
+    assert [frame.time for frame in draw_frames(path, np.float32(0.5), [], np.int64(1))] == [0]
 
 
 @pytest.mark.parametrize("angle", [0, 90, 180, -90])

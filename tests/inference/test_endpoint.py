@@ -478,11 +478,11 @@ def measured(server: ChatServer, tmp_path: Path) -> Any:
     """Evaluates nine drawings through the server; the exit code, the rows, and how often the server was asked."""
     make_miniature("miniature-6", tmp_path / "miniature-6", sizes={"train": 1, "test": 9})
 
-    def evaluate(output: str = "out") -> tuple[int, list[dict[str, Any]], int]:
+    def evaluate(output: str = "out", *more: str) -> tuple[int, list[dict[str, Any]], int]:
         folder = tmp_path / output
         words = ["--datasets", str(tmp_path / "miniature-6"), "--output", str(folder), "--endpoint", server.url]
         server.requests.clear()
-        code = main(["evaluate", *words, "--batch-size", "4"])
+        code = main(["evaluate", *words, "--batch-size", "4", *more])
         path = folder / "predictions.jsonl"
         return (
             code,
@@ -535,6 +535,27 @@ def test_only_what_a_server_failed_to_answer_is_asked_again(server: ChatServer, 
     assert {row["id"]: row for row in rows if row["id"] in before} == before
     assert sum(row["prediction"] == "surprise" for row in rows) == 6
     assert measured() == (0, rows, 0)
+
+
+def test_one_image_that_a_server_always_fails_on_can_be_given_up(
+    server: ChatServer, measured: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It held up the results for ever. A server that answers nothing is not given up."""
+    server.usual = fails(500)
+    assert measured("down", "--give-up")[:2] == (2, [])
+    url: list[str] = []
+
+    def all_but_one(handler: Any, body: dict[str, Any]) -> None:
+        image = body["messages"][0]["content"][0]["image_url"]["url"]
+        url[:] = url or [image]
+        (fails(500) if image == url[0] else by_image)(handler, body)
+
+    server.usual = all_but_one
+    assert measured()[:2] == (2, [])
+    assert "1 of 9 images have no answer" in (said := capsys.readouterr().err) and "--give-up" in said
+    code, rows, asked = measured("out", "--give-up")
+    assert code == 1 and asked > 0 and sum("error" in row for row in rows) == 1
+    assert "1 of 9 images of miniature-6 could not be read and count as wrong" in capsys.readouterr().out
 
 
 def test_a_server_that_stays_down_ends_the_run(

@@ -286,6 +286,12 @@ def test_threads_that_share_a_model_get_the_answers_of_one_thread(name: str) -> 
         (lambda: list(second(iter(images), batch_size=3, **options)), together),
         (lambda: [list(pipe.stream(image, **options))[-1].result for image in images], alone),
     ]
+    if name == "qwen2_5_vl":  # what hides parts of an image is put into the model for a while
+
+        def explained() -> Any:
+            return pipe(images[0], method="direct", explain=True)
+
+        jobs.append((explained, explained()))
     threads = [threading.Thread(target=check, args=job) for job in jobs]
     for thread in threads:
         thread.start()
@@ -512,9 +518,12 @@ def test_batch_size_bounds_the_rows_of_every_forward(qwen: EmoR3Pipeline, decodi
     hook = qwen.model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         results = qwen(images, batch_size=3, **options)
+        assert max(rows) == 3
+        rows.clear()
+        qwen(images[0], batch_size=3, explain=True, method="direct", labels=LABELS)
     finally:
         hook.remove()
-    assert max(rows) == 3
+    assert max(rows) == 3, "of the parts of the image that are hidden"
     for one, other in zip(results, expected, strict=True):
         assert one.text == other.text and len(one.candidate_scores) == 5
         np.testing.assert_allclose(one.candidate_scores, other.candidate_scores, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -177,6 +178,21 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ZeroDivisionError):
         checkpoint.save_checkpoint(tmp_path / "saved", model, processor, info)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_takes_no_checkpoint_is_one_line(tmp_path: Path) -> None:
+    """safetensors has an error of its own for a full disk. Here a real write fails, as there."""
+    model, processor, info = load_model_and_processor(tiny_checkpoint("llava"))
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))
+    try:
+        with pytest.raises(CheckpointError, match=r"saved can't be written: .*: make room, or write elsewhere$"):
+            checkpoint.save_checkpoint(tmp_path / "saved", model, processor, info)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="/proc/saved can't be written: "):
+        checkpoint.save_checkpoint(Path("/proc/saved"), model, processor, info)
 
 
 def test_a_pixel_budget_needs_a_processor_that_has_one(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import shutil
 import signal
@@ -21,11 +22,13 @@ from fastapi.testclient import TestClient
 
 import emo_r3.serving.api
 import emo_r3.serving.bounded
+import emo_r3.serving.limits
 from emo_r3 import EmoR3Pipeline
 from emo_r3.cli.main import main
 from emo_r3.errors import ImageError
 from emo_r3.serving import create_api
 from emo_r3.serving.bounded import BoundedPipeline
+from emo_r3.serving.limits import BodyLimit
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "docs/samples").glob("*.png"))
@@ -181,6 +184,36 @@ def test_an_image_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) 
     )
     assert answer.status_code == 422
     assert "exceeds" in answer.json()["error"]
+
+
+def test_what_comes_at_one_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each address and each request was bounded, but not what many addresses send together."""
+    monkeypatch.setattr(emo_r3.serving.limits, "MAX_DISK", 100)
+    statuses: list[int] = []
+
+    async def ask(limited: BodyLimit, host: int, size: int) -> None:
+        async def send(message: Any) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        headers = [(b"content-length", str(size).encode())]
+        await limited({"type": "http", "path": "/predict", "headers": headers, "client": (str(host), 1)}, None, send)
+
+    async def together() -> None:
+        done = asyncio.Event()
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            await done.wait()
+            await send({"status": 200})
+
+        limited = BodyLimit(application, 80)
+        calls = [asyncio.create_task(ask(limited, host, 60)) for host in (1, 2)]
+        await asyncio.sleep(0.05)
+        done.set()
+        await asyncio.gather(*calls)
+        await ask(limited, 3, 60)
+
+    asyncio.run(together())
+    assert sorted(statuses) == [200, 200, 507] and statuses[-1] == 200
 
 
 def test_more_calls_than_may_wait_are_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
