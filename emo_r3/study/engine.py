@@ -9,14 +9,13 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from ..errors import EmoR3Error
-from ..files import locked
 from .arms import Arm, Run, Study, StudyError, matches
 from .one_run import chosen_rate, failed_facts, failure, identity, in_a_process, unfinished
 from .place import Place
@@ -148,8 +147,7 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
         say (`Callable`, *optional*): told a line for each run that begins or ends.
 
     Returns:
-        `list[str]`: a line for each run that failed, that has to wait for another part's tuning, or that another
-            process is at.
+        `list[str]`: a line for each run that failed, or that has to wait for another part's tuning.
 
     Raises:
         KeyboardInterrupt: as it came; what runs has saved what it can.
@@ -157,15 +155,9 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
     waiting, failed = list(todo.missing), []
     running: dict[Any, tuple[Any, Run, float | None]] = {}
     attempts: Counter[Run] = Counter()
-    kept: dict[Run, ExitStack] = {}
     total, finished = len(waiting), 0
 
     def start(run: Run, rate: float | None) -> None:
-        if run not in kept:  # for this process, from its first try to its end
-            place.work(run).parent.mkdir(parents=True, exist_ok=True)
-            stack = ExitStack()
-            stack.enter_context(locked(place.work(run)))
-            kept[run] = stack
         attempts[run] += 1
         (place.work(run) / "failed").unlink(missing_ok=True)
         process = context.Process(target=in_a_process, args=(place, output, run, rate), name=run.name)
@@ -191,10 +183,7 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
                     continue
                 if not missing:
                     waiting.remove(run)
-                    try:
-                        start(run, rate)
-                    except EmoR3Error as error:  # two studies in one folder would train over each other
-                        failed.append(f"{run.name}: {error}")
+                    start(run, rate)
             if not running:
                 break
             for sentinel in wait(list(running), timeout=5):
@@ -203,7 +192,6 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
                 for result in read_results(output):
                     todo.done.setdefault(result.run.name, result)
                 if run.name in todo.done:
-                    kept.pop(run).close()
                     finished += 1
                     left = todo.left([*waiting, *(one for _, one, _ in running.values())], jobs)
                     minutes = todo.done[run.name].facts["seconds"]["run"] / 60
@@ -215,7 +203,6 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
                     say(f"{reason}; it is tried once more")
                     waiting.insert(0, run)
                     continue
-                kept.pop(run).close()
                 say(reason)
                 failed.append(reason)
                 if told["final"]:
@@ -225,9 +212,6 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
     except BaseException:
         _end([process for process, _, _ in running.values()], say)
         raise
-    finally:
-        for stack in kept.values():
-            stack.close()
     for run in waiting:
         _, missing = chosen_rate(place.study, place.study.arm(run.arm), todo.done)
         failed.append(f"{run.name} waits for {unfinished(missing)}, which other parts run, or which failed")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -92,23 +90,6 @@ def test_what_fails_is_tried_once_more_and_does_not_stop_the_others(tmp_path: Pa
     assert counts == {"fails": 2, "dies": 2, "good": 1}
     todo = find_todo(place, tmp_path)
     assert [run.arm for run in todo.missing] == ["fails"], "what failed for good has a file that says so"
-
-
-def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
-    """Two studies in one folder trained into the same checkpoints."""
-    place = make_study(tmp_path, arm("one"), arm("two"))
-    first = "from pathlib import Path; import sys; from emo_r3.files import locked\n"
-    first += "with locked(Path(sys.argv[1])): print('here', flush=True); sys.stdin.read()"
-    work = place.work(Run("one", 1))
-    work.parent.mkdir(parents=True)
-    command = [sys.executable, "-c", first, str(work)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout and other.stdout.readline() == "here\n"
-        failed, _ = run_all(place, tmp_path)
-        other.communicate("")
-    assert len(failed) == 1 and failed[0].startswith(f"one-seed1: another process is writing {work}")
-    assert order(place) == ["two-seed1"]
-    assert run_all(place, tmp_path)[0] == [] and order(place) == ["two-seed1", "one-seed1"]
 
 
 def test_parts_are_the_same_whatever_is_done(tmp_path: Path) -> None:
