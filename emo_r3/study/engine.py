@@ -152,70 +152,96 @@ def run_study(place: Place, output: Path, todo: Todo, *, jobs: int = 2, say: Say
     Raises:
         KeyboardInterrupt: as it came; what runs has saved what it can.
     """
-    waiting, failed = list(todo.missing), []
-    running: dict[Any, tuple[Any, Run, float | None]] = {}
-    attempts: Counter[Run] = Counter()
-    total, finished = len(waiting), 0
-
-    def start(run: Run, rate: float | None) -> None:
-        attempts[run] += 1
-        (place.work(run) / "failed").unlink(missing_ok=True)
-        process = context.Process(target=in_a_process, args=(place, output, run, rate), name=run.name)
-        with _environment():
-            process.start()
-        running[process.sentinel] = (process, run, rate)
-        again = ", going on" if any(place.work(run).glob("checkpoint-*")) else ""
-        say(f"{run.name} begins{again}")
-
-    context = _context()
     for one in todo.done.values():  # of one that was killed when its result was just written
         shutil.rmtree(place.work(one.run), ignore_errors=True)
+    runs = _Runs(place, output, todo, jobs, say)
     try:
-        while waiting or running:
-            for run in list(waiting):
-                if len(running) >= jobs:
-                    break
-                try:
-                    rate, missing = chosen_rate(place.study, place.study.arm(run.arm), todo.done)
-                except StudyError as error:
-                    waiting.remove(run)
-                    failed.append(str(error))
-                    continue
-                if not missing:
-                    waiting.remove(run)
-                    start(run, rate)
-            if not running:
-                break
-            for sentinel in wait(list(running), timeout=5):
-                process, run, rate = running.pop(sentinel)
-                process.join()
-                for result in read_results(output):
-                    todo.done.setdefault(result.run.name, result)
-                if run.name in todo.done:
-                    finished += 1
-                    left = todo.left([*waiting, *(one for _, one, _ in running.values())], jobs)
-                    minutes = todo.done[run.name].facts["seconds"]["run"] / 60
-                    say(f"{run.name} is done in {minutes:.1f} min; {finished} of {total}, about {duration(left)} left")
-                    continue
-                told = failure(place.work(run))
-                reason = f"{run.name} failed (exit code {process.exitcode}): {told['reason']}"
-                if attempts[run] < TRIES:
-                    say(f"{reason}; it is tried once more")
-                    waiting.insert(0, run)
-                    continue
-                say(reason)
-                failed.append(reason)
-                if told["final"]:
-                    facts = failed_facts(place, run, rate, told["reason"])
-                    todo.done[run.name] = Result(run, facts)
-                    write_result(output, run, facts)
+        while runs.begin():
+            for sentinel in wait(list(runs.running), timeout=5):
+                runs.end(sentinel)
     except BaseException:
-        _end([process for process, _, _ in running.values()], say)
+        _end([process for process, _, _ in runs.running.values()], say)
         raise
-    for run in waiting:
-        _, missing = chosen_rate(place.study, place.study.arm(run.arm), todo.done)
-        failed.append(f"{run.name} waits for {unfinished(missing)}, which other parts run, or which failed")
-    return failed
+    return [*runs.failed, *runs.held_up()]
+
+
+class _Runs:
+    """Runs that wait, that are under way, and what failed of them.
+
+    Args:
+        place, output, todo, jobs, say: as [`run_study`] has them.
+    """
+
+    def __init__(self, place: Place, output: Path, todo: Todo, jobs: int, say: Say) -> None:
+        self.place, self.output, self.todo, self.jobs, self.say = place, output, todo, jobs, say
+        self.waiting, self.failed = list(todo.missing), list[str]()
+        self.running: dict[Any, tuple[Any, Run, float | None]] = {}
+        self.attempts: Counter[Run] = Counter()
+        self.total, self.finished = len(self.waiting), 0
+        self.context = _context()
+
+    def begin(self) -> bool:
+        """Starts what can be started, and says whether anything is under way."""
+        for run in list(self.waiting):
+            if len(self.running) >= self.jobs:
+                break
+            try:
+                rate, missing = self._rate(run)
+            except StudyError as error:
+                self.waiting.remove(run)
+                self.failed.append(str(error))
+                continue
+            if not missing:
+                self.waiting.remove(run)
+                self._start(run, rate)
+        return bool(self.running)
+
+    def end(self, sentinel: Any) -> None:
+        """Takes up the result of a process that has ended, or has its run tried once more."""
+        process, run, rate = self.running.pop(sentinel)
+        process.join()
+        for result in read_results(self.output):
+            self.todo.done.setdefault(result.run.name, result)
+        if run.name in self.todo.done:
+            self.finished += 1
+            left = self.todo.left([*self.waiting, *(one for _, one, _ in self.running.values())], self.jobs)
+            minutes = self.todo.done[run.name].facts["seconds"]["run"] / 60
+            done = f"{run.name} is done in {minutes:.1f} min; {self.finished} of {self.total}"
+            self.say(f"{done}, about {duration(left)} left")
+            return
+        told = failure(self.place.work(run))
+        reason = f"{run.name} failed (exit code {process.exitcode}): {told['reason']}"
+        if self.attempts[run] < TRIES:
+            self.say(f"{reason}; it is tried once more")
+            self.waiting.insert(0, run)
+            return
+        self.say(reason)
+        self.failed.append(reason)
+        if told["final"]:
+            facts = failed_facts(self.place, run, rate, told["reason"])
+            self.todo.done[run.name] = Result(run, facts)
+            write_result(self.output, run, facts)
+
+    def held_up(self) -> list[str]:
+        """A line for each run whose tuning isn't there."""
+        held = "{} waits for {}, which other parts run, or which failed"
+        return [held.format(run.name, unfinished(self._rate(run)[1])) for run in self.waiting]
+
+    def _rate(self, run: Run) -> tuple[float | None, list[str]]:
+        """The tuned learning rate of a run, and what it lacks for that."""
+        return chosen_rate(self.place.study, self.place.study.arm(run.arm), self.todo.done)
+
+    def _start(self, run: Run, rate: float | None) -> None:
+        self.attempts[run] += 1
+        work = self.place.work(run)
+        (work / "failed").unlink(missing_ok=True)
+        arguments = (self.place, self.output, run, rate)
+        process = self.context.Process(target=in_a_process, args=arguments, name=run.name)
+        with _environment():
+            process.start()
+        self.running[process.sentinel] = (process, run, rate)
+        again = ", going on" if any(work.glob("checkpoint-*")) else ""
+        self.say(f"{run.name} begins{again}")
 
 
 def _context() -> Any:
