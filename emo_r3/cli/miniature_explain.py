@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.pointing import DATASET, SPLIT, measure_pointing, table
     from ..files import write_text
     from ..inference.pipeline import EmoR3Pipeline
+    from ..models.checkpoint_files import weights_digest
     from .common import check_output
 
     if args.output:
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         "dataset": DATASET,
         "split": SPLIT,
         "count": args.count,
+        "model": weights_digest(args.model),
         "results": results,
         "emo_r3": __version__,
         "torch": torch.__version__,
