@@ -217,7 +217,7 @@ def check_ours(path: Path, style: str) -> None:
 
     JSON lines are left to [`ResultFile`], which reads them all.
     """
-    check_regular(path, hint=" (without --output it is stdout)")
+    check_regular(path)
     if style == "jsonl" or not path.exists():
         return
     try:

@@ -83,11 +83,11 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_output(output: Path, sources: Sequence[str] = (), option: str = "--output") -> None:
+def check_output(output: Path, sources: Sequence[str] = (), option: str = "--output", hint: str = "") -> None:
     """Refuse, before the model is loaded, an output that can't be written or is one of the images."""
     from ..files import check_regular, link_target, writing
 
-    check_regular(output, option)
+    check_regular(output, option, hint)
     if any(os.path.realpath(output) == os.path.realpath(source) for source in sources):
         raise EmoR3Error(f"{option} {output} is one of the images: name another file")
     folder = link_target(output).parent

@@ -124,8 +124,8 @@ def run(args: argparse.Namespace) -> int:
 
     sources = find_images(args.images)
     if args.output:
+        check_output(args.output, sources, hint=" (without --output it is stdout)")
         check_ours(args.output, args.format)
-        check_output(args.output, sources)
     else:
         prepare_stdout(args.format)
     if args.write_sidecar:

@@ -71,8 +71,7 @@ def draw_frames(
         ImageError: there is no video, it can't be read at all, or PyAV is not installed.
     """
     rate = _checked(rate)
-    if max_frames is not None and not (isinstance(max_frames, Integral) and max_frames >= 1):
-        raise EmoR3Error(f"max_frames={max_frames!r} must be a whole number of at least 1")
+    _check_most(max_frames)
     frames = _of_folder(source, rate) if os.path.isdir(source) else _of_file(os.fspath(source), rate, notes)
     with closing(frames):  # which then tells of the damage that it met
         for count, frame in enumerate(frames):
@@ -97,9 +96,14 @@ def count_frames(source: str | os.PathLike[str], rate: float) -> int:
         return max(1, math.ceil(min(_seconds(container, _stream(container, name)) or 0.0, MAX_SECONDS) * rate))
 
 
-def _checked(rate: float) -> float:
+def _check_most(max_frames: Any) -> None:
+    if max_frames is not None and not (isinstance(max_frames, Integral) and int(max_frames) >= 1):
+        raise EmoR3Error(f"max_frames={max_frames!r} must be a whole number of at least 1")
+
+
+def _checked(rate: Any) -> float:
     """The rate as a `float`, be it Python's or numpy's."""
-    if not isinstance(rate, Real) or not 0 < rate <= 1000:
+    if not isinstance(rate, Real) or not 0 < float(rate) <= 1000:
         raise EmoR3Error(f"rate={rate!r} must be above 0 and at most 1000 frames a second")
     return float(rate)
 

@@ -120,6 +120,8 @@ def test_evaluate_measures_before_and_after(
     assert main([*words, str(tmp_path / "mine"), "--model", str(model), "--plot", str(plot)]) == 0
     shown = capsys.readouterr().out
     told = json.loads((tmp_path / "mine" / "results.json").read_text())
+    assert told["model"]["name"] == "mine", "of a folder of this machine, its own name alone"
+    assert not [folder for folder in (model.parent, tmp_path, Path(drawn).parent) if str(folder) in json.dumps(told)]
     found = told["calibration"]["miniature-8"]
     assert probability_table(told["calibration"]) in shown and "| difference | " in shown
     text = plot.read_text()
