@@ -79,6 +79,7 @@ class DynamicSampling(SharedRollout):
 
     args: EmoR3Config
     train_dataset: Any
+    processing_class: Any
     num_generations: int
     method: str
     _found: list[Rollout] | None = None
@@ -132,6 +133,7 @@ class DynamicSampling(SharedRollout):
             informative_groups += int(informative.sum())
             start = self.accelerator.process_index * kept.wanted
             kept.add(list(chunks(rollouts, self.num_generations)), informative[start : start + kept.wanted].tolist())
+            self.processing_class.image_processor.forget_all_but(one.row["image"] for one in kept)
             missing = self._most(kept.missing)
             if missing == 0:
                 break

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     BatchFeature,
@@ -301,6 +302,11 @@ class ImagesReadOnce:
                 self._made[key] = self._own([[image]] if nested else [image], **kwargs)
             made.append(self._made[key])
         return joined([made[at] for at in place]) or self._own(images, **kwargs)
+
+    def forget_all_but(self, images: Iterable[Image.Image]) -> None:
+        """Drops what was made of other images: it may be tens of megabytes for each."""
+        digests = {image_digest(image) for image in images}
+        self._made = {key: made for key, made in self._made.items() if key[0] in digests}
 
 
 def joined(parts: Sequence[BatchFeature]) -> BatchFeature | None:

@@ -169,8 +169,16 @@ def test_starvation_is_reported_and_ends(tmp_path: Path, caplog: pytest.LogCaptu
     trainer = make_trainer(
         tmp_path, dynamic_sampling="reward", dynamic_sampling_tries=3, max_steps=1, generation_kwargs={"top_k": 1}
     )
-    before = weights(trainer)
+    before, held = weights(trainer), []
+    inner = trainer._other_rows
+
+    def look(*arguments: int) -> Any:
+        held.append(len({digest for digest, *_ in trainer.processing_class.image_processor._made}))
+        return inner(*arguments)
+
+    trainer._other_rows = look
     trainer.train()
+    assert held == [2, 2], "the pixels of two groups, however many tries there were"
     assert history(trainer, "dynamic_sampling/tries") == [3]
     assert history(trainer, "dynamic_sampling/starved") == [1.0]
     assert history(trainer, "dynamic_sampling/informative") == [0.0]
