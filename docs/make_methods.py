@@ -1,5 +1,5 @@
 """Makes `docs/methods.md`: what each method is, and what was measured of it, read from
-`docs/results/second-edition/`.
+`docs/results/`.
 
 .venv/bin/python docs/make_methods.py
 """
@@ -18,7 +18,7 @@ HEAD = """# Methods
 
 What is implemented, by which formula, and what was measured. All numbers here are of the miniature, a model of
 drawings: [concepts/miniature.md](concepts/miniature.md) says what that can't say. They are read from
-`docs/results/second-edition/` by `docs/make_methods.py`; [evaluate.md](evaluate.md) says how they were measured.
+`docs/results/` by `docs/make_methods.py`; [evaluate.md](evaluate.md) says how they were measured.
 Each is one run with one seed, trained on miniature-8, over as many images as its row says.
 [rewards.md](rewards.md) has the rewards one by one, [papers.md](papers.md) the papers, and
 [study/report.md](study/report.md) the comparison with several seeds.
@@ -173,15 +173,15 @@ def ran(recipe: str) -> str:
 
 
 def measured(name: str) -> str:
-    """Accuracy in percent with its interval, of a file of `docs/results/second-edition/`."""
-    facts = json.loads((DOCS / "results/second-edition" / f"{name}.json").read_text(encoding="utf-8"))
+    """Accuracy in percent with its interval, of a file of `docs/results/`."""
+    facts = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
     found = []
     for key, title in COLUMNS:
         value, low, high = (100 * facts["metrics"][key][part] for part in ("value", "low", "high"))
         found.append(f"{title} {value:.2f} % [{low:.1f}, {high:.1f}]")
     images = sum(data["count"] for data in facts["datasets"])
     told = f"{images:,} images, method `{facts['method']}`"
-    return f"{', '.join(found)}; {told} ([{name}.json](results/second-edition/{name}.json))"
+    return f"{', '.join(found)}; {told} ([{name}.json](results/{name}.json))"
 
 
 if __name__ == "__main__":

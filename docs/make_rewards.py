@@ -3,7 +3,7 @@
 .venv/bin/python docs/make_rewards.py [RUN ...]
 
 With folders of trained runs, what their logs say of each reward is first written to
-`docs/results/second-edition/rewards.json`. Where two have a reward, the first counts.
+`docs/results/rewards.json`. Where two have a reward, the first counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from emo_r3.training.rewards import MEASUREMENTS, REWARDS
 
 PAGE = Path(__file__).with_name("rewards.md")
-LOGGED = PAGE.parent / "results/second-edition/rewards.json"
+LOGGED = PAGE.parent / "results/rewards.json"
 UPDATES = 10
 """Of so many updates, at the beginning and at the end, means are shown."""
 FACTS = ("Formula", "Source", "Range", "Licence")
