@@ -359,11 +359,10 @@ def test_the_table_is_what_was_measured() -> None:
     page = (ROOT / "docs/evaluate.md").read_text(encoding="utf-8")
     assert table in page
     domains = [cell.split()[0] for cell in table.splitlines()[0].split("|")[2:5]]
-    # The second edition's row stands below, in a table of its own.
-    (second,) = [line for line in page.splitlines() if line.startswith("| miniature, second edition |")]
-    rows = [*table.split("\n\n")[0].splitlines(), second]
-    files = {"miniature": "miniature", "GRPO": "grpo", "SET": "set", "EMO-R3": "emo-r3"}
-    for name, file in (files | {"miniature, second edition": "miniature"}).items():
+    rows = table.split("\n\n")[0].splitlines()
+    files = {"miniature": "miniature", "SFT": "sft", "GRPO": "grpo", "SET": "set", "EMO-R3": "emo-r3", "DSPO": "dspo"}
+    assert len(rows) == 2 + len(files)
+    for name, file in files.items():
         (row,) = [line for line in rows if line.startswith(f"| {name} |")]
         metrics = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))["metrics"]
         measured = [metrics["domains"][domain]["accuracy"] for domain in domains]
