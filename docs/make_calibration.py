@@ -3,7 +3,7 @@
 .venv/bin/python docs/make_calibration.py FOLDER
 
 asks the miniature about 500 images to fit to and 500 others, in three ways: for the label alone, for one chain of
-thought, and for eight. It goes on in FOLDER where it was stopped; some 40 minutes on one core.
+thought, and for eight. It goes on in FOLDER where it was stopped; about ten minutes on one core.
 """
 
 from __future__ import annotations
