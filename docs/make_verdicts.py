@@ -11,6 +11,8 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 REPORT, README = DOCS / "study/report.md", DOCS.parent / "README.md"
 BEGIN, END = "<!-- verdicts: made by docs/make_verdicts.py -->", "<!-- end of verdicts -->"
+COST = ("S1", "S2", "S4")
+"""Secondary contrasts that say what the gain of the first primary one costs."""
 ONE_SEED = "†"
 """Ends an interval that is over items alone, which is not shown."""
 
@@ -20,16 +22,26 @@ def verdicts(report: str) -> str:
     progress = re.search(r"^\d+ of \d+ runs are done", report, re.MULTILINE)
     if progress is None:
         raise SystemExit(f"{REPORT} doesn't say how many runs are done: make it again with emo-r3 study --report")
+    rows = _rows(report, r"P\d+")
+    if not rows:
+        return f"{progress[0]}; no claim has more than one seed yet."
+    titles = ["| claim | here | seeds | paper | verdict |", "|---|---|---|---|---|"]
+    head = f"{progress[0]}. On the miniature, in points, with intervals corrected for the number of claims:"
+    lines = [head, "", *titles, *rows]
+    if cost := _rows(report, "|".join(COST)):
+        lines += ["", "What the first of them costs, with intervals of 95 %:", "", *titles, *cost]
+    return "\n".join(lines)
+
+
+def _rows(report: str, names: str) -> list[str]:
+    """Of the claims of these names, those that have more than one seed."""
     rows = []
     for line in report.splitlines():
-        if re.match(r"\| P\d+ \|", line):
+        if re.match(rf"\| ({names}) \|", line):
             _, _, claim, measure, difference, _, _, seeds, _, paper, verdict, _ = map(str.strip, line.split("|"))
             if difference and not difference.endswith(ONE_SEED):
                 rows.append(f"| {claim} | {measure} {difference} | {seeds} | {paper or '-'} | {verdict} |")
-    if not rows:
-        return f"{progress[0]}; no claim has more than one seed yet."
-    head = f"{progress[0]}. On the miniature, in points, with intervals corrected for the number of claims:"
-    return "\n".join([head, "", "| claim | here | seeds | paper | verdict |", "|---|---|---|---|---|", *rows])
+    return rows
 
 
 def page() -> str:

@@ -276,9 +276,9 @@ def test_the_readme_has_the_verdicts_of_the_report() -> None:
     assert (ROOT / "README.md").read_text(encoding="utf-8") == made.page()
     report = (ROOT / "docs/study/report.md").read_text(encoding="utf-8")
     several = report.replace("]† |", "] |")
-    run = len(re.findall(r"^\| P\d+ \|(?:(?!not run yet).)*$", several, re.MULTILINE))
+    run = len(re.findall(r"^\| (?:P\d+|S[124]) \|(?:(?!not run yet).)*$", several, re.MULTILINE))
     assert made.verdicts(several).count("**") == 2 * run > 0
-    one = re.sub(r"(\| P\d+ \|.*?\])†? \|", r"\1† |", report)
+    one = re.sub(r"(\| [PS]\d+ \|.*?\])†? \|", r"\1† |", report)
     assert made.verdicts(one).endswith("no claim has more than one seed yet.")
     with pytest.raises(SystemExit, match="how many runs are done"):
         made.verdicts("")
