@@ -164,7 +164,9 @@ def test_dynamic_sampling_keeps_informative_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_starvation_ends_and_holds_the_pixels_of_no_more_than_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_starvation_ends_and_holds_the_pixels_of_no_more_than_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Greedy rollouts are all the same, so that no group ever differs."""
     trainer = make_trainer(
         tmp_path, dynamic_sampling="reward", dynamic_sampling_tries=3, max_steps=1, generation_kwargs={"top_k": 1}
