@@ -47,6 +47,8 @@ def _rows(report: str, names: str) -> list[str]:
 def page() -> str:
     """The README with what the report says now."""
     readme = README.read_text(encoding="utf-8")
+    if BEGIN not in readme or END not in readme:
+        raise SystemExit(f"{README.name} has no place for the verdicts: {BEGIN} ... {END}")
     block = f"{BEGIN}\n{verdicts(REPORT.read_text(encoding='utf-8'))}\n{END}"
     return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, readme, flags=re.DOTALL)
 

@@ -46,7 +46,8 @@ _STYLE: dict[Any, Any] = {
 }
 Interval = tuple[float, float, float]
 """Low end, value and high end."""
-_UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+# A figure says whose it is (SVG and PDF name Matplotlib), and not when it was made: the same bytes each time.
+_METADATA = {"png": {"Software": SOFTWARE}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Block:
 
 def check_kind(path: Path) -> None:
     """Raises `EmoR3Error` unless the file's name says which kind of figure it is to be."""
-    if path.suffix[1:] not in _UNDATED:
+    if path.suffix[1:] not in _METADATA:
         raise EmoR3Error(f"{path}: a figure is a .png, .svg or .pdf file; give it such a name")
 
 
@@ -284,7 +285,7 @@ def draw_reliability(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, flo
         return
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with _figure(4.2 * columns, 4.2 * rows, path, signed=True) as figure:
+    with _figure(4.2 * columns, 4.2 * rows, path) as figure:
         for place, (title, systems) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, columns, place)
             axes.plot((0, 1), (0, 1), color=INK, linewidth=0.8, linestyle=":")
@@ -329,19 +330,15 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 @contextmanager
-def _figure(width: float, height: float, path: Path, signed: bool = False) -> Iterator[Figure]:
-    """A figure to draw into, of a size in inches, that is then put in its place. Never pyplot's, which is global.
-
-    A PNG that is `signed` says inside that it is ours; SVG and PDF name Matplotlib anyway.
-    """
+def _figure(width: float, height: float, path: Path) -> Iterator[Figure]:
+    """A figure to draw into, of a size in inches, that is then put in its place. Never pyplot's, which is global."""
     kind, path = path.suffix[1:], link_target(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         try:
-            told = {"Software": SOFTWARE} if signed and kind == "png" else _UNDATED[kind]
-            figure.savefig(temporary, format=kind, dpi=DPI, metadata=told)
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=_METADATA[kind])
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -271,7 +271,7 @@ def test_the_page_of_methods_is_made_of_what_was_measured() -> None:
     assert (ROOT / "docs/methods.md").read_text(encoding="utf-8") == script("make_methods").page()
 
 
-def test_the_readme_has_the_verdicts_of_the_report() -> None:
+def test_the_readme_has_the_verdicts_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = script("make_verdicts")
     assert (ROOT / "README.md").read_text(encoding="utf-8") == made.page()
     report = (ROOT / "docs/study/report.md").read_text(encoding="utf-8")
@@ -282,6 +282,10 @@ def test_the_readme_has_the_verdicts_of_the_report() -> None:
     assert made.verdicts(one).endswith("no claim has more than one seed yet.")
     with pytest.raises(SystemExit, match="how many runs are done"):
         made.verdicts("")
+    (tmp_path / "README.md").write_text("no place")
+    monkeypatch.setattr(made, "README", tmp_path / "README.md")
+    with pytest.raises(SystemExit, match="no place for the verdicts"):
+        made.page()
 
 
 def test_every_message_of_the_faq_is_in_the_code() -> None:

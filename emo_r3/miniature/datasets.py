@@ -144,7 +144,7 @@ def read_scenes(rows: Dataset) -> list[world.Scene] | None:
         return None
     try:
         return [world.read_scene(text) for text in rows["scene"]]
-    except (ValueError, TypeError, RecursionError):  # a column of another data set, as EmoSet's
+    except (ValueError, TypeError):  # a column of another data set, as EmoSet's
         return None
 
 

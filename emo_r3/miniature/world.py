@@ -242,7 +242,10 @@ def read_scene(text: str) -> Scene:
     Raises:
         ValueError: the text is something else; other data sets have a column `scene` too.
     """
-    facts = json.loads(text)
+    try:
+        facts = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested without end, so not the facts of a scene") from None
     if not isinstance(facts, dict) or set(facts) != {item.name for item in fields(Scene)}:
         raise ValueError("not the facts of a scene")
     known: dict[str, Collection[str]] = {

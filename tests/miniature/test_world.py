@@ -118,3 +118,10 @@ def test_label_lists_are_mostly_the_published_ones(rng: np.random.Generator) -> 
 def test_pretraining_has_no_label_set_of_its_own() -> None:
     with pytest.raises(ValueError, match="no list of its own"):
         world.label_set("pretraining")
+
+
+@pytest.mark.parametrize("text", ["a beach", "[]", "{}", '{"triggers": ["cat"]}', "[" * 100_000], ids=range(5))
+def test_what_is_no_scene_is_a_value_error(text: str) -> None:
+    """A data set of somebody else may have a column `scene` too, with anything in it."""
+    with pytest.raises(ValueError):
+        world.read_scene(text)
