@@ -131,7 +131,8 @@ class Prompts:
             if self.unit is None:
                 raise PromptError(
                     f"method {method!r} asks for a region, and it isn't known in which coordinates the model writes "
-                    f"one: load_prompts().in_unit(...) with one of {', '.join(UNITS)}"
+                    'one: load_prompts().in_unit(...), or `unit = "..."` in a file of prompts, with one of '
+                    f"{', '.join(UNITS)}"
                 )
             values["coordinates"] = self.coordinates[self.unit]
         return _fill(self.questions[method], **values)

@@ -126,6 +126,11 @@ def _ended(function: Callable[..., Any], words: list[str], *arguments: Any) -> s
         return subprocess.CompletedProcess(words, process.exitcode, output.read_text(), errors.read_text())
 
 
+def command(words: list[str]) -> None:
+    """`emo-r3 WORDS` in this process, which it ends."""
+    sys.exit(main(words))
+
+
 def _command(words: list[str], before: Callable[[], None] | None) -> int:
     if before:
         before()

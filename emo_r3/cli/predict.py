@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ from .common import EXIT_SOME_FAILED, check_device, check_output, positive, quie
 
 if TYPE_CHECKING:
     from ..formats import ResultFile
+    from ..lexicon import Affect
+    from ..prompts import Prompts
     from ..sidecars import Sidecars
 
 # A run of so many images or more, for so many seconds or more, is told how long it will take.
@@ -41,6 +44,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", metavar="PATH|REPO", help="folder or Hub repository (default: the miniature, offline)"
+    )
+    model.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="ask an OpenAI-compatible server; --model is what it calls the model, $EMO_R3_ENDPOINT_TOKEN its token",
     )
     model.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository")
     model.add_argument("--device-map", "--device", metavar="DEVICE", help="cpu, cuda:0, auto, ...")
@@ -225,23 +233,10 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
     prompts = load_prompts(args.prompts) if args.prompts else None
     lexicon = load_lexicon(args.lexicon) if args.lexicon else None
 
-    from ..inference.pipeline import EmoR3Pipeline
-
-    check_device(args.device_map)
-    pipe = EmoR3Pipeline.from_pretrained(
-        args.model,
-        revision=args.revision,
-        dtype=args.dtype,
-        device_map=args.device_map,
-        load_in=args.load_in,
-        attn_implementation=args.attention,
-        prompts=prompts,
-        lexicon=lexicon,
-        calibration=args.calibration != "off" and (args.calibration or True),
-    )
+    pipe: Any = load_endpoint(args, prompts) if args.endpoint else load_model(args, prompts, lexicon)
     labels, prompts = labels or pipe.info.label_set, prompts or pipe.info.prompts
     settings = {
-        "model": args.model or "miniature",
+        "model": pipe.name if args.endpoint else args.model or "miniature",
         "revision": args.revision,
         "recipe": pipe.info.recipe_hash,
         "dtype": args.dtype,
@@ -259,6 +254,8 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
         "prompts": f"{prompts.version}-{hashlib.sha256(json_text(prompts.to_dict()).encode()).hexdigest()[:8]}",
         "emo_r3": __version__,
     }
+    if args.endpoint:
+        settings["endpoint"] = pipe.url
     if args.explain:
         settings["explain"] = True
     if pipe.info.calibrations:
@@ -267,6 +264,43 @@ def load_pipeline(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[st
     if args.lexicon:
         settings["lexicon"] = hashlib.sha256(args.lexicon.read_bytes()).hexdigest()[:8]
     return pipe, labels.labels, settings
+
+
+def load_model(args: argparse.Namespace, prompts: Prompts | None, lexicon: Mapping[str, Affect] | None) -> Any:
+    """A pipeline with a model of its own."""
+    from ..inference.pipeline import EmoR3Pipeline
+
+    check_device(args.device_map)
+    return EmoR3Pipeline.from_pretrained(
+        args.model,
+        revision=args.revision,
+        dtype=args.dtype,
+        device_map=args.device_map,
+        load_in=args.load_in,
+        attn_implementation=args.attention,
+        prompts=prompts,
+        lexicon=lexicon,
+        calibration=args.calibration != "off" and (args.calibration or True),
+    )
+
+
+def load_endpoint(args: argparse.Namespace, prompts: Prompts | None) -> Any:
+    """A pipeline that asks a server."""
+    from ..inference.pipeline import EmoR3Pipeline
+    from ..models.calibration import read_calibrations
+
+    names = ("revision", "device_map", "dtype", "load_in", "attention", "lexicon", "reflect", "explain")
+    given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    given |= {"--candidates": args.candidates > 1, "--aggregate": args.aggregate != "best"}
+    given |= {"--decoding constrained": args.decoding == "constrained"}
+    if wrong := [name for name, value in given.items() if value]:
+        raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
+    pipe = EmoR3Pipeline.from_endpoint(args.endpoint, args.model)
+    info = replace(pipe.info, prompts=prompts or pipe.info.prompts)
+    if args.calibration:
+        calibrations = () if args.calibration == "off" else read_calibrations(args.calibration)
+        info = replace(info, calibrations=calibrations)
+    return EmoR3Pipeline.from_endpoint(args.endpoint, pipe.name, info=info)
 
 
 def predict_rows(
@@ -294,12 +328,15 @@ def read(pipe: Any, images: Iterable[Any], args: argparse.Namespace) -> Iterator
         "temperature": args.temperature,
         "seed": args.seed,
         "on_error": args.on_error,
-        "aggregate": args.aggregate,
         "allow_private_hosts": args.allow_private_hosts,
+        # A server takes none of these, so what is as usual isn't said.
+        "reflect": args.reflect or None,
+        "num_candidates": args.candidates if args.candidates > 1 else None,
+        "aggregate": args.aggregate if args.aggregate != "best" else None,
         "explain": True if args.explain else None,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    results: Iterator[Any] = pipe(iter(images), reflect=args.reflect, num_candidates=args.candidates, **given)
+    results: Iterator[Any] = pipe(iter(images), **given)
     return results
 
 

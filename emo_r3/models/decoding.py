@@ -16,11 +16,14 @@ from ..errors import CheckpointError, EmoR3Error
 from ..forms import FORMS, Form
 from ..parsing import BOX, EMOTIONS, EMOTIONS_END, REGION, REGION_END
 from .prefix_cache import LabelTrie, Tokens
+from .values import Emotions, Numbers, Values, value_of
 
 # The model chooses among these; which one it has learned doesn't matter to the form.
 _SEPARATORS = ("", " ", "\n", "\n\n")
 # After one of these, tokens come out as they do in the middle of a text; one on which nothing merges is used.
 _ANCHORS = ("\n", ".", "a", "0", " ")
+# How tokenizers with a fallback to bytes name them.
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 CLOSED_BOX = re.compile(r"\\boxed\{[^{}]*\}")
 
 
@@ -96,6 +99,10 @@ class Vocabulary:
         self.suppressed[[token for token in special if token < size]] = True
         self.suppressed[known:] = True
         self.closes_brace = torch.tensor(["}" in text for text in self.texts])
+        # A letter that is a byte of its own is lost when a byte of no character follows it.
+        bytes_alone = [bool(_BYTE.fullmatch(piece)) for piece in tokenizer.convert_ids_to_tokens(list(range(known)))]
+        words = [any(map(str.isalnum, text)) for text in self.texts]
+        self.wordy = torch.tensor(words) & ~torch.tensor([*bytes_alone, *[False] * (size - known)])
 
 
 @dataclass
@@ -215,9 +222,9 @@ def _fields(form: Form) -> list[_Field]:
 class AnswerForm:
     """The form of an answer over one label list, as tokens: literal text that is forced, free text in between.
 
-    Free text holds no `<`, backslash or brace, so it can't imitate a tag or a box; a number holds digits, and an
-    emotion letters. A token that begins what ends a free text ends it. Built once per label list and used for any
-    number of batches.
+    Free text holds no `<`, backslash or brace, so it can't imitate a tag or a box; the numbers of a region are in
+    their order, and the emotions of a list differ. A token that begins what ends a free text ends it. Built once per
+    label list and used for any number of batches.
 
     Args:
         vocabulary (`Vocabulary`): the model's.
@@ -232,15 +239,21 @@ class AnswerForm:
         self.closings = [
             self._forced(index + 1, field.closing, field.separators) for index, field in enumerate(self.fields)
         ]
-        plain = {kind: self._tokens(vocabulary, free) for kind, (free, _) in _FREE.items()}
-        wordy = torch.tensor([any(character.isalnum() for character in text) for text in vocabulary.texts])
+        kinds = {field.kind for field in self.fields}
+        plain = {kind: self._tokens(vocabulary, _FREE[kind][0]) for kind in kinds}
+        self.values: dict[str, Values] = {}
+        if "number" in kinds:
+            self.values["number"] = Numbers(self.tokenizer, _places(plain["number"]))
+        if "emotion" in kinds:
+            texts = {token: vocabulary.texts[token] for token in _places(plain["emotion"])}
+            self.values["emotion"] = Emotions(self.tokenizer, texts)
         self.closers: list[dict[int, _Node]] = [self._closers(index, vocabulary) for index in range(len(self.fields))]
         # Rows: nothing free (forced text), then for each field its first token and its further ones.
-        rows = [torch.ones_like(wordy)]
+        rows = [torch.ones_like(vocabulary.wordy)]
         for place, closers in zip(self.fields, self.closers, strict=True):
             further = ~plain[place.kind]
             further[list(closers)] = False
-            rows += [~(plain[place.kind] & wordy), further]
+            rows += [~(plain[place.kind] & vocabulary.wordy), further]
         self.banned = torch.stack(rows)
         # What must still fit after the free text of a field: its closing and all that follows, and the end.
         self.reserved = [0] * (len(self.fields) + 1)
@@ -292,12 +305,19 @@ class AnswerForm:
         return closers
 
 
+def _places(mask: Tensor) -> Tokens:
+    return mask.nonzero().flatten().tolist()
+
+
 @dataclass
 class _Row:
     node: _Node | None
     left: int
+    tokens: Tokens = field(default_factory=list)
+    """Of the free text that is being written."""
+    values: list[str] = field(default_factory=list)
+    """Of the same kind, right before it."""
     field: int = -1
-    used: int = 0
     limit: int = 0
     separator: str = "\n"
 
@@ -351,7 +371,7 @@ class ConstrainedDecoding(LogitsProcessor):
         for line, index in enumerate(rows):
             row = self.rows[index]
             if row.node is None:
-                kinds.append(2 * row.field + (2 if row.used else 1))
+                kinds.append(2 * row.field + (2 if row.tokens else 1))
                 continue
             kinds.append(0)
             allowed: Sequence[int] = list(row.node.children)
@@ -364,7 +384,18 @@ class ConstrainedDecoding(LogitsProcessor):
         result = scores.masked_fill(self.banned[kinds], -torch.inf)
         if lines:
             result[lines, tokens] = scores[lines, tokens]
+        for line, index in enumerate(rows):
+            if unfit := self._unfit(self.rows[index]):
+                result[line, unfit] = -torch.inf
         return result
+
+    def _unfit(self, row: _Row) -> Tokens:
+        """The tokens with which a number or an emotion would be none, or none that may stand there."""
+        values = None if row.node is not None else self.form.values.get(self.form.fields[row.field].kind)
+        if values is None:
+            return []
+        left = row.limit - len(row.tokens) - 1
+        return values.unfit(row.tokens, row.values, left, self.form.closers[row.field])
 
     def take(self, index: int, token: int) -> Tokens:
         """Notes a row's next token.
@@ -397,22 +428,26 @@ class ConstrainedDecoding(LogitsProcessor):
         row.left -= 1
         if row.node is not None:
             self._go_to(row, row.node.children[token])
-        elif row.used and token in self.form.closers[row.field]:
-            self._go_to(row, self.form.closers[row.field][token])
-        else:
-            row.used += 1
-            if row.used >= row.limit:
-                section = self.form.fields[row.field].section
-                if section not in self.cut[index]:
-                    self.cut[index].append(section)
-                self._go_to(row, self.form.closings[row.field])
+            return
+        closers = self.form.closers[row.field] if row.tokens else {}
+        row.tokens.append(token)
+        if token in closers:
+            self._go_to(row, closers[token])
+        elif len(row.tokens) >= row.limit:
+            section = self.form.fields[row.field].section
+            if section not in self.cut[index]:
+                self.cut[index].append(section)
+            self._go_to(row, self.form.closings[row.field])
 
     def _go_to(self, row: _Row, node: _Node) -> None:
         row.node = node
-        if node.separator is not None and row.field >= 0 and len(self.form.fields[row.field].separators) > 1:
+        fields = self.form.fields
+        if node.separator is not None and row.field >= 0 and len(fields[row.field].separators) > 1:
             row.separator = node.separator
         if node.field is not None:
-            row.field, row.used, row.node = node.field, 0, None
+            same = row.field >= 0 and fields[row.field].kind == fields[node.field].kind in self.form.values
+            row.values = [*row.values, value_of(read(self.form.tokenizer, row.tokens))] if same else []
+            row.field, row.tokens, row.node = node.field, [], None
             row.limit = self.form.most_tokens(row.field, row.left)
 
 

@@ -45,7 +45,6 @@ CURVES = {
     "length": "completions/mean_length",
 }
 """What is kept of each update."""
-SECONDS = ("rollout", "reflection")
 
 
 def make_recipe(place: Place, arm: Arm, seed: int, rate: float | None, real: bool = False) -> Recipe:
@@ -156,10 +155,8 @@ def do_run(place: Place, output: Path, run: Run, rate: float | None) -> None:
             recipe = make_recipe(place, arm, run.seed, rate, real=True)
             facts["learning_rate"] = recipe.config.learning_rate
             facts["form_of_answers"] = method = recipe.run.method
-            began = time.monotonic(), time.process_time()
             model = train(recipe)
-            share = (time.process_time() - began[1]) / (time.monotonic() - began[0])
-            facts["training"] = training_facts(work, recipe, min(share, 1.0))
+            facts["training"] = training_facts(work, recipe)
         measured = time.monotonic()
         datasets = place.tests(arm)
         fixed = EmoR3Pipeline.from_pretrained(CHECKPOINT, dtype="float32")
@@ -172,15 +169,16 @@ def do_run(place: Place, output: Path, run: Run, rate: float | None) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def training_facts(work: Path, recipe: Recipe, share: float = 1.0) -> dict[str, Any]:
+def training_facts(work: Path, recipe: Recipe) -> dict[str, Any]:
     """
-    What the log of a training says: means, seconds of an update by part, completions, and curves.
+    What the log of a training says: means, processor seconds of an update by part, completions, and curves.
+
+    The parts are timed by the clock, which goes on while other work has the processor. So the processor's seconds of
+    an update are split as its time is.
 
     Args:
         work (`Path`): the folder of the training.
         recipe ([`Recipe`]): what was trained.
-        share (`float`): of a processor that the training had. All seconds are multiplied by it, so that they are those
-            of a free processor: a study runs beside other work.
     """
     with (work / "log.csv").open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("grad_norm")]
@@ -192,9 +190,8 @@ def training_facts(work: Path, recipe: Recipe, share: float = 1.0) -> dict[str, 
         values = column(name)
         return round(sum(values) / len(values), 6) if values else None
 
-    told = json.loads((work / "run.json").read_text(encoding="utf-8"))
-    found: dict[str, Any] = {"updates": len(rows), "processor": round(share, 3)}
-    found["seconds"] = round(told["seconds"] * share, 1) if told.get("seconds") is not None else None
+    seconds = column("processor_seconds")
+    found: dict[str, Any] = {"updates": len(rows), "seconds": round(sum(seconds), 1)}
     found["curves"] = {name: [round(value, 4) for value in column(key)] for name, key in CURVES.items() if column(key)}
     if not column("step_time"):  # SFT
         return found
@@ -203,16 +200,17 @@ def training_facts(work: Path, recipe: Recipe, share: float = 1.0) -> dict[str, 
     found["thousands"] = round(recipe.plan.rollout * sum(tries) / 1000, 4)
     found["starved"] = sum(value > 0 for value in column("dynamic_sampling/starved")) / len(rows)
     found["kl_to_reference"] = mean("kl")
-    # What is told once for each try is told as their mean.
-    parts = {"rollout": [a * b for a, b in zip(column("rollout/seconds"), tries, strict=False)]}
-    others = [name for name in rows[0] if name.endswith("/seconds") and name != "rollout/seconds"]
-    for name in others:
-        parts["reflection" if name == "reflection/seconds" else "counterfactual"] = column(name)
-    for name, values in parts.items():
-        if values:
-            found[name] = round(share * sum(values) / len(rows), 4)
-    found["update_seconds"] = round(share * sum(column("step_time")) / len(rows), 4)
-    found["rest"] = round(found["update_seconds"] - sum(found.get(name, 0) for name in parts), 4)
+    parts = [name for name in rows[0] if name.endswith("/seconds")]
+    for name in parts:
+        # A rollout is told as the mean of its tries.
+        times = tries if name == "rollout/seconds" else [1.0] * len(rows)
+        shares = [
+            float(row[name] or 0) * many / float(row["step_time"]) for row, many in zip(rows, times, strict=True)
+        ]
+        whole = sum(share * second for share, second in zip(shares, seconds, strict=True))
+        found[name.removesuffix("/seconds")] = round(whole / len(rows), 4)
+    found["update_seconds"] = round(sum(seconds) / len(rows), 4)
+    found["rest"] = round(found["update_seconds"] - sum(found[name.removesuffix("/seconds")] for name in parts), 4)
     for name in ("no_to_false", "yes_to_true", "false_texts"):
         if (value := mean(f"truth/{name}")) is not None:
             found[f"truth_{name}"] = value

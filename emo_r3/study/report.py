@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import write_text, writing
-from .arms import Contrast, Figure, Study, StudyError, Table
-from .results import MEASURES, Measure, Result, Results, read_results
+from .arms import Contrast, Figure, Run, Study, StudyError, Table
+from .results import MEASURES, Measure, Results, read_results
 from .statistics import ALPHA, NOT_RUN, Estimate, holm, verdict
 
 REPORT, FIGURES = "report.md", "figures"
@@ -424,17 +424,28 @@ def _tuning(results: Results) -> list[str]:
         f"| | {' | '.join(values)} |",
         f"|---|{'---:|' * len(values)}",
     ]
+    at_an_end = []
     for method, arms in tried.items():
-        scores: list[float | None] = []
-        for arm in arms:
-            found: Result | None = results.of(arm.name).get(study.tuning.seed)
-            told: Mapping[str, Any] = found.facts["tests"] if found else {}
-            scores.append(told[study.tuning.train_on]["values"]["accuracy"] if found else None)
+        found = [results.all.get(Run(arm.name, study.tuning.seed)) for arm in arms]
+        scores = [
+            None
+            if one is None or one.failed
+            else float(one.facts["tests"][study.tuning.train_on]["values"]["accuracy"])
+            for one in found
+        ]
         known = [score for score in scores if score is not None]
-        best = scores.index(max(known)) if len(known) == len(scores) and known else -1
-        shown = [NOT_RUN if score is None else f"{100 * score:.1f}" for score in scores]
+        best = scores.index(max(known)) if None not in found and known else -1
+        if best in (0, len(values) - 1):
+            at_an_end.append(method)
+        shown = [
+            NOT_RUN if one is None else "failed" if score is None else f"{100 * score:.1f}"
+            for one, score in zip(found, scores, strict=True)
+        ]
         cells = [f"**{text}**" if place == best else text for place, text in enumerate(shown)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
+    if at_an_end:
+        ends = f"For {', '.join(at_an_end)} the best is the smallest or the largest that was tried"
+        lines += ["", f"{ends}: one beyond it may be better."]
     return [*lines, ""]
 
 

@@ -48,7 +48,8 @@ class RunProgress(TrainerCallback):
     - On a terminal, a bar; elsewhere a line for each logging step: step, reward, accuracy, seconds per step, time
       left.
     - `log.csv` in the output folder: a row for each step that was logged, a column for each number. Columns may be
-      added in the course of a run. After a resume it has no row twice.
+      added in the course of a run. After a resume it has no row twice. `processor_seconds` is what a step took of the
+      processors in this process, whatever else ran beside it.
     - `curves.png` beside it, at each checkpoint and at the end.
     - At the end a line that says which share of a step's time was the rollout, and which each measurement.
 
@@ -63,6 +64,7 @@ class RunProgress(TrainerCallback):
         self._drawn_step = -1
         self._bar: Any = None
         self._start, self._first_step = 0.0, 0
+        self._processor, self._counted_step = 0.0, 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -70,6 +72,7 @@ class RunProgress(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._start, self._first_step = time.monotonic(), state.global_step
+        self._processor, self._counted_step = time.process_time(), state.global_step
         if sys.stderr.isatty():
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
         with self._writing():
@@ -93,6 +96,7 @@ class RunProgress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
+        self._count_processor(state)
         with self._writing():
             self._write(state)
         shown = {name: logs[key] for key, name in SHOWN.items() if logs.get(key) is not None}
@@ -125,6 +129,15 @@ class RunProgress(TrainerCallback):
         if state.is_world_process_zero and (shares := shares_of_time(_rows(state))):
             told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
             print(f"of a step's time: {told}", file=sys.stderr, flush=True)
+
+    def _count_processor(self, state: TrainerState) -> None:
+        """Adds to the newest row what a step took since the row before; a step's second row has no more to add."""
+        steps = state.global_step - self._counted_step
+        if steps < 1:
+            return
+        now = time.process_time()
+        state.log_history[-1]["processor_seconds"] = round((now - self._processor) / steps, 4)
+        self._processor, self._counted_step = now, state.global_step
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -80,7 +80,7 @@ class StrawPipeline:
             if "huge" in image:
                 bytearray(2**62)
             self.seen.append(image)
-            yield straw_result(image, labels, options["reflect"])
+            yield straw_result(image, labels, options.get("reflect", False))
 
 
 # The command in a process of its own, with the pipeline of straw.
@@ -160,6 +160,7 @@ def test_options_reach_the_pipeline(pipeline: type[StrawPipeline], tmp_path: Pat
     options = "--model a/b --revision v1 --device cpu --dtype float32 --prompts mine.toml --labels emotion6"
     options += " --method direct --decoding free --reflect --candidates 3 --batch-size 2 --max-new-tokens 9"
     options += " --load-in 8bit --attention eager --max-pixels 9000 --temperature 0.5 --seed 7 --on-error raise"
+    options += " --aggregate self-consistency"
     assert main(["predict", "x.png", *options.split()]) == 0
     made, asked = pipeline.calls
     assert (made["model"], made["revision"], made["device_map"], made["dtype"]) == ("a/b", "v1", "cpu", "float32")
@@ -168,7 +169,7 @@ def test_options_reach_the_pipeline(pipeline: type[StrawPipeline], tmp_path: Pat
     assert asked == {
         "labels": "emotion6", "method": "direct", "decoding": "free", "reflect": True, "num_candidates": 3,
         "batch_size": 2, "max_new_tokens": 9, "on_error": "raise", "allow_private_hosts": False, "max_pixels": 9000,
-        "temperature": 0.5, "seed": 7, "aggregate": "best",
+        "temperature": 0.5, "seed": 7, "aggregate": "self-consistency",
     }  # fmt: skip
 
 

@@ -93,5 +93,5 @@ def copied_miniature(folder: Path, method: str) -> Path:
 def serve_slowly() -> None:
     """The demo of a model that takes its time."""
     pipeline = EmoR3Pipeline.from_pretrained()
-    pipeline.model.register_forward_pre_hook(lambda *_: time.sleep(0.08))
+    pipeline.model.register_forward_pre_hook(lambda *_: time.sleep(0.06))
     launch(create_demo(pipeline))

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -899,9 +900,8 @@ def test_the_space_alone_serves(hub: Any, tmp_path: Path, pipeline: EmoR3Pipelin
     # package of this name that is installed already would do as well, whatever it asks for.
     [wheel], asked = wheels.iterdir(), (space / "requirements.txt").read_text().strip()
     python("pip", "install", "--no-index", "--dry-run", f"{asked} @ {wheel.as_uri()}")
-    found = python("pip", "list", "--format=json")
     facts = yaml.safe_load((space / "README.md").read_text(encoding="utf-8").split("---")[1])
-    assert {"name": "gradio", "version": facts["sdk_version"]} in json.loads(found)
+    assert facts["sdk_version"] == version("gradio")
 
     which = [sys.executable, "-c", "import emo_r3; print(emo_r3.__file__)"]
     paths = {**os.environ, "PYTHONPATH": str(packages)}

@@ -93,7 +93,7 @@ def test_answers_and_distributions_are_the_local_ones(server: ChatServer, method
 
 
 @pytest.mark.slow
-def test_transformers_serve_gives_the_local_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_serve_gives_the_local_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The server of transformers itself; but its AutoProcessor wants Qwen's video part, and so torchvision."""
     pytest.importorskip("openai", reason="transformers serve needs fastapi, uvicorn and openai")
     import transformers
@@ -127,6 +127,12 @@ def test_transformers_serve_gives_the_local_answers(monkeypatch: pytest.MonkeyPa
                 same(mine, other)
                 assert mine.label is not None and mine.probabilities == {}
                 assert mine.notes[-1] == "no distribution: the server gives no log-probabilities"
+        images[0].save(tmp_path / "image.png")
+        words = ["predict", str(tmp_path / "image.png"), "--model", str(CHECKPOINT), "--format", "jsonl"]
+        words += ["--output", str(tmp_path / "row.jsonl")]
+        assert main([*words, "--endpoint", f"http://127.0.0.1:{port}/v1"]) == 0
+        row = json.loads((tmp_path / "row.jsonl").read_text())
+        assert row["text"] == local()(images[0], decoding="free").text
     finally:
         serve.kill_server()
 
@@ -218,7 +224,7 @@ def test_leaving_early_ends_the_requests(server: ChatServer) -> None:
     ],
 )
 def test_what_may_pass_is_tried_again_and_then_given_up(server: ChatServer, bad: Any) -> None:
-    pipe = EndpointPipeline(server.url, timeout=3.0)
+    pipe = EndpointPipeline(server.url, timeout=1.5)
     server.script = [bad]
     assert pipe(WHITE).label == "awe" and len(server.requests) == 2
     server.usual = bad

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,19 +81,19 @@ def test_fields_as_words() -> None:
 
 
 def test_what_a_log_comes_to(tmp_path: Path) -> None:
-    """Two updates; the second took two tries of rollouts, of which the mean is logged."""
-    columns = "step,grad_norm,step_time,rollout/seconds,reflection/seconds,dynamic_sampling/tries"
+    """Three updates; the second took two tries of rollouts, of which the mean is logged, the third was paused."""
+    columns = "step,grad_norm,step_time,processor_seconds,rollout/seconds,reflection/seconds,dynamic_sampling/tries"
     columns += ",dynamic_sampling/starved,groups/zero_variance,rewards/accuracy_reward/mean"
-    lines = [columns, "1,0.1,4,1,0.5,1,0,0.5,0.25", "2,0.1,8,2,0.5,2,0.25,0.25,0.75", "2,,,,,,,,"]
-    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "run.json").write_text(json.dumps({"seconds": 12.5}))
+    lines = ["1,0.1,4,4,1,0.5,1,0,0.5,0.25", "2,0.1,8,4,2,2,2,0.25,0.25,0.75", "3,0.1,400,4,100,100,1,0,0.5,0.5"]
+    (tmp_path / "log.csv").write_text("\n".join([columns, *lines, "3,,,,,,,,,"]) + "\n")
     place = make_place(tmp_path, {"name": "one", "title": "", "recipe": "dapo"})
     found = training_facts(tmp_path, make_recipe(place, place.study.arm("one"), 1, None))
-    assert found["updates"] == 2 and found["seconds"] == 12.5 and found["curves"] == {"accuracy": [0.25, 0.75]}
-    assert found["rollout"] == (1 + 2 * 2) / 2 and found["reflection"] == 0.5 and found["rest"] == 6 - 2.5 - 0.5
-    assert found["thousands"] == 64 * 3 / 1000 and found["starved"] == 0.5 and found["zero_variance"] == 0.375
-    half = training_facts(tmp_path, make_recipe(place, place.study.arm("one"), 1, None), 0.5)
-    assert (half["seconds"], half["rollout"], half["update_seconds"], half["processor"]) == (6.2, 1.25, 3, 0.5)
+    assert found["updates"] == 3 and found["seconds"] == 12 and found["update_seconds"] == 4
+    assert found["rollout"] == round((1 + 2 + 1) / 3, 4) and found["reflection"] == round((0.5 + 1 + 1) / 3, 4)
+    assert found["rest"] == pytest.approx(4 - found["rollout"] - found["reflection"])
+    assert found["curves"] == {"accuracy": [0.25, 0.75, 0.5]}
+    assert found["thousands"] == 64 * 4 / 1000 and found["starved"] == 1 / 3
+    assert found["zero_variance"] == pytest.approx(1.25 / 3, abs=1e-6)
 
 
 def test_what_texts_say_about_scenes() -> None:

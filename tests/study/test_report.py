@@ -53,6 +53,7 @@ def test_the_report_says_what_its_results_say(study: Study, made: Path) -> None:
     assert estimate is not None and f"| SET | {estimate.value:.2f} ± {estimate.smallest_told():.2f} |" in page
     assert "Not run yet: " in page and "DSPO" in page.split("Not run yet: ")[1].splitlines()[0]
     assert "| set | 51.0 | **61.0** | 41.0 |" in page, "what was tuned"
+    assert "one beyond it may be better" not in page
     assert "figures/verdicts.svg" in page and "seconds.svg" not in page
     assert "| dial 0 (set) | 99.0 | " in page and "| dial 0 (think) | not run yet |" in page
     assert "emo-r3 study recipes/study.yaml" in page
@@ -126,6 +127,19 @@ def test_a_run_that_failed_is_told(study: Study, tmp_path: Path) -> None:
     page = make_report(Results(study, read_results(tmp_path)), [])
     assert "d07-set-seed2 failed: the loss of step 3 is not finite" in page and "1 failed" in page
     assert "| 1 of 5 |" in page
+
+
+def test_what_was_tuned_where_a_try_failed_and_the_best_is_the_last(study: Study, tmp_path: Path) -> None:
+    seed = study.tuning.seed
+    one, two, three = (arm.name for arm in study.tries("set"))
+    make_result(study, tmp_path, Run(one, seed), 0.4)
+    make_result(study, tmp_path, Run(two, seed), 0.5, failed="the loss of step 3 is not finite")
+    page = make_report(Results(study, read_results(tmp_path)), [])
+    assert "| set | 40.0 | failed | not run yet |" in page, "nothing is the best before all are there"
+    make_result(study, tmp_path, Run(three, seed), 0.6)
+    page = make_report(Results(study, read_results(tmp_path)), [])
+    assert "| set | 40.0 | failed | **60.0** |" in page
+    assert "For set the best is the smallest or the largest that was tried" in page
 
 
 @pytest.mark.slow

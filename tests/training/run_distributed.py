@@ -237,6 +237,7 @@ def train(mode: str, name: str, job: dict[str, Any], out: Path) -> None:
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled, for a minute
+        deepspeed.utils.nvtx.enable_nvtx = False  # marks for a profiler, in each of many calls
         deepspeed.init_distributed("gloo")
     torch.manual_seed(0)
     model, processor, _ = load_for_training(job["model"])

@@ -165,7 +165,7 @@ def test_questions_keep_what_a_prior_is_made_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patch", [14, 16], ids=["Qwen2.5-VL", "Qwen3-VL"])
-@pytest.mark.parametrize("limits", [(4 * 28 * 28, 16384 * 28 * 28), (262_144, 4_194_304), (65_536, 131_072)])
+@pytest.mark.parametrize("limits", [(4 * 28 * 28, 16384 * 28 * 28), (262_144, 1_048_576), (65_536, 131_072)])
 @pytest.mark.slow
 def test_the_processor_leaves_resized_images_as_they_are(patch: int, limits: tuple[int, int]) -> None:
     """The stock image processor of both families makes the same pixels of a resized image as of the original."""
@@ -176,7 +176,7 @@ def test_the_processor_leaves_resized_images_as_they_are(patch: int, limits: tup
     budget = pixel_budget(SimpleNamespace(image_processor=processor))  # type: ignore[arg-type]
     assert budget == (patch * 2, least, most)
     draw = np.random.default_rng(patch)
-    for width, height in ((400, 300), (30, 40), (1000, 90), (2500, 1900)):
+    for width, height in ((400, 300), (30, 40), (1000, 90), (1300, 1000)):
         original = Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8))
         stream = io.BytesIO()
         original.save(stream, "PNG")

@@ -66,6 +66,18 @@ def test_a_resumed_run_has_no_row_twice(tmp_path):
     assert [(row["step"], row["reward"]) for row in again.rows()][2:] == [("3", "0.3"), ("4", "0.9")]
 
 
+def test_what_each_step_took_of_the_processor(tmp_path, monkeypatch):
+    """A step's second row adds nothing, and a row for two steps has their mean."""
+    clock = iter([10.0, 13.0, 20.0])
+    fake = SimpleNamespace(monotonic=float, process_time=lambda: next(clock))
+    monkeypatch.setattr("emo_r3.training.progress.time", fake)
+    run = Run(tmp_path, [{"step": 2, "reward": 0.1}], step=2)
+    run.log(3, reward=0.5)
+    run.log(3, train_runtime=9.0)
+    run.log(5, reward=0.5)
+    assert [row["processor_seconds"] for row in run.rows()] == ["", "3.0", "3.5"]
+
+
 def test_other_ranks_write_nothing(tmp_path, capsys):
     run = Run(tmp_path / "run", rank_zero=False)
     run.log(1, reward=0.5)
@@ -77,7 +89,9 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
 
 def test_the_line(tmp_path, capsys, monkeypatch):
     clock = iter([100.0, 104.0, 104.0, 104.0])
-    monkeypatch.setattr("emo_r3.training.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(
+        "emo_r3.training.progress.time", SimpleNamespace(monotonic=lambda: next(clock), process_time=float)
+    )
     run = Run(tmp_path, [{"step": 2, "reward": 0.1}], step=2)
     run.log(4, **{"reward": 0.5, "rewards/accuracy_reward/mean": 0.25, "kl": 0.1})
     run.log(4, train_runtime=4.0)  # the summary

@@ -189,11 +189,11 @@ def test_the_image_and_the_prompt_go_through_the_model_once(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("steps", "reason", "fields"),
     [
-        (4, None, {"per_device_train_batch_size": 4}),
+        (2, None, {"per_device_train_batch_size": 4}),
         (2, None, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),  # a group in two parts
         (3, None, {"per_device_train_batch_size": 4, "num_iterations": 2, "beta": 0.04}),
         (1, None, {"dynamic_sampling": "accuracy", "loss_type": "dapo", "temperature": 1.5}),
-        (2, "a test says so", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "beta": 0.04}),
+        (1, "a test says so", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "beta": 0.04}),
     ],
     ids=["plain", "parts", "iterations", "dynamic", "vision_once"],
 )
