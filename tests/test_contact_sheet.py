@@ -201,9 +201,8 @@ def test_it_is_looked_through_without_scripts(
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    expect = pytest.importorskip(
-        "playwright.sync_api"
-    ).expect  # waits: what is off the screen has no text until it is drawn
+    expect = pytest.importorskip("playwright.sync_api").expect
+    # It waits: what is off the screen has no text until it is drawn.
     expect(page.locator("dd:visible", has_text="it frightens")).to_have_count(1)
     page.locator("label", has_text="not read").click()
     expect(tiles).to_have_count(1)
