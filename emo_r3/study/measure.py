@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Told:
         named = [world.mentioned(text or "") for text in first]
         return cls(first, [pair[1] for pair in pairs], named, [set(scene.triggers) for scene in scenes])
 
-    @property
+    @cached_property
     def false(self) -> list[bool]:
         """Whether step 1 names a trigger that isn't there."""
         return [bool(said - there) for said, there in zip(self.named, self.true, strict=True)]
@@ -137,13 +138,13 @@ def _measured(
         packed["consistent"] = pack([agreeing.get(place, False) for place in range(len(rows))])
     if any(text is not None for text in told.first):
         false = [place for place, wrong in enumerate(told.false) if wrong]
-        true = [place for place in range(min(sampled, len(rows))) if told.first[place] and not told.false[place]]
+        true = {place for place in range(min(sampled, len(rows))) if told.first[place] and not told.false[place]}
         confirmed = _says_yes(fixed, items, told, false)
         packed["confirmed"] = pack([place in confirmed for place in range(len(rows))])
         if pipe is not None:
-            yes = _says_yes(pipe, items, told, [*false, *true])
+            yes = _says_yes(pipe, items, told, [*false, *sorted(true)])
             packed["own_no"] = pack([told.false[place] and place not in yes for place in range(len(rows))])
-            packed["own_true_asked"] = pack([place in set(true) for place in range(len(rows))])
+            packed["own_true_asked"] = pack([place in true for place in range(len(rows))])
             packed["own_yes"] = pack([place in yes and not told.false[place] for place in range(len(rows))])
     result = {"count": len(rows), "fingerprint": items.fingerprint, "values": values, "items": packed}
     if pipe is not None and sampled and any(text is not None for text in told.first):

@@ -487,6 +487,7 @@ def _runs(results: Results) -> list[str]:
     for title, names in (
         ("Code", Counter(str(facts["commit"])[:12] for facts in done)),
         ("Miniature", Counter(facts["base"]["miniature"][:12] for facts in done)),
+        ("Bases", Counter(f"{facts['base']['name']} {facts['base']['digest'][:12]}" for facts in done)),
         ("Machines", Counter(f"{facts['machine']['platform']}; {facts['machine']['device']}" for facts in done)),
         ("Libraries", Counter(", ".join(f"{a} {b}" for a, b in sorted(facts["versions"].items())) for facts in done)),
     ):
