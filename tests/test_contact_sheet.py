@@ -185,6 +185,7 @@ def test_it_is_looked_through_without_scripts(
     rows: list[dict[str, Any]], options: dict[str, Any], browser: Any, tmp_path: Path
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    expect = pytest.importorskip("playwright.sync_api").expect  # waits: what is off the screen has no text yet
     write_report(rows, tmp_path / "report.html")
     wrong: list[str] = []
     page = browser.new_page(**options)
@@ -192,17 +193,16 @@ def test_it_is_looked_through_without_scripts(
     page.on("request", lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url))
     page.goto((tmp_path / "report.html").as_uri())
     tiles = page.locator(".tile:visible")
-    assert tiles.count() == 5 and page.locator("img").first.evaluate("image => image.naturalWidth") == 320
+    expect(tiles).to_have_count(5)
+    expect(page.locator("img").first).to_have_js_property("naturalWidth", 320)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off on a phone"
     page.keyboard.press("Tab")  # to the choices, of which the first is checked
     page.keyboard.press("ArrowRight")
     assert page.locator(":checked + label").inner_text().split() == ["fear", "3"]
-    assert tiles.count() == 3
+    expect(tiles).to_have_count(3)
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    expect = pytest.importorskip("playwright.sync_api").expect
-    # It waits: what is off the screen has no text until it is drawn.
     expect(page.locator("dd:visible", has_text="it frightens")).to_have_count(1)
     page.locator("label", has_text="not read").click()
     expect(tiles).to_have_count(1)

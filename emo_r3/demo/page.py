@@ -20,7 +20,7 @@ from ..results import EmotionResult
 from ..serving.limits import KEEP_SECONDS, MAX_IMAGES, MAX_LABEL_TEXT, web_words
 from . import html
 from .opening import FirstAnswer
-from .runs import OPEN_WITH, QUIET, START, add_run
+from .runs import OPEN_WITH, PICKED, QUIET, START, add_run
 from .shared import KEY, from_fragment, to_fragment
 from .uploads import Answers, Row
 
@@ -287,7 +287,7 @@ def _add_one(
     busy = shown(html.status("Waiting for the model ...", "busy"), html.reading_card())
     add_run("one", buttons, read, fields, outputs, shown(html.status(_ADD)), busy)
     for pick, path in picks:
-        picked = pick.click(lambda path=path: str(path), None, image, **QUIET)
+        picked = pick.click(lambda path=path: str(path), None, image, js=PICKED, **QUIET)
         picked.then(None, js=START, **QUIET)
 
     # What the page opens with: the result in its link, or the first example with its answer.

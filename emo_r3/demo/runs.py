@@ -14,21 +14,30 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 """Of an event that waits for no model and shows no progress."""
 
 STOPPED = "Stopped: there is no answer."
-# What the browser remembers of a run: whether it is `on`, whether one has ever `begun`, whether it was `stopped` or is
-# `ending` as what was asked has changed, whether to begin `again` then, and whether to `keep` the answer although the
-# image changes.
+# What the browser remembers of a run: whether it is `on`, whether one has ever `begun`, whether it was `stopped`, and
+# whether to `keep` the answer although the image changes. Times: when an example was `picked`, when what is asked
+# `changed`, when the run that is on was `left` because of that or by stop, and when another was `wished` meanwhile.
 _RUN = "const run = ((window.emoR3 ??= {}).NAME ??= {});"
-# The pause is for a second cancelling of the same run, after which gradio forgets what it calls by the same name.
-_ENDED = """run.on = run.ending = false;
-    if (run.again) { run.again = false; setTimeout(() => document.getElementById("BUTTON").click(), 250); }"""
+# A click can be heard before the change that came before it, so what was wished in the moment before counts too. The
+# pause is for a second cancelling of the same run, after which gradio forgets what it calls by the same name.
+_ENDED = """const again = run.left && run.wished > run.left - 500;
+    run.on = false;
+    run.left = run.wished = 0;
+    if (again) setTimeout(() => document.getElementById("BUTTON").click(), 250);"""
+
+PICKED = "() => { RUN run.picked = Date.now(); return []; }".replace("RUN", _RUN.replace("NAME", "one"))
+"""Remembers when an example was clicked."""
 
 START = """async () => {
-    await new Promise((later) => setTimeout(later, 60));
     RUN
-    if (run.on) run.again = run.ending;
+    const pause = (time) => new Promise((later) => setTimeout(later, time));
+    for (let turn = 0; turn < 20 && !(run.changed >= run.picked); turn++) await pause(20);
+    await pause(60);
+    if (run.on) run.wished = Date.now();
     else document.getElementById("read").click();
 }""".replace("RUN", _RUN.replace("NAME", "one"))
-"""Begins the run about an example that was put in; if one about another image is on, once that has ended."""
+"""Begins the run about an example that was put in, which changes the image, unless it is the same one again; if one
+about another image is on, once that has ended."""
 
 OPEN_WITH = """(held, image, ...fields) => {
     RUN
@@ -73,16 +82,18 @@ def add_run(
         return f"{given} => {{ {_RUN.replace('NAME', name)} {keep} {body} }}"
 
     # While one is being ended, gradio takes no other.
-    begin = "if (run.on) { run.again = run.ending || run.stopped; return keep; }"
+    begin = "if (run.on) { run.wished = Date.now(); return keep; }"
     begin += " run.begun = true; run.stopped = false; return BUSY;"
     button.click(None, None, outputs, js=script(begin), **QUIET)
     run = button.click(
         read, fields, outputs, js=script("run.on = true; return given;", "(...given)"), **_waiting(outputs[0])
     )
     run.then(None, js=script(_ENDED), **QUIET)
-    stop.click(None, None, outputs, js=script("run.stopped = true; return STOPPED;"), cancels=run, **QUIET)
-    forget = "if (run.keep) { run.keep = false; return keep; } run.stopped = run.again = false; run.ending = run.on;"
-    forget += " return BLANK;"
+    leave = "run.left = run.on && Date.now();"
+    stopping = f"run.stopped = true; {leave} return STOPPED;"
+    stop.click(None, None, outputs, js=script(stopping), cancels=run, **QUIET)
+    forget = "run.changed = Date.now(); if (run.keep) { run.keep = false; return keep; }"
+    forget += f" run.stopped = false; {leave} return BLANK;"
     gr.on([field.change for field in fields], None, None, outputs, js=script(forget), cancels=run, **QUIET)
     # Once more when the run has ended, as it may have written in the meantime.
     run.failure(None, None, outputs, js=script(f"{_ENDED} return run.stopped ? STOPPED : BLANK;"), **QUIET)
