@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -280,27 +279,25 @@ def load_model(args: argparse.Namespace, prompts: Prompts | None, lexicon: Mappi
         attn_implementation=args.attention,
         prompts=prompts,
         lexicon=lexicon,
-        calibration=args.calibration != "off" and (args.calibration or True),
+        calibration=calibration_of(args),
     )
 
 
 def load_endpoint(args: argparse.Namespace, prompts: Prompts | None) -> Any:
     """A pipeline that asks a server."""
+    from ..inference.endpoint import check_for_server
     from ..inference.pipeline import EmoR3Pipeline
-    from ..models.calibration import read_calibrations
 
     names = ("revision", "device_map", "dtype", "load_in", "attention", "lexicon", "reflect", "explain")
     given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     given |= {"--candidates": args.candidates > 1, "--aggregate": args.aggregate != "best"}
-    given |= {"--decoding constrained": args.decoding == "constrained"}
-    if wrong := [name for name, value in given.items() if value]:
-        raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
-    pipe = EmoR3Pipeline.from_endpoint(args.endpoint, args.model)
-    info = replace(pipe.info, prompts=prompts or pipe.info.prompts)
-    if args.calibration:
-        calibrations = () if args.calibration == "off" else read_calibrations(args.calibration)
-        info = replace(info, calibrations=calibrations)
-    return EmoR3Pipeline.from_endpoint(args.endpoint, pipe.name, info=info)
+    check_for_server(given | {"--decoding constrained": args.decoding == "constrained"})
+    return EmoR3Pipeline.from_endpoint(args.endpoint, args.model, prompts=prompts, calibration=calibration_of(args))
+
+
+def calibration_of(args: argparse.Namespace) -> str | bool:
+    """What a pipeline is told of `--calibration`."""
+    return args.calibration != "off" and (args.calibration or True)
 
 
 def predict_rows(

@@ -33,11 +33,11 @@ from ..environment import environment
 from ..errors import DataError, EmoR3Error
 from ..files import locked, write_text, writing
 from ..formats import json_text
-from ..inference.endpoint import EndpointError
+from ..inference.endpoint import EndpointError, check_for_server
 from ..inference.options import Aggregate, positive
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet
-from ..models.calibration import Calibration, find_calibration, read_calibrations
+from ..models.calibration import Calibration, find_calibration
 from ..models.checkpoint import CheckpointInfo
 from ..models.checkpoint_files import hub_commit, weights_digest
 from ..results import EmotionResult
@@ -274,17 +274,14 @@ def _load_endpoint(asked: Evaluation) -> tuple[Engine, dict[str, Any]]:
     """A server's model, asked about as many images at once as are in a batch."""
     given = {"--revision": asked.revision, "--dtype": asked.dtype, "--faithfulness": asked.faithfulness}
     given |= {f"--method {asked.method}": asked.method in TRAINING_FREE}
-    given |= {"--decoding constrained": asked.decoding == "constrained"}
-    if wrong := [name for name, value in given.items() if value]:
-        raise EmoR3Error(f"{wrong[0]} is for a model that is loaded here: leave it out, or --endpoint")
+    check_for_server(given | {"--decoding constrained": asked.decoding == "constrained"})
     assert asked.endpoint
-    pipe = EmoR3Pipeline.from_endpoint(asked.endpoint, asked.model, concurrency=asked.batch_size)
-    calibrations = pipe.info.calibrations if asked.calibration is True else ()
-    if not isinstance(asked.calibration, bool):
-        calibrations = read_calibrations(asked.calibration)
-    if pipe.info.calibrations:
-        info = replace(pipe.info, calibrations=())
-        pipe = EmoR3Pipeline.from_endpoint(asked.endpoint, pipe.name, info=info, concurrency=asked.batch_size)
+    pipe = EmoR3Pipeline.from_endpoint(
+        asked.endpoint, asked.model, calibration=asked.calibration, concurrency=asked.batch_size
+    )
+    calibrations = pipe.info.calibrations
+    if calibrations:  # answers are kept as they are
+        pipe = EmoR3Pipeline.from_endpoint(asked.endpoint, pipe.name, calibration=False, concurrency=asked.batch_size)
     recipe = {name: getattr(pipe.info, name) for name in ("recipe_hash", "base_model", "base_commit")}
     model = {"name": pipe.name, "endpoint": pipe.url} | recipe
     return pipe, {"model": model, "calibrations": calibrations} | _how_asked(asked, pipe.info)

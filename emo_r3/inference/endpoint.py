@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -26,8 +26,9 @@ from ..images.download import TEMPORARY, public_name, retry_seconds
 from ..images.fitting import fit_image
 from ..images.loading import LoadedImage, image_digest, load_image, source_name
 from ..labels import LabelSet
-from ..models.calibration import Calibrations
+from ..models.calibration import Calibrations, read_calibrations
 from ..models.checkpoint import CheckpointInfo
+from ..prompts import Prompts, load_prompts
 from ..results import EmotionResult
 from .answers import make_result
 from .candidates import calibrated
@@ -57,6 +58,13 @@ class Refused(Unanswered):
     """No answer to an image, because the server answered that it can't use this request."""
 
 
+def check_for_server(options: Mapping[str, Any]) -> None:
+    """Raises `EmoR3Error` for the first of a command's options that is given and needs the model itself."""
+    for name, given in options.items():
+        if given:
+            raise EmoR3Error(f"{name} is for a model that is loaded here: leave it out, or --endpoint")
+
+
 class _NoAnswer(EndpointError):
     """No answer for one image; others may have one."""
 
@@ -82,6 +90,9 @@ class EndpointPipeline:
     Args:
         url (`str`): the server, with or without `/v1` and `/chat/completions`.
         model (`str`, *optional*): what the server calls the model; its only one unless given.
+        prompts (`Prompts`, `str` or `Path`, *optional*): prompts, or a TOML file, instead of the model's own.
+        calibration (`bool`, `str` or `Path`, *optional*, defaults to `True`): as
+            [`EmoR3Pipeline.from_pretrained`] takes it.
         info (`CheckpointInfo`, *optional*): how the model wants to be asked; unless given, what `emo_r3.json` says if
             `model` is a folder here too, and else the package's defaults.
         token (`str`, *optional*): sent to the server and never shown; `$EMO_R3_ENDPOINT_TOKEN` unless given. The one
@@ -91,7 +102,9 @@ class EndpointPipeline:
         concurrency (`int`, *optional*, defaults to 8): requests under way at once.
 
     Raises:
+        CheckpointError: the calibration can't be used.
         EndpointError: there is no such server, or it has no such model.
+        PromptError: the prompt file can't be used.
 
     Example:
 
@@ -106,6 +119,8 @@ class EndpointPipeline:
         url: str,
         model: str | None = None,
         *,
+        prompts: Prompts | str | os.PathLike[str] | None = None,
+        calibration: str | os.PathLike[str] | bool = True,
         info: CheckpointInfo | None = None,
         token: str | None = None,
         timeout: float = 300.0,
@@ -117,8 +132,12 @@ class EndpointPipeline:
         if not (math.isfinite(timeout) and timeout > 0):
             raise EmoR3Error(f"timeout={timeout} must be a number of seconds above 0")
         self.timeout, self.concurrency = timeout, positive("concurrency", concurrency)
+        if isinstance(prompts, (str, os.PathLike)):
+            prompts = load_prompts(Path(prompts))
+        scaling = calibration if isinstance(calibration, bool) else read_calibrations(calibration)
         self.name = self._only_model(models_url) if model is None else model
-        self.info = CheckpointInfo.read(Path(self.name)) if info is None else info
+        info = CheckpointInfo.read(Path(self.name)) if info is None else info
+        self.info = info.asked_with(prompts, scaling)
         self._with_log_probs = True
         self._calibrations = Calibrations(self.info.calibrations)
 

@@ -140,11 +140,12 @@ class EmoR3Pipeline:
             if quantization_config is not None:
                 raise EmoR3Error("load_in and quantization_config both say how weights are kept; give one of them")
             quantization_config = quantization_of(load_in, device_map)
+        # A mistake in these is told before the seconds that a model takes.
         if isinstance(prompts, (str, os.PathLike)):
             prompts = load_prompts(Path(prompts))
-        if isinstance(lexicon, (str, os.PathLike)):  # a mistake in it is told before the seconds that a model takes
+        if isinstance(lexicon, (str, os.PathLike)):
             lexicon = load_lexicon(lexicon)
-        scalings = () if isinstance(calibration, bool) else read_calibrations(calibration)
+        scaling = calibration if isinstance(calibration, bool) else read_calibrations(calibration)
         model, processor, info = load_model_and_processor(
             pretrained_model_name_or_path,
             revision=revision,
@@ -155,12 +156,7 @@ class EmoR3Pipeline:
             attn_implementation=attn_implementation,
             quantization_config=quantization_config,
         )
-        if prompts is not None and prompts_for(prompts, model) != info.prompts:
-            info = replace(info, prompts=prompts, calibrations=())  # which are for the checkpoint's own
-        if not isinstance(calibration, bool):
-            info = replace(info, calibrations=scalings)
-        elif not calibration:
-            info = replace(info, calibrations=())
+        info = info.asked_with(prompts and prompts_for(prompts, model), scaling)
         name = "miniature" if pretrained_model_name_or_path is None else os.fspath(pretrained_model_name_or_path)
         return cls(model, processor, info, batch_size=batch_size, name=name, lexicon=lexicon)
 
@@ -172,7 +168,7 @@ class EmoR3Pipeline:
             url (`str`): of any OpenAI-compatible chat server (vLLM, `transformers serve`, an Inference Provider), such
                 as `"http://localhost:8000/v1"`.
             model (`str`, *optional*): what the server calls the model; its only one unless given.
-            options: of `EndpointPipeline`: `info`, `token`, `timeout` and `concurrency`.
+            options: of `EndpointPipeline`: `prompts`, `calibration`, `info`, `token`, `timeout` and `concurrency`.
 
         Raises:
             EndpointError: there is no such server, or it has no such model.

@@ -94,6 +94,18 @@ class CheckpointInfo:
             "prompts": self.prompts.to_dict(),
         }
 
+    def asked_with(self, prompts: Prompts | None, calibration: bool | tuple[Calibration, ...]) -> CheckpointInfo:
+        """The same, with what is given in place of the checkpoint's own.
+
+        Args:
+            prompts (`Prompts`, *optional*): with others than its own, its calibrations don't hold.
+            calibration (`bool` or `tuple[Calibration, ...]`): `True` for its own, `False` for none, or these.
+        """
+        info = self
+        if prompts is not None and prompts != self.prompts:
+            info = replace(info, prompts=prompts, calibrations=())
+        return info if calibration is True else replace(info, calibrations=calibration or ())
+
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> CheckpointInfo:
         """Makes the record of what `to_dict` returned.

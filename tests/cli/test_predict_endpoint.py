@@ -71,7 +71,8 @@ def test_the_question_is_of_the_prompts_that_are_given(server: ChatServer, tmp_p
     own = (Path(emo_r3.__file__).parent / "prompts.toml").read_text()
     own = own.replace("Which emotion best describes", "Which feeling is in")
     (tmp_path / "own.toml").write_text(own)
-    assert main(["predict", str(SAMPLES[0]), "--endpoint", server.url, "--prompts", str(tmp_path / "own.toml")]) == 0
+    words = ["predict", str(SAMPLES[0]), "--endpoint", server.url]
+    assert main([*words, "--prompts", str(tmp_path / "own.toml")]) == 0
     assert "Which feeling is in the image?" in server.requests[0]["body"]["messages"][0]["content"][1]["text"]
 
 

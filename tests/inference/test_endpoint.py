@@ -30,18 +30,21 @@ from chat_server import (
 )
 from PIL import Image
 
+import emo_r3
 import emo_r3.evaluation.run
 import emo_r3.inference.endpoint
 from emo_r3 import EmoR3Error, EmoR3Pipeline, EmotionResult, ImageError
 from emo_r3.cli.main import main
+from emo_r3.errors import CheckpointError, PromptError
 from emo_r3.evaluation.run import Evaluation, load_engine
 from emo_r3.inference.endpoint import EndpointError, EndpointPipeline
 from emo_r3.inference.endpoint_reply import Reply, label_shares
 from emo_r3.miniature import world
 from emo_r3.miniature.datasets import make_miniature
 from emo_r3.miniature.drawing import render
-from emo_r3.models.calibration import Calibration, Way
+from emo_r3.models.calibration import Calibration, Way, write_calibrations
 from emo_r3.models.checkpoint import CHECKPOINT, CheckpointInfo, write_info
+from emo_r3.prompts import load_prompts
 
 GOOD = "<step1>A dog.</step1> <step2>Joy.</step2> <step3>Calm.</step3> \\boxed{awe}"
 TOKEN = "sk-very-secret-0123456789"
@@ -406,6 +409,34 @@ def test_a_calibration_scales_what_the_server_says(server: ChatServer, tmp_path:
     engine, facts = load_engine(asked, PartialState())
     assert facts["calibrations"] == (hot,) and engine(image, method="direct").probabilities == before.probabilities
     assert load_engine(replace(asked, calibration=False), PartialState())[1]["calibrations"] == ()
+
+
+def test_prompts_and_a_calibration_in_place_of_the_models_own(server: ChatServer, tmp_path: Path) -> None:
+    labels = CheckpointInfo().label_set.labels
+    own, other = (Calibration(Way(labels, "direct"), "temperature", (by,) * 8, (0.0,) * 8) for by in (0.5, 0.7))
+    model, answers = tmp_path / "model", tmp_path / "calibration.json"
+    model.mkdir()
+    write_info(model, CheckpointInfo(calibrations=(own,)))
+    write_calibrations(answers, [other])
+    prompts = tmp_path / "own.toml"
+    text = (Path(emo_r3.__file__).parent / "prompts.toml").read_text()
+    prompts.write_text(text.replace("Which emotion best describes", "Which feeling is in"))
+
+    def asked(**options: Any) -> EndpointPipeline:
+        return EmoR3Pipeline.from_endpoint(server.url, str(model), **options)
+
+    assert asked().info.calibrations == (own,)
+    assert asked(calibration=False).info.calibrations == ()
+    assert asked(calibration=answers).info.calibrations == (other,)
+    assert asked(prompts=load_prompts()).info.calibrations == (own,)
+    assert asked(prompts=prompts).info.calibrations == (), "it was fitted to answers to another question"
+    assert asked(prompts=str(prompts), calibration=answers).info.calibrations == (other,)
+    asked(prompts=prompts)(WHITE)
+    assert "Which feeling is in" in server.requests[-1]["body"]["messages"][0]["content"][1]["text"]
+    with pytest.raises(CheckpointError, match="no such calibration"):
+        asked(calibration=tmp_path / "none")
+    with pytest.raises(PromptError):
+        asked(prompts=tmp_path / "none.toml")
 
 
 def shares(tokens: list[tuple[str, dict[str, float]]], *labels: str) -> tuple[dict[str, float], tuple[str, ...]]:
