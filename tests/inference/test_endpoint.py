@@ -413,7 +413,7 @@ def test_a_calibration_scales_what_the_server_says(server: ChatServer, tmp_path:
 
 def test_prompts_and_a_calibration_in_place_of_the_models_own(server: ChatServer, tmp_path: Path) -> None:
     labels = CheckpointInfo().label_set.labels
-    own, other = (Calibration(Way(labels, "direct"), "temperature", (by,) * 8, (0.0,) * 8) for by in (0.5, 0.7))
+    own, other = (Calibration(Way(labels, "direct"), "temperature", (by,) * 8, (0.0,) * 8) for by in (0.5, 0.25))
     model, answers = tmp_path / "model", tmp_path / "calibration.json"
     model.mkdir()
     write_info(model, CheckpointInfo(calibrations=(own,)))
