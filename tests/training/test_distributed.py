@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +65,33 @@ DSPO: dict[str, Any] = {
 JOBS["dspo"] = DSPO
 REFLECTING = [name for name in JOBS if name != "dspo"]
 ASKED = [name for name in REFLECTING if "writes" not in name]
+# Where each process has all weights, as under these, nothing waits for the other while a model is only asked: how that
+# goes is shown where they are parted.
+WHOLE = ("ddp", "zero2")
+MOVING = ("policy", "unbroken", "resumed", "rollouts", "adapters", "dynamic", "dspo")
 # A process keeps what its own rollouts give it, so that another number of processes keeps other groups.
 LIKE_ONE_PROCESS = [name for name in REFLECTING if name not in ("dynamic", "unbroken", "resumed")]
+
+
+def jobs_of(mode: str, jobs: Iterable[str] = JOBS) -> list[str]:
+    """Those of these jobs that are run in a mode."""
+    return [job for job in jobs if job in MOVING or mode not in WHOLE]
+
+
+def with_jobs(jobs: Iterable[str]) -> pytest.MarkDecorator:
+    """Tests each mode with those of these jobs that it two."""
+    pairs = [(mode, job) for mode in MODES for job in jobs_of(mode, jobs)]
+    return pytest.mark.parametrize(("two", "job"), pairs, indirect=["two"])
+
+
+in_each_mode = pytest.mark.parametrize("two", MODES, indirect=True)
 
 
 class Runs:
     """What the processes of a mode found."""
 
-    def __init__(self, folder: Path, processes: int) -> None:
-        self.folder, self.processes = folder, processes
+    def __init__(self, mode: str, folder: Path, processes: int) -> None:
+        self.mode, self.folder, self.processes = mode, folder, processes
 
     def found(self, job: str) -> list[dict[str, Any]]:
         files = [self.folder / f"{job}-{rank}.json" for rank in range(self.processes)]
@@ -84,8 +104,9 @@ class Runs:
 def start(mode: str, folder: Path) -> Runs:
     """Runs all jobs in as many processes as the mode takes."""
     policy, other = tiny_checkpoint("qwen2_5_vl"), tiny_checkpoint("llava")
-    jobs = {name: {"model": str(policy), **job} for name, job in JOBS.items()}
-    jobs["another"]["judge"] = str(other)
+    jobs = {name: {"model": str(policy), **JOBS[name]} for name in jobs_of(mode)}
+    if "another" in jobs:
+        jobs["another"]["judge"] = str(other)
     processes = 1 if mode == "one" else 2
     done = forked.ranks(
         processes,
@@ -97,7 +118,7 @@ def start(mode: str, folder: Path) -> Runs:
         patience=PATIENCE,
     )
     assert done.codes == [0] * processes, done.stderr[-6000:]
-    return Runs(folder, processes)
+    return Runs(mode, folder, processes)
 
 
 @pytest.fixture(scope="module")
@@ -105,18 +126,24 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return start("one", tmp_path_factory.mktemp("one"))
 
 
-@pytest.fixture(scope="module", params=MODES)
-def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Runs]:
-    mode = request.param
-    if mode.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Runs]:
+    """Runs a mode, the first time that it is asked for."""
+    return cache(lambda mode: start(mode, tmp_path_factory.mktemp(mode)))
+
+
+@pytest.fixture
+def two(request: pytest.FixtureRequest, run: Callable[[str], Runs]) -> Runs:
+    if request.param.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
-    return mode, start(mode, tmp_path_factory.mktemp(mode))
+    return run(request.param)
 
 
-def test_weights_are_shared_as_the_mode_says(two: tuple[str, Runs]) -> None:
-    mode, runs = two
-    for job in JOBS:
-        for found in runs.found(job):
+@in_each_mode
+def test_weights_are_shared_as_the_mode_says(two: Runs) -> None:
+    mode = two.mode
+    for job in jobs_of(mode):
+        for found in two.found(job):
             sharing = found["sharing"]
             assert sharing["tensors"] == (mode == "fsdp2")
             assert sharing["statuses"] == (["NOT_AVAILABLE"] if mode == "zero3" else [])
@@ -126,11 +153,10 @@ def test_weights_are_shared_as_the_mode_says(two: tuple[str, Runs]) -> None:
             assert sharing["model"].startswith(wrapper)
 
 
-@pytest.mark.parametrize("job", LIKE_ONE_PROCESS)
-def test_two_processes_agree_with_one(job: str, one: Runs, two: tuple[str, Runs]) -> None:
-    _, runs = two
+@with_jobs(LIKE_ONE_PROCESS)
+def test_two_processes_agree_with_one(job: str, one: Runs, two: Runs) -> None:
     (expected,) = one.found(job)
-    for found in runs.found(job):
+    for found in two.found(job):
         assert found["rewards"] == expected["rewards"]
         if job in ASKED:  # a written one is cut at another length in each process
             assert found["extra"]["read_label"] == expected["extra"]["read_label"]
@@ -139,18 +165,18 @@ def test_two_processes_agree_with_one(job: str, one: Runs, two: tuple[str, Runs]
             for value, right in zip(found["extra"]["p_yes"], expected["extra"]["p_yes"], strict=True)
         ]
         assert all(same)
-    weights, right = runs.weights(job), one.weights(job)
+    weights, right = two.weights(job), one.weights(job)
     assert weights.keys() == right.keys()
     assert expected["moved"] > 1e-3
     for name, value in right.items():
         torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: name + text)
 
 
-def test_dspo_in_two_processes_agrees_with_one(one: Runs, two: tuple[str, Runs]) -> None:
+@in_each_mode
+def test_dspo_in_two_processes_agrees_with_one(one: Runs, two: Runs) -> None:
     """Each hides the regions of its own images, with as many forwards as the other. (Without that they hang.)"""
-    _, runs = two
     (expected,) = one.found("dspo")
-    first, second = runs.found("dspo")
+    first, second = two.found("dspo")
     assert first["forwards"] == second["forwards"] > 0
     for found in (first, second):
         torch.testing.assert_close(
@@ -162,16 +188,16 @@ def test_dspo_in_two_processes_agrees_with_one(one: Runs, two: tuple[str, Runs])
     [entry] = [entry for entry in expected["history"] if "loss" in entry]
     assert entry["counterfactual/read"] == 10 / 16
     assert entry["counterfactual/drop"] != 0 and entry["rewards/diversity_reward/mean"] != 0
-    weights, right = runs.weights("dspo"), one.weights("dspo")
+    weights, right = two.weights("dspo"), one.weights("dspo")
     assert expected["moved"] > 1e-3
     for name, value in right.items():
         torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: name + text)
 
 
-def test_all_rewards_are_logged_and_weights_move(two: tuple[str, Runs]) -> None:
-    _, runs = two
-    for job, settings in ((job, JOBS[job]) for job in REFLECTING):
-        found = runs.found(job)
+@in_each_mode
+def test_all_rewards_are_logged_and_weights_move(two: Runs) -> None:
+    for job, settings in ((job, JOBS[job]) for job in jobs_of(two.mode, REFLECTING)):
+        found = two.found(job)
         steps = [entry for entry in found[0]["history"] if "loss" in entry]
         assert len(steps) == settings.get("max_steps", 2)  # of a resumed run too: it knows those before
         assert len({process["moved"] for process in found}) == 1
@@ -184,39 +210,38 @@ def test_all_rewards_are_logged_and_weights_move(two: tuple[str, Runs]) -> None:
             assert entry["reflection/tokens"] > 0
 
 
-@pytest.mark.parametrize("job", ASKED)
-def test_labels_that_part_late_in_one_process_alone(job: str, two: tuple[str, Runs]) -> None:
+@with_jobs(ASKED)
+def test_labels_that_part_late_in_one_process_alone(job: str, two: Runs) -> None:
     """Processes want other numbers of forwards, and do as many. (Without that they hang, or mix up their tensors.)"""
-    _, runs = two
-    first, second = runs.found(job)
+    first, second = two.found(job)
     assert first["wanted"] != second["wanted"]
     assert len(first["wanted"]) == len(second["wanted"])
     assert first["forwards"] == second["forwards"] > 0
 
 
-def test_dynamic_sampling_tries_equally_often(two: tuple[str, Runs]) -> None:
-    _, runs = two
-    tries = [[entry.get("dynamic_sampling/tries") for entry in found["history"]] for found in runs.found("dynamic")]
+@in_each_mode
+def test_dynamic_sampling_tries_equally_often(two: Runs) -> None:
+    tries = [[entry.get("dynamic_sampling/tries") for entry in found["history"]] for found in two.found("dynamic")]
     assert tries[0] == tries[1]
     assert max(filter(None, tries[0])) > 1
 
 
-def test_a_resumed_run_equals_an_unbroken_one(two: tuple[str, Runs]) -> None:
-    _, runs = two
-    whole, resumed = runs.weights("unbroken"), runs.weights("resumed")
+@in_each_mode
+def test_a_resumed_run_equals_an_unbroken_one(two: Runs) -> None:
+    whole, resumed = two.weights("unbroken"), two.weights("resumed")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    assert runs.found("unbroken")[0]["rewards"][1:] == runs.found("resumed")[0]["rewards"]
+    assert two.found("unbroken")[0]["rewards"][1:] == two.found("resumed")[0]["rewards"]
 
 
-def test_checkpoints_hold_whole_weights(two: tuple[str, Runs]) -> None:
-    _, runs = two
-    model, _, _ = load_for_training(runs.folder / "unbroken run" / "checkpoint-2")
+@in_each_mode
+def test_checkpoints_hold_whole_weights(two: Runs) -> None:
+    model, _, _ = load_for_training(two.folder / "unbroken run" / "checkpoint-2")
     saved = dict(model.named_parameters())
-    right = runs.weights("unbroken")
+    right = two.weights("unbroken")
     assert saved.keys() == right.keys()
     assert all(torch.equal(saved[name], value) for name, value in right.items())
 
-    adapter = load_file(runs.folder / "adapters run" / "checkpoint-2" / "adapter_model.safetensors")
-    right = {name.replace(".default", ""): value for name, value in runs.weights("adapters").items()}
+    adapter = load_file(two.folder / "adapters run" / "checkpoint-2" / "adapter_model.safetensors")
+    right = {name.replace(".default", ""): value for name, value in two.weights("adapters").items()}
     assert adapter.keys() == right.keys()
     assert all(torch.equal(adapter[name], value) for name, value in right.items())
