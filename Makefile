@@ -23,11 +23,14 @@ install: $(VENV)/.dev  ## install the package with the development tools into .v
 # Compiled tests are kept, whatever the environment says: to compile them takes each process four seconds.
 test test-fast: export PYTHONDONTWRITEBYTECODE :=
 
-test: $(VENV)/.dev  ## run the whole test suite, in a process for each core
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# One more than there are cores: tests wait for servers, browsers and pauses too.
+PROCESSES = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
+test: $(VENV)/.dev  ## run the whole test suite, in a process for each core and one more
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev  ## the same without what takes more than a second or two
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 # torch compiles nothing (minutes for a few tokens), and one thread is the quickest for a model of this size.
 test-vllm: $(VLLM_VENV)/.ready  ## run the tests of training and serving with a real vLLM, in an environment of its own
