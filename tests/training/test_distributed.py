@@ -65,8 +65,8 @@ DSPO: dict[str, Any] = {
 JOBS["dspo"] = DSPO
 REFLECTING = [name for name in JOBS if name != "dspo"]
 ASKED = [name for name in REFLECTING if "writes" not in name]
-# Where each process has all weights, as under these, nothing waits for the other while a model is only asked: how that
-# goes is shown where they are parted.
+# Here each process has all weights and asks a model without the others. So the jobs that differ in what is asked alone
+# are run where the weights are parted.
 WHOLE = ("ddp", "zero2")
 MOVING = ("policy", "unbroken", "resumed", "rollouts", "adapters", "dynamic", "dspo")
 # A process keeps what its own rollouts give it, so that another number of processes keeps other groups.
@@ -79,7 +79,7 @@ def jobs_of(mode: str, jobs: Iterable[str] = JOBS) -> list[str]:
 
 
 def with_jobs(jobs: Iterable[str]) -> pytest.MarkDecorator:
-    """Tests each mode with those of these jobs that it two."""
+    """Tests each mode with those of these jobs that it runs."""
     pairs = [(mode, job) for mode in MODES for job in jobs_of(mode, jobs)]
     return pytest.mark.parametrize(("two", "job"), pairs, indirect=["two"])
 
