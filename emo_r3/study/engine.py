@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..errors import EmoR3Error
@@ -53,7 +54,7 @@ class Todo:
     impossible: dict[str, str] = field(default_factory=dict)
 
     def minutes(self, run: Run) -> float:
-        """What a run takes: the mean of those that are most like it."""
+        """What a run takes: the median of those that are most like it, as some were paused."""
         arm = self.study.arm(run.arm)
 
         def like(test: Callable[[Arm], bool]) -> list[float]:
@@ -67,7 +68,7 @@ class Todo:
         ]
         for kind in kinds:
             if measured := like(kind):
-                return sum(measured) / len(measured)
+                return median(measured)
         usual = "tune" if arm.tuning else "train" if arm.recipe else "measure"
         return arm.minutes or self.study.minutes[usual]
 

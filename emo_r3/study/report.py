@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..files import write_text, writing
@@ -473,14 +474,15 @@ def _looks(results: Results) -> list[str]:
 def _runs(results: Results) -> list[str]:
     """What has run, by step, where, with which code, and the command that goes on."""
     study = results.study
-    lines = ["## What has run", "", "| step | runs | done | failed | minutes of a run |", "|---|---:|---:|---:|---:|"]
+    head = "| step | runs | done | failed | minutes of a run, median |"
+    lines = ["## What has run", "", head, "|---|---:|---:|---:|---:|"]
     for step in sorted({one.step for one in study.arms}):
         own = [run for run in study.runs() if study.arm(run.arm).step == step]
         there = [results.all[run] for run in own if run in results.all]
         failed = [one for one in there if one.failed]
         minutes = [float(one.facts["seconds"]["run"]) / 60 for one in there if not one.failed]
-        mean = f"{sum(minutes) / len(minutes):.1f}" if minutes else ""
-        lines.append(f"| {step} | {len(own)} | {len(there) - len(failed)} | {len(failed)} | {mean} |")
+        usual = f"{median(minutes):.1f}" if minutes else ""
+        lines.append(f"| {step} | {len(own)} | {len(there) - len(failed)} | {len(failed)} | {usual} |")
     lines.append("")
     lines += [f"- {run.name} failed: {one.failed}" for run, one in results.all.items() if one.failed]
     done = [one.facts for one in results.all.values() if not one.failed]

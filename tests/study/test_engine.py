@@ -152,6 +152,9 @@ def test_how_long_it_takes(tmp_path: Path) -> None:
         "two-seed1": 10,
         "other-seed1": 20,
     }, "as long as the arm took, or one with the same recipe"
+    make_result(place.study, tmp_path, Run("one", 2), 0.5, identity="one None", seconds={"run": 660.0})
+    make_result(place.study, tmp_path, Run("one", 3), 0.5, identity="one None", seconds={"run": 36_000.0})
+    assert find_todo(place, tmp_path).minutes(Run("two", 1)) == 11, "a run that was paused for hours says nothing"
     assert duration(134) == "2 h 14 min" and duration(0.4) == "0 min"
 
 
