@@ -26,7 +26,7 @@ test test-fast: export PYTHONDONTWRITEBYTECODE :=
 # One more than there are cores: tests wait for servers, browsers and pauses too.
 PROCESSES = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-test: $(VENV)/.dev  ## run the whole test suite, in a process for each core and one more
+test: $(VENV)/.dev  ## run the whole test suite, in one process more than there are cores
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev  ## the same without what takes more than a second or two

@@ -54,7 +54,7 @@ class Todo:
     impossible: dict[str, str] = field(default_factory=dict)
 
     def minutes(self, run: Run) -> float:
-        """What a run takes: the median of those that are most like it, as some were paused."""
+        """What a run takes: the median of those that are most like it, so that a paused one doesn't count."""
         arm = self.study.arm(run.arm)
 
         def like(test: Callable[[Arm], bool]) -> list[float]:
