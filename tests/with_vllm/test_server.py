@@ -1,7 +1,8 @@
-"""A real `vllm serve` of the miniature: the endpoint pipeline, `emo-r3 evaluate --endpoint`, and rollouts from it."""
+"""A real `vllm serve` of the miniature: its answers, `predict` and `evaluate` on the command line, and rollouts."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from cpu import ENVIRONMENT, check_same_policy
 from huggingface_hub import constants
 from miniature_rows import make_images, make_trainer
 
+from emo_r3.cli.common import EXIT_SOME_FAILED
 from emo_r3.errors import TrainingError
 from emo_r3.evaluation.comparison import read_rows
 from emo_r3.inference.endpoint import EndpointPipeline
@@ -84,6 +86,38 @@ def test_the_endpoint_gives_what_the_pipeline_gives(server: str, monkeypatch: py
     ]
     print(f"probabilities differ by {max(differences):.1e} at most")
     assert max(differences) < BOUND
+
+
+def test_predict_is_killed_and_goes_on(server: str, tmp_path: Path) -> None:
+    folder, output = tmp_path / "images", tmp_path / "rows.jsonl"
+    folder.mkdir()
+    for number, (image, _) in enumerate(make_images()):
+        image.save(folder / f"{number:02}.png")
+    (folder / "99.png").write_bytes(b"not an image")
+    command = [
+        sys.executable, "-m", "emo_r3", "predict", str(folder), "--endpoint", server, "--batch-size", "1",
+        "--format", "jsonl", "--output", str(output),
+    ]  # fmt: skip
+    environment = os.environ | {"HF_HUB_OFFLINE": "0"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (output.exists() and output.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == EXIT_SOME_FAILED, done.stderr
+    first, last = done.stderr.splitlines()[0], done.stderr.splitlines()[-1]
+    kept = int(first.split()[1])
+    assert 2 <= kept < 17 and first == f"emo-r3: {kept} of 17 done before, going on"
+    assert last == f"emo-r3: 1 of {17 - kept} failed, see their rows"
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [Path(row["image"]).name for row in rows] == [f"{number:02}.png" for number in [*range(16), 99]]
+    assert rows[-1]["error"] and all(row["settings"]["endpoint"] == server for row in rows)
+    local = EmoR3Pipeline.from_pretrained("miniature")([image for image, _ in make_images()], decoding="free")
+    assert [(row["text"], row["label"]) for row in rows[:-1]] == [(one.text, one.label) for one in local]
 
 
 def test_evaluate_measures_the_server_as_the_model(server: str, tmp_path: Path) -> None:
