@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import write_text
-from .arms import Run, Study, StudyError
+from .arms import Contrast, Run, Study, StudyError
 from .packing import unpack
-from .statistics import Array, Estimate, combine, shares, sums
+from .statistics import ALPHA, Array, Estimate, combine, holm, shares, sums, verdict
 
 FORM = 1
 """Of a result file; raised with each change that old files can't follow."""
@@ -85,6 +85,22 @@ MEASURES: dict[str, Measure] = {
     "train_seconds": Measure("training, s", run="seconds", scale=1, digits=0),
 }
 """What can be a column or a contrast. `accuracy@miniature-6` is that of one data set; else it is the mean of all."""
+
+
+def measure_of(name: str) -> Measure:
+    """The measure of a column's name; raises [`StudyError`] for one that there is not."""
+    name = name.partition("@")[0]
+    if name not in MEASURES:
+        raise StudyError(f"there is no measure {name}: choose one of {', '.join(MEASURES)}")
+    return MEASURES[name]
+
+
+def title_of(name: str) -> str:
+    """What a column is called in tables and figures."""
+    _, _, dataset = name.partition("@")
+    measure = measure_of(name)
+    unit = ", %" if measure.scale == 100 else ""
+    return f"{measure.title} {dataset}{unit}" if dataset else f"{measure.title}{unit}"
 
 
 @dataclass(frozen=True)
@@ -207,10 +223,7 @@ class Results:
         return self._kept[key]
 
     def _series(self, result: Result, name: str, train_on: str) -> Array | None:
-        name, _, only = name.partition("@")
-        if name not in MEASURES:
-            raise StudyError(f"there is no measure {name}: choose one of {', '.join(MEASURES)}")
-        measure = MEASURES[name]
+        measure, only = measure_of(name), name.partition("@")[2]
         if measure.run:
             value = (result.facts.get("training") or {}).get(measure.run)
             return None if value is None else np.array([float(value) * measure.scale])
@@ -252,6 +265,20 @@ class Results:
         for first, second in zip(plus, minus, strict=True):
             terms += [(first, second, weight), (second, first, -weight)]
         return self._combine(terms, measure)
+
+    def verdicts(self) -> list[tuple[Contrast, Estimate | None, float, str]]:
+        """Each contrast of the study with its estimate, the level that it is read at, and its verdict."""
+        contrasts = self.study.contrasts
+        estimates = {one.name: self.contrast(one.plus, one.minus, one.measure, one.sum) for one in contrasts}
+        primary = [one.name for one in contrasts if one.primary]
+        found_p = {name: None if (seen := estimates[name]) is None else seen.p for name in primary}
+        levels = holm(found_p) if primary else {}
+        made = []
+        for one in contrasts:
+            alpha, estimate = levels.get(one.name, ALPHA), estimates[one.name]
+            told = verdict(estimate, one.smallest, alpha=alpha, above=one.above, equal=one.equal)
+            made.append((one, estimate, alpha, told))
+        return made
 
     def _combine(self, terms: Sequence[tuple[str, str, float]], measure: str) -> Estimate | None:
         found = {arm: self.of(arm) for arm, _, _ in terms}
