@@ -68,9 +68,10 @@ notebooks: $(VENV)/.dev  ## run the notebooks and keep what they show: about 15 
 bench: $(VENV)/.dev  ## print the speed ratios
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
-study: $(VENV)/.dev  ## run what the study lacks, write docs/study/report.md and README's verdicts: hours; it goes on where it was stopped
+study: $(VENV)/.dev  ## run what the study lacks, write its report and what pages quote of it: hours; it goes on where it was stopped
 	$(BIN)/emo-r3 study recipes/study.yaml
 	$(BIN)/python docs/make_verdicts.py
+	$(BIN)/python docs/make_methods.py
 
 study-check: $(VENV)/.dev  ## make the study's tables and figures again from its results, and fail on any difference
 	$(BIN)/emo-r3 study recipes/study.yaml --check

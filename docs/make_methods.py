@@ -1,27 +1,25 @@
-"""Makes `docs/methods.md`: what each method is, and what was measured of it, read from
-`docs/results/`.
+"""Makes `docs/methods.md`: what each method is, and what was measured of it, read from `docs/study/report.md`.
 
 .venv/bin/python docs/make_methods.py
 """
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "methods.md"
-COLUMNS = (("A_I", "A^I"), ("A_O", "A^O"), ("A", "A"))
+REPORT = DOCS / "study/report.md"
+TABLE = "### The paper's table 1: accuracy, %"
+COLUMNS = ("A^I", "A^O", "A")
 HEAD = """# Methods
 
 What is implemented, by which formula, and what was measured. All numbers here are of the miniature, a model of
-drawings: [concepts/miniature.md](concepts/miniature.md) says what that can't say. They are read from
-`docs/results/` by `docs/make_methods.py`; [evaluate.md](evaluate.md) says how they were measured.
-Each is one run with one seed, trained on miniature-8, over as many images as its row says.
-[rewards.md](rewards.md) has the rewards one by one, [papers.md](papers.md) the papers, and
-[study/report.md](study/report.md) the comparison with several seeds.
+drawings: [concepts/miniature.md](concepts/miniature.md) says what that can't say. They are the study's, with G = 8:
+means of a training on miniature-8 and one on miniature-6, with half of their 95 % intervals.
+[Its report](study/report.md) compares the methods and says what each costs, and [its plan](study/plan.md) how all that
+was measured. [rewards.md](rewards.md) has the rewards one by one, and [papers.md](papers.md) the papers.
 
 In the formulas, a group is the G answers to one image, r is the reward of an answer, and the advantage is
 (r - the group's mean) / the group's standard deviation.
@@ -31,7 +29,7 @@ In the formulas, a group is the G answers to one image, r is the reward of an an
 
 @dataclass(frozen=True)
 class Method:
-    """A part of the page; `results` is a file of that folder, and `status` what its recipe says unless given."""
+    """A part of the page; `rows` are its lines in the study's table, and `status` is there where none is trained."""
 
     name: str
     about: str
@@ -39,8 +37,8 @@ class Method:
     source: str
     status: str
     where: str
+    rows: tuple[str, ...]
     recipe: str = ""
-    results: str = ""
 
 
 METHODS = (
@@ -52,7 +50,7 @@ METHODS = (
         "the baselines of EMO-R3 (arXiv:2602.23802), section 4",
         "runs on every model",
         "`emo_r3/prompts.toml`, `emo_r3/inference/engine.py`; `--method direct`, `think` or `set`",
-        results="miniature",
+        ("vanilla", "CoT"),
     ),
     Method(
         "SFT",
@@ -61,8 +59,8 @@ METHODS = (
         "the baseline of EMO-R3 (arXiv:2602.23802), section 4.1",
         "",
         "`emo_r3/training/stage.py`, `emo_r3/training/examples.py`",
+        ("SFT",),
         "sft.yaml",
-        "sft",
     ),
     Method(
         "GRPO",
@@ -71,8 +69,8 @@ METHODS = (
         "DeepSeekMath (arXiv:2402.03300), as EMO-R3, eq. 1, has it",
         "",
         "TRL's `GRPOTrainer`; the standard deviation in `emo_r3/training/deviation.py`",
+        ("GRPO",),
         "grpo.yaml",
-        "grpo",
     ),
     Method(
         "DAPO",
@@ -82,8 +80,8 @@ METHODS = (
         "DAPO (arXiv:2503.14476)",
         "",
         "`emo_r3/training/dynamic_sampling.py`; loss and clip are TRL's",
+        ("DAPO",),
         "dapo.yaml",
-        "dapo",
     ),
     Method(
         "SET",
@@ -92,8 +90,8 @@ METHODS = (
         "EMO-R3 (arXiv:2602.23802), section 3.2",
         "",
         "`emo_r3/prompts.toml`, `emo_r3/parsing.py`",
+        ("SET",),
         "set.yaml",
-        "set",
     ),
     Method(
         "EMO-R3",
@@ -102,8 +100,8 @@ METHODS = (
         "EMO-R3 (arXiv:2602.23802), section 3.3, eq. 5 and 6",
         "",
         "`emo_r3/training/judge.py`, `emo_r3/models/reflection.py`",
+        ("EMO-R3",),
         "emo-r3.yaml",
-        "emo-r3",
     ),
     Method(
         "EMO-R3 with Cold-Start-Emo",
@@ -112,8 +110,8 @@ METHODS = (
         "EMO-R3 (arXiv:2602.23802), section 3.4",
         "",
         "`emo_r3/training/run.py`; `cold_start_samples` in a recipe",
+        ("+ Cold-Start",),
         "emo-r3-cold-start.yaml",
-        "emo-r3-cold-start",
     ),
     Method(
         "DSPO",
@@ -123,8 +121,8 @@ METHODS = (
         "DSPO (arXiv:2609.36775), from its text: no code is public",
         "",
         "`emo_r3/training/dspo.py`, `emo_r3/training/intervention.py`, `emo_r3/training/prior.py`",
+        ("DSPO",),
         "dspo.yaml",
-        "dspo",
     ),
     Method(
         "SEPM",
@@ -134,7 +132,7 @@ METHODS = (
         "SEPM (ICML 2025)",
         "for the Qwen-VL family; its threshold is for large models, see evaluate.md",
         "`emo_r3/evaluation/sepm.py`; `--method sepm`",
-        results="sepm",
+        ("SEPM",),
     ),
     Method(
         "DAN",
@@ -144,7 +142,7 @@ METHODS = (
         "DAN (arXiv:2609.36782)",
         "for the Qwen-VL family, see evaluate.md",
         "`emo_r3/evaluation/dan.py`; `--method dan`",
-        results="dan",
+        ("DAN",),
     ),
 )
 
@@ -156,32 +154,37 @@ def page() -> str:
 
 def entry(method: Method) -> str:
     """The part of one method."""
-    status = method.status or ran(method.recipe)
-    rows = [("Formula", method.formula), ("Source", method.source), ("Status", status), ("Code", method.where)]
+    status = method.status or "trained on the miniature; its recipes of full size were tried for two steps"
+    facts = [("Formula", method.formula), ("Source", method.source), ("Status", status), ("Code", method.where)]
     if method.recipe:
-        rows.append(("Recipe", f"`recipes/miniature/{method.recipe}`, and that name beside other models"))
-    rows.append(("Measured", measured(method.results)))
-    table = "\n".join(f"| {fact} | {value} |" for fact, value in rows)
+        facts.append(("Recipe", f"`recipes/miniature/{method.recipe}`, and that name beside other models"))
+    name = "{}: " if len(method.rows) > 1 else ""
+    facts.append(("Measured", "; ".join(name.format(row) + measured(row) for row in method.rows)))
+    table = "\n".join(f"| {name} | {cell(value)} |" for name, value in facts)
     return f"## {method.name}\n\n{method.about}\n\n| | |\n|---|---|\n{table}\n"
 
 
-def ran(recipe: str) -> str:
-    """What the head of the miniature's recipe says of its runs."""
-    head = (DOCS.parent / "recipes/miniature" / recipe).read_text(encoding="utf-8")
-    (line,) = re.findall(r"^# Hardware: (.*)$", head, re.MULTILINE)
-    return f"the miniature's recipe: {line.rstrip('.')}. Those of full size were tried for two steps"
+def cell(text: str) -> str:
+    """As it stands in a table, where a bar would begin the next column."""
+    return text.replace("|", "\\|")
 
 
-def measured(name: str) -> str:
-    """Accuracy in percent with its interval, of a file of `docs/results/`."""
-    facts = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    found = []
-    for key, title in COLUMNS:
-        value, low, high = (100 * facts["metrics"][key][part] for part in ("value", "low", "high"))
-        found.append(f"{title} {value:.2f} % [{low:.1f}, {high:.1f}]")
-    images = sum(data["count"] for data in facts["datasets"])
-    told = f"{images:,} images, method `{facts['method']}`"
-    return f"{', '.join(found)}; {told} ([{name}.json](results/{name}.json))"
+def measured(row: str) -> str:
+    """Accuracy in percent of a row of the report's first table, and over how many seeds."""
+    lines = REPORT.read_text(encoding="utf-8").partition(TABLE)[2].strip().splitlines()
+    titles, found = parts(lines[0]), next((parts(line) for line in lines if parts(line)[:1] == [row]), None)
+    if found is None:
+        return "not run yet"
+    values = dict(zip(titles, found, strict=True))
+    shown = ", ".join(f"{name} {values[f'{name}, %']} %" for name in COLUMNS)
+    seeds = values["seeds"]
+    over = "not trained" if seeds == "none trained" else f"seeds: {seeds.replace(', ', ' and ')}"
+    return f"{shown} ({over})"
+
+
+def parts(line: str) -> list[str]:
+    """The cells of a line of a table."""
+    return [one.strip() for one in line.strip().strip("|").split("|")]
 
 
 if __name__ == "__main__":

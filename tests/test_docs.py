@@ -267,6 +267,14 @@ def test_the_report_of_the_study_joins_the_navigation(monkeypatch: pytest.Monkey
     assert listed(site.on_config(config).nav) == ["study/plan.md", "study/report.md"]
 
 
+@pytest.mark.parametrize("page", [*PAGES, *MADE], ids=named)
+def test_rows_of_tables_have_a_cell_for_each_column(page: Path) -> None:
+    """A bar in a cell begins another, and what stands behind the last column is not shown."""
+    for table in re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE):
+        cells = [len(re.split(r"(?<!\\)\|", line.strip())) for line in table.splitlines()]
+        assert len(set(cells)) == 1, table
+
+
 def test_the_page_of_methods_is_made_of_what_was_measured() -> None:
     assert (ROOT / "docs/methods.md").read_text(encoding="utf-8") == script("make_methods").page()
 
