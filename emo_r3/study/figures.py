@@ -97,10 +97,13 @@ def _shown(results: Results, figure: Figure) -> dict[str, Any]:
 def _interval(
     results: Results, arms: Sequence[str], measure: str, like: Sequence[str] = ()
 ) -> tuple[float, float, float] | None:
+    """A measure with its interval; that of a share ends where shares do, so that axes do."""
     estimate = results.row(arms, measure, like)
     if estimate is None:
         return None
     low, high = estimate.interval()
+    if measure_of(measure).scale == 100:
+        low, high = max(low, 0.0), min(high, 100.0)
     return low, estimate.value, high
 
 

@@ -113,7 +113,8 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
         f"{_progress(results)}.",
         "",
         "Differences are in points (percent of items) unless the measure is no share. † means one seed: that interval "
-        "is over items alone. Bold differences have a 95 % interval without 0, uncorrected.",
+        "is over items alone. Bold differences have a 95 % interval without 0, uncorrected. Lines through the points "
+        "of a figure are 95 % intervals unless its axis says otherwise; those of shares end at 0 and 100 %.",
         "",
         "## Verdicts on the primary contrasts",
         "",

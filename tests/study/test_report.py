@@ -80,6 +80,18 @@ def test_domains_are_of_the_training(study: Study, tmp_path: Path) -> None:
     assert found == pytest.approx({"A_I": 100, "A_O": 25, "A": 50})
 
 
+def test_intervals_of_shares_end_where_shares_do(study: Study, tmp_path: Path) -> None:
+    for seed, right in ((1, 0.95), (2, 0.6)):
+        make_result(study, tmp_path, Run("d07-set", seed), right)
+    results = Results(study, read_results(tmp_path))
+    estimate = results.row(["d07-set"], "A")
+    assert estimate is not None and estimate.interval()[1] > 100
+    [shown] = [one for one in study.figures if one.name == "parts"]
+    false_texts, accuracy = figures._shown(results, shown)["SET"]
+    assert accuracy == (pytest.approx(max(0.0, estimate.interval()[0])), estimate.value, 100.0)
+    assert 0 <= false_texts[0] <= false_texts[1] <= false_texts[2] <= 100
+
+
 @pytest.mark.slow
 def test_the_check_finds_any_change(study: Study, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (figures, report):
