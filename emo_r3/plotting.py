@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,10 @@ def draw_curves(panels: Sequence[Panel], path: Path) -> None:
         return
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
+    colours = _colours(panels)
     with _figure(WIDTH * columns, HEIGHT * rows, path) as figure:
         for place, panel in enumerate(panels, start=1):
-            _draw_panel(figure.add_subplot(rows, columns, place), panel)
+            _draw_panel(figure.add_subplot(rows, columns, place), panel, colours)
 
 
 def draw_timeline(
@@ -309,14 +311,25 @@ def draw_reliability(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, flo
             axes.legend(loc="upper left")
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _colours(panels: Sequence[Panel]) -> dict[str, str]:
+    """A colour for each name: the same in all panels, and in a panel no other's as long as there are enough."""
+    found: dict[str, str] = {}
+    for panel in panels:
+        names = [one.name for one in panel.series]
+        taken = {found[name] for name in names if name in found}
+        free = cycle([colour for colour in COLOURS if colour not in taken] or COLOURS)
+        found |= {name: next(free) for name in names if name not in found}
+    return found
+
+
+def _draw_panel(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     lines = [Series(one.name, [point for point in one.points if math.isfinite(point[1])]) for one in panel.series]
     if not any(line.points for line in lines):
         axes.set_axis_off()
         return
-    for number, line in enumerate(lines):
+    for line in lines:
         steps, values = zip(*line.points, strict=True) if line.points else ((), ())
-        axes.plot(steps, values, color=COLOURS[number % len(COLOURS)], label=line.name)
+        axes.plot(steps, values, color=colours[line.name], label=line.name)
     above = 0
     if len(lines) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2, fontsize=8)

@@ -43,6 +43,17 @@ def test_a_line_goes_where_its_points_are(tmp_path: Path) -> None:
     assert y[x.argmin()] > y[x.argmax()], "it rises"
 
 
+def test_a_name_has_one_colour_in_all_panels(tmp_path: Path) -> None:
+    first = Panel("First", [Series(name, [(0, 0.0), (1, 1.0)]) for name in ("a", "b", "c")])
+    second = Panel("Second", [Series(name, [(0, 0.0), (1, 1.0)]) for name in ("c", "new")])
+    draw_curves([first, second], tmp_path / "curves.png")
+    sides = []
+    for colour in COLOURS[:3]:
+        x, _ = places(tmp_path / "curves.png", colour)
+        sides.append((bool((x < WIDTH * DPI).any()), bool((x > WIDTH * DPI).any())))
+    assert sides == [(True, True), (True, False), (True, True)], "c stays the third, and new is the first that is free"
+
+
 def test_intervals_go_where_their_ends_are(tmp_path: Path) -> None:
     low, high = (10.0, 20.0, 40.0), (40.0, 80.0, 90.0)
     draw_intervals(["low", "high"], [Block("here", [low, high], begins=True)], "accuracy, %", tmp_path / "plot.png")
