@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -158,8 +159,8 @@ def entry(method: Method) -> str:
     facts = [("Formula", method.formula), ("Source", method.source), ("Status", status), ("Code", method.where)]
     if method.recipe:
         facts.append(("Recipe", f"`recipes/miniature/{method.recipe}`, and that name beside other models"))
-    name = "{}: " if len(method.rows) > 1 else ""
-    facts.append(("Measured", "; ".join(name.format(row) + measured(row) for row in method.rows)))
+    title = "{}: " if len(method.rows) > 1 else ""
+    facts.append(("Measured", "; ".join(title.format(row) + measured(row) for row in method.rows)))
     table = "\n".join(f"| {name} | {cell(value)} |" for name, value in facts)
     return f"## {method.name}\n\n{method.about}\n\n| | |\n|---|---|\n{table}\n"
 
@@ -171,11 +172,12 @@ def cell(text: str) -> str:
 
 def measured(row: str) -> str:
     """Accuracy in percent of a row of the report's first table, and over how many seeds."""
-    lines = REPORT.read_text(encoding="utf-8").partition(TABLE)[2].strip().splitlines()
-    titles, found = parts(lines[0]), next((parts(line) for line in lines if parts(line)[:1] == [row]), None)
-    if found is None:
+    below = REPORT.read_text(encoding="utf-8").partition(TABLE)[2].strip().splitlines()
+    titles, *others = (parts(line) for line in takewhile(lambda line: line.startswith("|"), below))
+    found = [cells for cells in others if cells[0] == row]
+    if not found:
         return "not run yet"
-    values = dict(zip(titles, found, strict=True))
+    values = dict(zip(titles, found[0], strict=True))
     shown = ", ".join(f"{name} {values[f'{name}, %']} %" for name in COLUMNS)
     seeds = values["seeds"]
     over = "not trained" if seeds == "none trained" else f"seeds: {seeds.replace(', ', ' and ')}"

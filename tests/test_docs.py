@@ -279,6 +279,19 @@ def test_the_page_of_methods_is_made_of_what_was_measured() -> None:
     assert (ROOT / "docs/methods.md").read_text(encoding="utf-8") == script("make_methods").page()
 
 
+def test_a_method_that_the_first_table_lacks_is_not_run_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = script("make_methods")
+    report = (ROOT / "docs/study/report.md").read_text(encoding="utf-8")
+    before, _, after = report.partition(made.TABLE)
+    (tmp_path / "report.md").write_text(
+        before + made.TABLE + re.sub(r"^\| SFT \|.*\n", "", after, count=1, flags=re.M)
+    )
+    monkeypatch.setattr(made, "REPORT", tmp_path / "report.md")
+    assert made.measured("SFT") == "not run yet", "the next table has a line of it"
+    assert made.measured("GRPO").startswith("A^I ") and "seeds: " in made.measured("GRPO")
+    assert made.measured("vanilla").endswith("(not trained)")
+
+
 def test_the_readme_has_the_verdicts_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = script("make_verdicts")
     assert (ROOT / "README.md").read_text(encoding="utf-8") == made.page()

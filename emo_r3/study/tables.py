@@ -12,6 +12,7 @@ from .statistics import ALPHA, NOT_RUN, Estimate
 
 
 def verdict_table(study: Study, rows: Sequence[tuple[Contrast, Estimate | None, float, str]]) -> list[str]:
+    """Contrasts as [`Results.verdicts`] gives them, a line for each."""
     lines = [
         "| | claim | measure | difference | level | p | seeds | smallest of interest | paper | verdict |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
