@@ -93,7 +93,9 @@ def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]
 
 
 @pytest.fixture
-def hub(running_hub: HubServer) -> HubServer:
+def hub(running_hub: HubServer) -> Iterator[HubServer]:
     """The session's Hub with nothing set to fail. Repositories stay: each test uses names of its own."""
     running_hub.faults.clear()
-    return running_hub
+    yield running_hub
+    reports = [seen.what for seen in running_hub.faults.seen if "/telemetry/" in seen.what]
+    assert not reports, "a library reported what a user does"

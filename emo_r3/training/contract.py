@@ -45,6 +45,7 @@ PRIVATE = (
     Private(GRPOTrainer, "_get_per_token_logps_and_entropies", _LOG_PROBS, "shared_prompt: packed rows"),
     Private(GRPOTrainer, "_tokenize_prompts", ("self", "prompts"), "rollout: each different prompt once"),
     Private(GRPOTrainer, "_generate_single_turn", _TURN, "rollout: in parts, from a shared prompt"),
+    Private(GRPOTrainer, "_send_telemetry", ("self",), "safety: nothing about a run is reported"),
     Private(GRPOTrainer, "_log_metric", ("self", "name", "value"), "trainer, dynamic_sampling: what is no reward's"),
     Private(DistributedBackend, "summon_full_params", None, "rollout, judges: generation on sharded weights"),
     Private(DistributedBackend, "is_fsdp", None, "judges: whether processes must go together"),

@@ -29,6 +29,7 @@ class SafeTrainer(WholeCheckpoints, ExactResume):
 
     - On SIGTERM the run saves at the end of the step, or of the updates on the same generation, and exits with 143.
     - A reward, loss or gradient that is not finite stops the run before the weights that it makes are saved.
+    - Nothing about the run is reported to anybody.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -36,6 +37,9 @@ class SafeTrainer(WholeCheckpoints, ExactResume):
         self._losses_finite = True
         self._terminated = False
         self.add_callback(_StopWhenTold(self))
+
+    def _send_telemetry(self) -> None:
+        """Does nothing: TRL would report the kind of model, data and machine to the Hub."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; raises `SystemExit(143)` if SIGTERM ended it and [`TrainingError`] if it can't go on."""

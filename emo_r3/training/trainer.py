@@ -119,6 +119,8 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
         args.generation_kwargs = without_images(model, processing_class, args) | given
         # TRL relies on it for the token types of images, and sets it only on processors that it loads itself.
         processing_class.tokenizer.padding_side = "left"
+        if args.use_vllm:
+            os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it reports what it runs on otherwise
         super().__init__(
             model=model,
             reward_funcs=functions,

@@ -60,9 +60,9 @@ class HubServer:
     def environment(self, home: Path, user: str | None = None, **more: str) -> dict[str, str]:
         """The environment of a client process: this Hub, an HF_HOME of its own, the token of a user, if any."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE_"))}
-        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        kept.pop("CI", None)  # under which TRL reports nothing
         tokens = [token for token, account in TOKENS.items() if account.name == user]
-        here = {"HF_ENDPOINT": self.url, "HF_HOME": str(home)} | quiet
+        here = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         return kept | here | ({"HF_TOKEN": tokens[0]} if user else {}) | more
 
 

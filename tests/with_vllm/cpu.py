@@ -11,7 +11,6 @@ import pytest
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or it takes all cores for itself
-    "VLLM_NO_USAGE_STATS": "1",
 }
 
 

@@ -127,6 +127,12 @@ def test_vllm_reads_the_prompts_of_the_policy(run: Run) -> None:
     assert furthest(run.vllm_before, run.policy_before) < 1e-3
 
 
+def test_vllm_reports_nothing(run: Run) -> None:
+    from vllm.usage.usage_lib import is_usage_stats_enabled
+
+    assert not is_usage_stats_enabled()
+
+
 def test_a_rollout_after_an_update_comes_from_the_new_weights(run: Run) -> None:
     # TRL compares what vLLM says of a token that it drew with what the policy says, as it is then.
     rows = [row for row in run.trainer.state.log_history if "sampling/sampling_logp_difference/max" in row]

@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--logprobs-mode", "processed_logprobs", "--enable-scale-out",
     ]  # fmt: skip
     log = tmp_path_factory.mktemp("server") / "log"
-    environment = os.environ | ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1"}
+    environment = os.environ | ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("w") as stream:
         process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
     url = f"http://127.0.0.1:{port}"

@@ -34,7 +34,7 @@ def shown(estimate: dict[str, float]) -> str:
     return "{value:.1%} ({low:.1%} to {high:.1%})".format(**estimate)
 
 
-with gr.Blocks(title="Domain accuracy") as demo:
+with gr.Blocks(title="Domain accuracy", analytics_enabled=False) as demo:
     gr.Markdown("# Domain accuracy\nAccuracy by domain and its averages as EMO-R3 reports them, with 95 % intervals.")
     answers = gr.Dataframe(EXAMPLE, headers=["prediction", "reference", "domain"], type="array", label="Answers")
     trained_on = gr.Textbox("emoset-2k", label="In-domain", info="What the model was trained on; commas between.")
