@@ -118,7 +118,7 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
         "",
         "## Verdicts on the primary contrasts",
         "",
-        *verdict_table(study, primary),
+        *verdict_table(results, primary),
         "",
         *_picture("verdicts", "Each primary contrast with its interval and its verdict", drawn),
     ]
@@ -127,7 +127,7 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
     for question in questions:
         lines += [f"## Question {question}: {QUESTIONS.get(question, '')}".rstrip(": "), ""]
         if own := [row for row in told if row[0].question == question and not row[0].primary]:
-            lines += ["Secondary contrasts, at 95 % without correction:", "", *verdict_table(study, own), ""]
+            lines += ["Secondary contrasts, at 95 % without correction:", "", *verdict_table(results, own), ""]
         for figure in study.figures:
             if figure.question == question:
                 lines += _picture(figure.name, figure.title, drawn)

@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..files import write_text
 from .arms import Contrast, Run, Study, StudyError
 from .packing import unpack
-from .statistics import ALPHA, Array, Estimate, combine, holm, shares, sums, verdict
+from .statistics import ALPHA, CANT_TELL, Array, Estimate, combine, holm, shares, sums, verdict
 
 FORM = 1
 """Of a result file; raised with each change that old files can't follow."""
@@ -277,8 +277,20 @@ class Results:
         for one in contrasts:
             alpha, estimate = levels.get(one.name, ALPHA), estimates[one.name]
             told = verdict(estimate, one.smallest, alpha=alpha, above=one.above, equal=one.equal)
+            arms = (*one.plus, *one.minus)
+            if estimate is None and all(map(self.of, arms)) and self.without(arms, one.measure):
+                told = CANT_TELL
             made.append((one, estimate, alpha, told))
         return made
+
+    def without(self, arms: Sequence[str], measure: str) -> list[str]:
+        """Names of the runs of these arms that have no value of a measure: of texts, if no answer has one."""
+        return [
+            one.run.name
+            for arm in dict.fromkeys(arms)
+            for one in self.of(arm).values()
+            if self.series(one, measure, self._train_on(arm)) is None
+        ]
 
     def _combine(self, terms: Sequence[tuple[str, str, float]], measure: str) -> Estimate | None:
         found = {arm: self.of(arm) for arm, _, _ in terms}

@@ -8,23 +8,25 @@ from statistics import median
 
 from .arms import Contrast, Run, Study, Table
 from .results import MEASURES, Measure, Results, measure_of, title_of
-from .statistics import ALPHA, NOT_RUN, Estimate
+from .statistics import ALPHA, CANT_TELL, NOT_RUN, Estimate
 
 
-def verdict_table(study: Study, rows: Sequence[tuple[Contrast, Estimate | None, float, str]]) -> list[str]:
+def verdict_table(results: Results, rows: Sequence[tuple[Contrast, Estimate | None, float, str]]) -> list[str]:
     """Contrasts as [`Results.verdicts`] gives them, a line for each."""
     lines = [
         "| | claim | measure | difference | level | p | seeds | smallest of interest | paper | verdict |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for contrast, estimate, alpha, told in rows:
-        planned = _planned(study, contrast)
+        planned = _planned(results.study, contrast)
         measure = measure_of(contrast.measure)
         cells = ["", "", "", ""]
         if estimate is not None:
             p = f"{estimate.p:.4f}" if estimate.p > 1e-4 else "< 0.0001"
             cells = [_signed(estimate, measure, alpha), f"{100 * (1 - alpha):.3g} %", p, _seeds(estimate, planned)]
             told += " so far" if 0 < estimate.seeds < planned else ""
+        elif told == CANT_TELL:
+            cells[0] = f"no value in {', '.join(results.without((*contrast.plus, *contrast.minus), contrast.measure))}"
         lines.append(
             f"| {contrast.name} | {contrast.claim} | {measure.title} | {' | '.join(cells)} "
             f"| {contrast.smallest:g} | {contrast.paper} | **{told}** |"
@@ -95,6 +97,8 @@ def table_of(results: Results, table: Table) -> list[str]:
             half_widths[name].append(estimate.smallest_told())
         differences.append(f"| {shown} | {' | '.join(cells)} |")
     told = [f"{why.capitalize()}: {', '.join(titles)}." for why, titles in absent.items()]
+    if missing_in := _without(results, table):
+        told += [*([""] if told else []), f"Empty where no answer of a run has the text: {', '.join(missing_in)}."]
     made = [f"### {table.title}", "", *([*head, *lines, ""] if lines else []), *told]
     if table.note:
         made += ["", table.note]
@@ -108,6 +112,17 @@ def table_of(results: Results, table: Table) -> list[str]:
         ]
         made += ["", f"Smallest difference that each of these could tell from 0, at most: {', '.join(told)}."]
     return made
+
+
+def _without(results: Results, table: Table) -> list[str]:
+    """Runs that lack a measure of the table which others of their arm have."""
+    found: dict[str, None] = {}
+    for arm in dict.fromkeys(arm for arms in table.rows.values() for arm in arms):
+        for measure in table.measures:
+            names = results.without([arm], measure)
+            if len(names) < len(results.of(arm)):
+                found |= dict.fromkeys(names)
+    return list(found)
 
 
 def _seed_count(results: Results, arms: Sequence[str]) -> str:

@@ -60,6 +60,24 @@ def test_the_report_says_what_its_results_say(study: Study, made: Path) -> None:
     assert str(made) not in page and "/home" not in page
 
 
+def test_a_run_without_any_text_is_told(study: Study, tmp_path: Path) -> None:
+    """It is no run that is missing, nor is its seed left out."""
+    for arm in ("d07-emo-r3", "d07-set"):
+        for seed in (1, 2, 3):
+            make_result(study, tmp_path, Run(arm, seed), 0.5, 0.1)
+    path = tmp_path / "runs/d07-set-seed2.json"
+    facts = json.loads(path.read_text())
+    for told in facts["tests"].values():
+        told["items"] |= dict.fromkeys(("text", "false", "named", "found"), pack([0] * told["count"]))
+    path.write_text(json.dumps(facts))
+    results = Results(study, read_results(tmp_path))
+    told = {one.name: (estimate, text) for one, estimate, _, text in results.verdicts()}
+    assert told["P1"] == (None, "can't tell") and told["P3"] == (None, "not run yet")
+    page = make_report(results, [])
+    assert "| false texts | no value in d07-set-seed2 |  |  |  | 5 |  | **can't tell** |" in page
+    assert "Empty where no answer of a run has the text: d07-set-seed2." in page
+
+
 def test_domains_are_of_the_training(study: Study, tmp_path: Path) -> None:
     """A^I and A^O of two trainings by hand: cells of one value each."""
     for run, rights in (
