@@ -88,6 +88,7 @@ class Contrast:
         equal (`bool`): whether the claim is that there is none of interest.
         primary (`bool`): whether it is in the family that Holm's procedure is about.
         paper (`str`): the paper's number.
+        note (`str`): what is to be known.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Contrast:
     primary: bool = False
     paper: str = ""
     short: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Table:
         rows (`dict[str, list[str]]`): by title, the arms that are one system: one for each training.
         measures (`list[str]`): its columns.
         reference (`str`, *optional*): row that others are compared with.
+        seeds (`list[int]`): of which trainings; of all if it is empty.
         note (`str`): what is to be known.
     """
 
@@ -124,6 +127,7 @@ class Table:
     rows: Mapping[str, Sequence[str]]
     measures: Sequence[str]
     reference: str | None = None
+    seeds: Sequence[int] = ()
     note: str = ""
 
 
@@ -142,6 +146,7 @@ class Figure:
         measures (`list[str]`): what is shown; for `curves`, what is kept of each update.
         at (`list[float]`): where the points of lines are.
         along (`str`): what is along x.
+        seeds (`list[int]`): of which trainings `bars` are; of all if it is empty.
     """
 
     name: str
@@ -152,6 +157,7 @@ class Figure:
     measures: Sequence[str]
     at: Sequence[float] = ()
     along: str = ""
+    seeds: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
