@@ -11,8 +11,10 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 REPORT, README = DOCS / "study/report.md", DOCS.parent / "README.md"
 BEGIN, END = "<!-- verdicts: made by docs/make_verdicts.py -->", "<!-- end of verdicts -->"
-COST = ("S1", "S2", "S4")
-"""Secondary contrasts that say what the gain of the first primary one costs."""
+BESIDE = ("S1", "S2", "S4", "S14", "S15", "S27")
+"""Secondary contrasts without which the primary ones would say too much: what the gain costs, and of SFT and RL."""
+CELLS = 10
+"""Of a line of the report's tables of verdicts."""
 ONE_SEED = "†"
 """Ends an interval that is over items alone, which is not shown."""
 
@@ -28,8 +30,9 @@ def verdicts(report: str) -> str:
     titles = ["| claim | here | seeds | paper | verdict |", "|---|---|---|---|---|"]
     head = f"{progress[0]}. On the miniature, in points, with intervals corrected for the number of claims:"
     lines = [head, "", *titles, *rows]
-    if cost := _rows(report, "|".join(COST)):
-        lines += ["", "What the first of them costs, with intervals of 95 %:", "", *titles, *cost]
+    if beside := _rows(report, "|".join(BESIDE)):
+        told = "What the gain of the first costs, and what belongs to those about SFT and RL, with intervals of 95 %:"
+        lines += ["", told, "", *titles, *beside]
     return "\n".join(lines)
 
 
@@ -37,8 +40,10 @@ def _rows(report: str, names: str) -> list[str]:
     """Of the claims of these names, those that have more than one seed."""
     rows = []
     for line in report.splitlines():
-        if re.match(rf"\| ({names}) \|", line):
-            _, _, claim, measure, difference, _, _, seeds, _, paper, verdict, _ = map(str.strip, line.split("|"))
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == CELLS and re.fullmatch(names, cells[0]):
+            _, claim, measure, difference, _, _, seeds, _, paper, verdict = cells
+            seeds = seeds.partition(" ‡")[0]  # the report says what that is
             if difference and not difference.endswith(ONE_SEED):
                 rows.append(f"| {claim} | {measure} {difference} | {seeds} | {paper or '-'} | {verdict} |")
     return rows

@@ -169,7 +169,7 @@ def draw_differences(
         groups (`list[str]`): the groups, each with a colour of its own, in the legend's order.
         axis (`str`): what the numbers are.
         path (`Path`): the file, which is there in full or as it was before.
-        largest (`float`, *optional*): what is further from 0 is cut off there.
+        largest (`float`, *optional*): what is further from 0 is cut off there, with an arrow.
     """
     with _figure(9, 1 + 0.36 * (len(rows) + 1), path) as figure:
         axes = figure.add_subplot()
@@ -185,6 +185,12 @@ def draw_differences(
         reach = 1.06 * min(reach or 1.0, largest)
         axes.set_xlim(-reach, reach)
         axes.set_ylim(len(rows) - 0.4, -0.6)
+        for place, (_, (low, _, high), group) in enumerate(rows):
+            colour = COLOURS[groups.index(group) % len(COLOURS)]
+            if low < -reach:
+                axes.plot([-reach], [place], "<", color=colour, markersize=8, clip_on=False)
+            if high > reach:
+                axes.plot([reach], [place], ">", color=colour, markersize=8, clip_on=False)
         axes.set_yticks(range(len(rows)), [title for title, _, _ in rows])
         axes.grid(axis="x")
         axes.set_axisbelow(True)

@@ -63,6 +63,19 @@ def _later(draw: Any, *arguments: Any) -> Any:
     return lambda path: draw(*arguments, path)
 
 
+def left_out(results: Results, figure: Figure) -> list[str]:
+    """The rows that a figure has no number for; of curves, with the panel."""
+    shown = _shown(results, figure)
+    if figure.kind == "curves":
+        return [
+            f"{title} ({name.replace('_', ' ')})"
+            for name in shown
+            for title in figure.rows
+            if title not in shown[name]
+        ]
+    return [title for title in figure.rows if title not in shown]
+
+
 def _shown(results: Results, figure: Figure) -> dict[str, Any]:
     """What a figure has to show, by row; by measure for curves."""
     if figure.kind == "curves":
@@ -83,7 +96,7 @@ def _shown(results: Results, figure: Figure) -> dict[str, Any]:
                 found[title] = points
             continue
         like = trained if len(trained) == len(arms) else ()
-        intervals = {name: _interval(results, arms, name, like) for name in figure.measures}
+        intervals = {name: _interval(results, arms, name, like, figure.seeds) for name in figure.measures}
         if figure.kind == "tradeoff":
             pair = tuple(intervals.values())
             if None not in pair:
@@ -95,10 +108,10 @@ def _shown(results: Results, figure: Figure) -> dict[str, Any]:
 
 
 def _interval(
-    results: Results, arms: Sequence[str], measure: str, like: Sequence[str] = ()
+    results: Results, arms: Sequence[str], measure: str, like: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> tuple[float, float, float] | None:
     """A measure with its interval; that of a share ends where shares do, so that axes do."""
-    estimate = results.row(arms, measure, like)
+    estimate = results.row(arms, measure, like, seeds)
     if estimate is None:
         return None
     low, high = estimate.interval()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ..files import write_text, writing
 from .arms import Study, StudyError
-from .figures import KINDS, draw_figures
+from .figures import KINDS, draw_figures, left_out
 from .results import Results, read_results
 from .statistics import NOT_RUN
-from .tables import bases_table, runs_table, table_of, tuning_table, verdict_table
+from .tables import bases_table, runs_table, seed_table, table_of, tuning_table, verdict_table
 
 REPORT, FIGURES = "report.md", "figures"
 QUESTIONS = {
@@ -112,13 +112,19 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
         "",
         f"{_progress(results)}.",
         "",
-        "Differences are in points (percent of items) unless the measure is no share. † means one seed: that interval "
-        "is over items alone. Bold differences have a 95 % interval without 0, uncorrected. Lines through the points "
-        "of a figure are 95 % intervals unless its axis says otherwise; those of shares end at 0 and 100 %.",
+        "Differences are in points (percent of items) unless the measure is no share. ± is half the width of a 95 % "
+        "interval, over seeds and items, or over items alone where nothing was trained. † means one seed: that "
+        "interval is over items alone. Bold differences have a 95 % interval without 0, uncorrected. ‡ and a number: "
+        "in so many of the pairs, two machines made the two runs' bases, which differ in their last bits and so "
+        "somewhat in what is learned from them. Lines through the points of a figure are 95 % intervals unless its "
+        "axis says otherwise; those of shares end at 0 and 100 %. There is one base of each dial, so no interval "
+        "covers how bases of one dial differ.",
         "",
         "## Verdicts on the primary contrasts",
         "",
         *verdict_table(results, primary),
+        "",
+        *seed_table(results),
         "",
         *_picture("verdicts", "Each primary contrast with its interval and its verdict", drawn),
     ]
@@ -130,7 +136,7 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
             lines += ["Secondary contrasts, at 95 % without correction:", "", *verdict_table(results, own), ""]
         for figure in study.figures:
             if figure.question == question:
-                lines += _picture(figure.name, figure.title, drawn)
+                lines += _picture(figure.name, figure.title, drawn, left_out(results, figure))
         for table in study.tables:
             if table.question == question:
                 lines += [*table_of(results, table), ""]
@@ -138,10 +144,11 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _picture(name: str, title: str, drawn: Sequence[str]) -> list[str]:
+def _picture(name: str, title: str, drawn: Sequence[str], without: Sequence[str] = ()) -> list[str]:
     if name not in drawn:
         return [f"*{title}: {NOT_RUN}.*", ""]
-    return [f"![{title}]({FIGURES}/{name}.svg)", "", f"*{title}.*", ""]
+    told = f" Not there, as there is no number: {'; '.join(without)}." if without else ""
+    return [f"![{title}]({FIGURES}/{name}.svg)", "", f"*{title}.{told}*", ""]
 
 
 def _progress(results: Results) -> str:

@@ -61,6 +61,8 @@ MEASURES: dict[str, Measure] = {
     "seeing": Measure("errors of seeing", "confirmed", "text"),
     "writing": Measure("errors of writing", "denied", "text"),
     "no_to_false": Measure("No to own false", "own_no", "false"),
+    "no_to_writing": Measure("No to errors of writing", "own_no_denied", "denied"),
+    "no_to_seeing": Measure("No to errors of seeing", "own_no_confirmed", "confirmed"),
     "yes_to_true": Measure("Yes to own true", "own_yes", "own_true_asked"),
     "sampled_false": Measure("false texts, sampled", "false", "text", sampled=True),
     "sampled_precision": Measure("precision, sampled", "found", "named", sampled=True),
@@ -132,6 +134,8 @@ class Result:
                     items["there_text"] = items["there"] * items["text"]
                 if "confirmed" in items:
                     items["denied"] = items["false"] * (1 - items["confirmed"])
+                if "own_no" in items:
+                    items |= {f"own_no_{kind}": items["own_no"] * items[kind] for kind in ("denied", "confirmed")}
                 found[name, sampled] = items
         return found
 
@@ -237,7 +241,9 @@ class Results:
             return None
         return np.mean([part for part in parts if part is not None], axis=0) * measure.scale
 
-    def row(self, arms: Sequence[str], measure: str, like: Sequence[str] = ()) -> Estimate | None:
+    def row(
+        self, arms: Sequence[str], measure: str, like: Sequence[str] = (), seeds: Sequence[int] = ()
+    ) -> Estimate | None:
         """
         A measure of a system: the mean of its arms, one for each training, over the seeds that all have.
 
@@ -245,12 +251,19 @@ class Results:
             arms (`list[str]`): the arms.
             measure (`str`): of `MEASURES`.
             like (`list[str]`, *optional*): the arms of another system, by whose training an untrained one is measured.
+            seeds (`list[int]`, *optional*): over these alone.
         """
         others = list(like) or list(arms)
-        return self._combine([(arm, other, 1 / len(arms)) for arm, other in zip(arms, others, strict=False)], measure)
+        terms = [(arm, other, 1 / len(arms)) for arm, other in zip(arms, others, strict=False)]
+        return self._combine(terms, measure, seeds)
 
     def contrast(
-        self, plus: Sequence[str], minus: Sequence[str], measure: str, total: bool = False
+        self,
+        plus: Sequence[str],
+        minus: Sequence[str],
+        measure: str,
+        total: bool = False,
+        seeds: Sequence[int] = (),
     ) -> Estimate | None:
         """
         The difference of arms in pairs, over the seeds that all trained ones have; `None` where one has no result.
@@ -259,12 +272,27 @@ class Results:
             plus, minus (`list[str]`): the arms.
             measure (`str`): of `MEASURES`.
             total (`bool`, *optional*, defaults to `False`): the sum of the differences, not their mean.
+            seeds (`list[int]`, *optional*): over these alone.
         """
-        weight = 1.0 if total else 1 / len(plus)
-        terms = []
-        for first, second in zip(plus, minus, strict=True):
-            terms += [(first, second, weight), (second, first, -weight)]
-        return self._combine(terms, measure)
+        return self._combine(_terms(plus, minus, total), measure, seeds)
+
+    def differences(self, contrast: Contrast) -> dict[int, float]:
+        """The difference of each seed, as seen; empty where something is missing."""
+        terms = _terms(contrast.plus, contrast.minus, contrast.sum)
+        by_seed = self._by_seed(terms, contrast.measure) or {}
+        return {seed: float(series[0]) for seed, series in by_seed.items()}
+
+    def two_bases(self, plus: Sequence[str], minus: Sequence[str]) -> list[int]:
+        """The seeds in which two machines made the bases of a pair's runs, with other last bits."""
+        seeds = self._seeds([*plus, *minus])
+        return [
+            seed
+            for seed in seeds
+            if any(self._base(one, seed) != self._base(other, seed) for one, other in zip(plus, minus, strict=True))
+        ]
+
+    def _base(self, arm: str, seed: int) -> str:
+        return str(self._result(arm, seed).facts["base"]["digest"])
 
     def verdicts(self) -> list[tuple[Contrast, Estimate | None, float, str]]:
         """Each contrast of the study with its estimate, the level that it is read at, and its verdict."""
@@ -292,29 +320,53 @@ class Results:
             if self.series(one, measure, self._train_on(arm)) is None
         ]
 
-    def _combine(self, terms: Sequence[tuple[str, str, float]], measure: str) -> Estimate | None:
-        found = {arm: self.of(arm) for arm, _, _ in terms}
+    def _seeds(self, arms: Sequence[str]) -> list[int]:
+        """The seeds that all trained arms have, 0 if none is trained; none where an arm has no result."""
+        found = {arm: set(self.of(arm)) for arm in arms}
+        trained = [seeds for arm, seeds in found.items() if self.is_trained(arm)]
         if not all(found.values()):
-            return None
-        trained = [arm for arm in found if self.is_trained(arm)]
-        seeds = sorted(set.intersection(*(set(found[arm]) for arm in trained))) if trained else [0]
-        if not seeds:
-            return None
-        by_seed = []
-        for seed in seeds:
-            total: Array | None = None
+            return []
+        return sorted(set.intersection(*trained)) if trained else [0]
+
+    def _result(self, arm: str, seed: int) -> Result:
+        """That of a seed; of an untrained arm the only one."""
+        found = self.of(arm)
+        return found[seed] if self.is_trained(arm) else next(iter(found.values()))
+
+    def _by_seed(self, terms: Sequence[_Term], measure: str) -> dict[int, Array] | None:
+        """The weighted sum of these arms for each seed; `None` where a run has no such number."""
+        made = {}
+        for seed in self._seeds([arm for arm, _, _ in terms]):
+            parts = []
             for arm, partner, weight in terms:
-                result = found[arm][seed] if arm in trained else next(iter(found[arm].values()))
-                one = self.series(result, measure, self._train_on(arm if arm in trained else partner, arm))
+                train_on = self._train_on(arm if self.is_trained(arm) else partner, arm)
+                one = self.series(self._result(arm, seed), measure, train_on)
                 if one is None:
                     return None
-                total = weight * one if total is None else total + weight * one
-            assert total is not None
-            by_seed.append(total)
+                parts.append(weight * one)
+            made[seed] = sum(parts[1:], start=parts[0])
+        return made
+
+    def _combine(self, terms: Sequence[_Term], measure: str, seeds: Sequence[int] = ()) -> Estimate | None:
+        by_seed = self._by_seed(terms, measure) or {}
+        trained = 0 not in by_seed
+        kept = [one for seed, one in by_seed.items() if not (seeds and trained) or seed in seeds]
         try:
-            return combine(by_seed, trained=bool(trained))
+            return combine(kept, trained=trained) if kept else None
         except DataError:
             return None
+
+
+_Term = tuple[str, str, float]
+"""An arm, another by whose training it is measured if it has none, and the weight of its number."""
+
+
+def _terms(plus: Sequence[str], minus: Sequence[str], total: bool) -> list[_Term]:
+    weight = 1.0 if total else 1 / len(plus)
+    terms = []
+    for first, second in zip(plus, minus, strict=True):
+        terms += [(first, second, weight), (second, first, -weight)]
+    return terms
 
 
 def read_results(folder: Path) -> list[Result]:

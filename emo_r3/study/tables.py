@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from .arms import Contrast, Run, Study, Table
+from .arms import Arm, Contrast, Run, Study, Table
 from .results import MEASURES, Measure, Results, measure_of, title_of
 from .statistics import ALPHA, CANT_TELL, NOT_RUN, Estimate
 
+WELL_FORMED = 0.95
+"""What a base is to have of a form before training, by the plan."""
+
 
 def verdict_table(results: Results, rows: Sequence[tuple[Contrast, Estimate | None, float, str]]) -> list[str]:
-    """Contrasts as [`Results.verdicts`] gives them, a line for each."""
+    """Contrasts as [`Results.verdicts`] gives them, a line for each, and below them what is to be known of some."""
     lines = [
         "| | claim | measure | difference | level | p | seeds | smallest of interest | paper | verdict |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
@@ -23,7 +26,8 @@ def verdict_table(results: Results, rows: Sequence[tuple[Contrast, Estimate | No
         cells = ["", "", "", ""]
         if estimate is not None:
             p = f"{estimate.p:.4f}" if estimate.p > 1e-4 else "< 0.0001"
-            cells = [_signed(estimate, measure, alpha), f"{100 * (1 - alpha):.3g} %", p, _seeds(estimate, planned)]
+            seeds = _seeds(estimate, planned) + _two_bases(results, contrast.plus, contrast.minus)
+            cells = [_signed(estimate, measure, alpha), f"{100 * (1 - alpha):.3g} %", p, seeds]
             told += " so far" if 0 < estimate.seeds < planned else ""
         elif told == CANT_TELL:
             cells[0] = f"no value in {', '.join(results.without((*contrast.plus, *contrast.minus), contrast.measure))}"
@@ -31,7 +35,65 @@ def verdict_table(results: Results, rows: Sequence[tuple[Contrast, Estimate | No
             f"| {contrast.name} | {contrast.claim} | {measure.title} | {' | '.join(cells)} "
             f"| {contrast.smallest:g} | {contrast.paper} | **{told}** |"
         )
+    about: dict[str, list[str]] = {}
+    for contrast, _, _, _ in rows:
+        about.setdefault(contrast.note, []).append(contrast.name)
+    notes = [f"- {', '.join(names)}: {note}" for note, names in about.items() if note]
+    notes += _weak_forms(results, [one for one, _, _, _ in rows])
+    return [*lines, *([""] if notes else []), *notes]
+
+
+def _weak_forms(results: Results, contrasts: Sequence[Contrast]) -> list[str]:
+    """A line for each base that didn't keep to the form of an arm of these, with the contrasts that it is about."""
+    study, lines = results.study, []
+    for look in study.arms:
+        found = results.of(look.name).get(0) if look.split == "validation" and look.recipe is None else None
+        if found is None:
+            continue
+        series = results.series(found, f"well_formed@{look.train_on}", look.train_on)
+        if series is None or series[0] >= 100 * WELL_FORMED:
+            continue
+        begun = {
+            one.name
+            for one in study.arms
+            if one.base == look.base and one.recipe and _form(results, one) == look.method
+        }
+        if names := [one.name for one in contrasts if begun & {*one.plus, *one.minus}]:
+            lines.append(
+                f"- {', '.join(names)}: before training {look.title} keeps to its form in {series[0]:.1f} % of its "
+                f"answers, less than the {100 * WELL_FORMED:.0f} % that the plan asks for."
+            )
     return lines
+
+
+def _form(results: Results, arm: Arm) -> str | None:
+    """The form that an arm was trained for."""
+    return next((one.facts.get("form_of_answers") for one in results.of(arm.name).values()), None)
+
+
+def seed_table(results: Results) -> list[str]:
+    """The primary contrasts seed by seed, as seen."""
+    found = [(one, results.differences(one)) for one in results.study.contrasts if one.primary]
+    seeds = sorted({seed for _, differences in found for seed in differences})
+    if not seeds:
+        return []
+    lines = [f"| | {' | '.join(f'seed {seed}' for seed in seeds)} |", f"|---|{'---:|' * len(seeds)}"]
+    for contrast, differences in found:
+        twice = results.two_bases(contrast.plus, contrast.minus)
+        cells = [
+            _number(differences[seed], measure_of(contrast.measure), "+") + ("‡" if seed in twice else "")
+            if seed in differences
+            else ""
+            for seed in seeds
+        ]
+        lines.append(f"| {contrast.name} | {' | '.join(cells)} |")
+    return ["Their differences seed by seed:", "", *lines]
+
+
+def _two_bases(results: Results, plus: Sequence[str], minus: Sequence[str]) -> str:
+    """The mark of pairs whose bases two machines made, with how many there are."""
+    count = len(results.two_bases(plus, minus))
+    return f" ‡{count}" if count else ""
 
 
 def _planned(study: Study, contrast: Contrast) -> int:
@@ -59,59 +121,94 @@ def _signed(estimate: Estimate, measure: Measure, alpha: float = ALPHA) -> str:
 
 def table_of(results: Results, table: Table) -> list[str]:
     """The numbers with half their interval's width, and below them the differences to the reference."""
-    known = {one.name for one in results.study.arms}
-    titles = [title_of(name) for name in table.measures]
-    head = [f"| {' | '.join(['', *titles, 'seeds'])} |", f"|---|{'---:|' * (len(titles) + 1)}"]
+    shown, absent = _rows_of(results, table)
     like = table.rows.get(table.reference or "", ())
-    lines, half_widths = [], {name: [] for name in table.measures}  # type: ignore[var-annotated]
-    differences = []
-    absent: dict[str, list[str]] = {}
+    head = ["", *map(title_of, table.measures), "seeds"]
+    made = [f"### {table.title}", ""]
+    if shown:
+        rows = [
+            [title, *_values(results, table, arms, like), _seed_count(results, arms, table)] for title, arms in shown
+        ]
+        made += [*_lines(head, rows), ""]
+    made += [f"{why.capitalize()}: {', '.join(titles)}." for why, titles in absent.items()]
+    if missing_in := _without(results, table):
+        made += [
+            *([""] if absent else []),
+            f"Empty where no answer of a run has such a text: {', '.join(missing_in)}.",
+        ]
+    if table.note:
+        made += ["", table.note]
+    compared = [(title, arms) for title, arms in shown if title != table.reference and len(arms) == len(like)]
+    if compared and all(results.of(arm) for arm in like):
+        made += ["", *_differences(results, table, compared, like, head)]
+    return made
+
+
+def _rows_of(results: Results, table: Table) -> tuple[list[tuple[str, Sequence[str]]], dict[str, list[str]]]:
+    """The rows that have results, and why others have none."""
+    shown, absent = [], dict[str, list[str]]()
+    known = {one.name for one in results.study.arms}
     for title, arms in table.rows.items():
-        shown = title.replace("|", "\\|")
-        if not all(results.of(arm) for arm in arms):
-            failed = [run.name for run, one in results.all.items() if run.arm in arms and one.failed]
-            missing = "failed" if failed else NOT_RUN if set(arms) <= known else "not of this study"
-            absent.setdefault(missing, []).append(shown)
+        if all(results.of(arm) for arm in arms):
+            shown.append((title, arms))
             continue
-        partners = like if len(like) == len(arms) else ()
-        cells = []
-        for name in table.measures:
-            estimate, measure = results.row(arms, name, partners), measure_of(name)
-            if estimate is None:
-                cells.append("")
-                continue
+        failed = any(run.arm in arms and one.failed for run, one in results.all.items())
+        why = "failed" if failed else NOT_RUN if set(arms) <= known else "not of this study"
+        absent.setdefault(why, []).append(title)
+    return shown, absent
+
+
+def _values(results: Results, table: Table, arms: Sequence[str], like: Sequence[str]) -> list[str]:
+    """The cells of a row."""
+    cells = []
+    for name in table.measures:
+        measure = measure_of(name)
+        estimate = results.row(arms, name, like if len(like) == len(arms) else (), table.seeds)
+        if estimate is None:
+            cells.append("")
+        elif estimate.seeds == 0 and measure.value:  # one number of one system: nothing says how far it could be off
+            cells.append(_number(estimate.value, measure))
+        else:
             half = _number(estimate.smallest_told(), measure)
             cells.append(f"{_number(estimate.value, measure)} ± {half}" + ("†" if estimate.seeds == 1 else ""))
-        lines.append(f"| {shown} | {' | '.join(cells)} | {_seed_count(results, arms)} |")
-        if table.reference is None or title == table.reference or not all(results.of(arm) for arm in like):
-            continue
-        cells = []
+    return cells
+
+
+def _differences(
+    results: Results, table: Table, rows: Sequence[tuple[str, Sequence[str]]], like: Sequence[str], head: Sequence[str]
+) -> list[str]:
+    """Rows less the reference, in pairs, and how small a difference could have been told."""
+    half_widths: dict[str, list[float]] = {name: [] for name in table.measures}
+    lines = []
+    for title, arms in rows:
+        cells, seeds = [], 0
         for name in table.measures:
-            estimate = results.contrast(arms, like, name) if len(like) == len(arms) else None
+            estimate = results.contrast(arms, like, name, seeds=table.seeds)
             if estimate is None:
                 cells.append("")
                 continue
             low, high = estimate.interval()
-            text = _signed(estimate, measure_of(name))
+            text, seeds = _signed(estimate, measure_of(name)), estimate.seeds
             cells.append(f"**{text}**" if low > 0 or high < 0 else text)
             half_widths[name].append(estimate.smallest_told())
-        differences.append(f"| {shown} | {' | '.join(cells)} |")
-    told = [f"{why.capitalize()}: {', '.join(titles)}." for why, titles in absent.items()]
-    if missing_in := _without(results, table):
-        told += [*([""] if told else []), f"Empty where no answer of a run has the text: {', '.join(missing_in)}."]
-    made = [f"### {table.title}", "", *([*head, *lines, ""] if lines else []), *told]
-    if table.note:
-        made += ["", table.note]
-    if differences:
-        made += ["", f"Less {table.reference}:", ""]
-        made += [f"| {' | '.join(['', *titles])} |", f"|---|{'---:|' * len(titles)}", *differences]
-        told = [
-            f"{title} {_number(max(widths), measure_of(name))}"
-            for title, (name, widths) in zip(titles, half_widths.items(), strict=True)
-            if widths
-        ]
-        made += ["", f"Smallest difference that each of these could tell from 0, at most: {', '.join(told)}."]
-    return made
+        lines.append([title, *cells, (str(seeds) if seeds else "none trained") + _two_bases(results, arms, like)])
+    told = [
+        f"{title_of(name)} {_number(max(widths), measure_of(name))}" for name, widths in half_widths.items() if widths
+    ]
+    return [
+        f"Less {table.reference}, over the seeds that both have:",
+        "",
+        *_lines(head, lines),
+        "",
+        f"Smallest difference that each of these could tell from 0, at most: {', '.join(told)}.",
+    ]
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown; all but the first column are numbers."""
+    lines = [[one.replace("|", "\\|") for one in row] for row in (head, *rows)]
+    made = [f"| {' | '.join(row)} |" for row in lines]
+    return [made[0], f"|---|{'---:|' * (len(head) - 1)}", *made[1:]]
 
 
 def _without(results: Results, table: Table) -> list[str]:
@@ -125,15 +222,16 @@ def _without(results: Results, table: Table) -> list[str]:
     return list(found)
 
 
-def _seed_count(results: Results, arms: Sequence[str]) -> str:
+def _seed_count(results: Results, arms: Sequence[str], table: Table) -> str:
     """How many seeds there are of how many that the plan has."""
     counts = []
     for arm in arms:
         planned = results.study.arm(arm)
         if planned.recipe is None:
             continue
-        there = len(results.of(arm))
-        counts.append(str(there) if there >= planned.seeds else f"{there} of {planned.seeds}")
+        wanted = [seed for seed in range(1, planned.seeds + 1) if not table.seeds or seed in table.seeds]
+        there = len(set(wanted) & set(results.of(arm)))
+        counts.append(str(there) if there == len(wanted) else f"{there} of {len(wanted)}")
     return ", ".join(dict.fromkeys(counts)) or "none trained"
 
 
