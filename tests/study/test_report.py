@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,88 @@ def test_a_run_without_any_text_is_told(study: Study, tmp_path: Path) -> None:
     assert told["P1"] == (None, "can't tell") and told["P3"] == (None, "not run yet")
     page = make_report(results, [])
     assert "| false texts | no value in d07-set-seed2 |  |  |  | 5 |  | **can't tell** |" in page
-    assert "Empty where no answer of a run has the text: d07-set-seed2." in page
+    assert "Empty where no answer of a run has such a text: d07-set-seed2." in page
+
+
+def test_pairs_whose_bases_two_machines_made_are_marked(study: Study, tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        make_result(study, tmp_path, Run("d07-set", seed), 0.5)
+        digest = {"digest": "of another machine"} if seed == 2 else {}
+        base = {"name": "dial-0.7", "miniature": "a digest", "digest": "another"} | digest
+        make_result(study, tmp_path, Run("d07-emo-r3", seed), 0.6, 0.1, base=base)
+    results = Results(study, read_results(tmp_path))
+    assert results.two_bases(["d07-emo-r3"], ["d07-set"]) == [2]
+    assert results.two_bases(["d07-emo-r3"], ["d07-grpo"]) == [], "nothing to compare with"
+    page = make_report(results, [])
+    [told] = [line for line in page.splitlines() if line.startswith("| P1 | where")]
+    assert " | 3 of 5 ‡1 | " in told
+    [contrast] = [one for one in study.contrasts if one.name == "P1"]
+    one, two, three = results.differences(contrast).values()
+    assert f"| P1 | {one:+.1f} | {two:+.1f}‡ | {three:+.1f} |" in page
+    estimate = results.contrast(contrast.plus, contrast.minus, contrast.measure)
+    assert estimate is not None and estimate.value == pytest.approx((one + two + three) / 3)
+    assert re.search(r"^\| EMO-R3 \|.*\| 3 ‡1 \|$", page, re.MULTILINE), "the table of differences"
+
+
+def test_errors_of_writing_and_of_seeing_are_apart(study: Study, tmp_path: Path) -> None:
+    """Of six false texts the fixed judge denies four; the model says No to three of these and to one other."""
+    path = make_result(study, tmp_path, Run("d07-set", 1), 0.5)
+    facts = json.loads(path.read_text())
+    shown = {"text": [1] * 10, "false": [1] * 6 + [0] * 4, "confirmed": [1, 1] + [0] * 8}
+    shown["own_no"] = [1, 0, 1, 1, 1, 0, 0, 0, 0, 0]
+    for told in facts["tests"].values():
+        told["items"] |= {name: pack(values + [0] * (told["count"] - 10)) for name, values in shown.items()}
+    path.write_text(json.dumps(facts))
+    results = Results(study, read_results(tmp_path))
+    found = {name: results.row(["d07-set"], name) for name in ("seeing", "writing", "no_to_seeing", "no_to_writing")}
+    values = {name: None if estimate is None else estimate.value for name, estimate in found.items()}
+    assert values == pytest.approx({"seeing": 20, "writing": 40, "no_to_seeing": 50, "no_to_writing": 75})
+
+
+def test_a_base_that_does_not_keep_to_its_form_is_told(study: Study, tmp_path: Path) -> None:
+    """The plan: below 0.95 it stands beside each comparison with arms that ask so."""
+    for arm, form in (("m8-dspo", "grounded"), ("m8-dspo-form", "grounded"), ("m8-emo-r3", "set")):
+        make_result(study, tmp_path, Run(arm, 1), 0.5, form_of_answers=form)
+    look = make_result(study, tmp_path, Run("look-d0-grounded", 0), 0.5)
+    told = "before training dial 0 (grounded) keeps to its form in "
+    assert told not in make_report(Results(study, read_results(tmp_path)), [])
+    facts = json.loads(look.read_text())
+    facts["tests"]["miniature-8"]["values"]["well_formed"] = 0.912
+    look.write_text(json.dumps(facts))
+    page = make_report(Results(study, read_results(tmp_path)), [])
+    assert f"- P9: {told}91.2 % of its answers" in page and f"- S22, S23, S24, S25: {told}" in page
+
+
+def test_seconds_are_of_some_seeds_alone(study: Study, tmp_path: Path) -> None:
+    for seed in (1, 2, 3, 4):
+        path = make_result(study, tmp_path, Run("m8-grpo", seed), 0.5)
+        facts = json.loads(path.read_text())
+        facts["training"]["update_seconds"] = float(seed)
+        path.write_text(json.dumps(facts))
+    results = Results(study, read_results(tmp_path))
+    estimate = results.row(["m8-grpo"], "update_seconds", seeds=(3, 4, 5))
+    assert estimate is not None and (estimate.value, estimate.seeds) == (3.5, 2)
+    assert results.row(["m8-grpo"], "update_seconds", seeds=(5,)) is None
+    page = make_report(results, [])
+    [row] = [one for one in page.partition("### What it costs")[2].splitlines() if one.startswith("| GRPO |")]
+    assert "| 3.50 ± " in row and row.endswith("| 2 of 3 |")
+
+
+def test_one_number_of_one_system_has_no_interval(study: Study, tmp_path: Path) -> None:
+    make_result(study, tmp_path, Run("vanilla", 0), 0.5)
+    page = make_report(Results(study, read_results(tmp_path)), [])
+    [row] = [one for one in page.partition("### Form,")[2].splitlines() if one.startswith("| vanilla |")]
+    assert row.startswith("| vanilla | 99.0 |") and "±" not in row
+
+
+def test_what_a_figure_has_no_number_for_is_told(study: Study, made: Path) -> None:
+    results = Results(study, read_results(made))
+    by_name = {one.name: one for one in study.figures}
+    assert "placebo" in figures.left_out(results, by_name["parts"])
+    assert "SET" not in figures.left_out(results, by_name["parts"])
+    assert "GRPO (accuracy)" in figures.left_out(results, by_name["curves"])
+    page = make_report(results, ["parts"])
+    assert "*Which part: false texts and accuracy. Not there, as there is no number: consistency alone; " in page
 
 
 def test_domains_are_of_the_training(study: Study, tmp_path: Path) -> None:
