@@ -179,6 +179,7 @@ def test_options_in_the_text_exist() -> None:
         ["predict", "x"],
         ["evaluate", "--datasets", "x", "--output", "y"],
         ["calibrate", "--datasets", "x", "--output", "y"],
+        ["prepare", "emoset", "x"],
         ["push", "model", "x", "you/x"],
         ["serve"],
         ["study", "x"],

@@ -21,8 +21,10 @@ from .push import confirmed, push_and_print, show
 
 EXIT_SOME_MISSING = 1
 
-
 _SPARE = 1.2
+
+_REBUILD = """Makes the data set with images from its index and the original distribution. Images are found by their
+bytes, so the originals may have another layout than they had for the index."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--download", action="store_true", help="RAW holds the URL lists; download into it first"
             )
             command.add_argument("--allow-private-hosts", action="store_true", help=argparse.SUPPRESS)
-    command = commands.add_parser("rebuild", help="from a public index and the originals", description=rebuild.__doc__)
+    command = commands.add_parser("rebuild", help="from a public index and the originals", description=_REBUILD)
     command.add_argument("index", metavar="INDEX", help="folder or repository of the index (NAME@REVISION too)")
     command.add_argument("raw", metavar="RAW", help="folder or zip of the originals")
     command.add_argument("--output", type=Path, metavar="DIR", required=True, help="the data set with images")
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare a data set and print the report. 1: some rows of an index have no image in the originals."""
+    """Prepare a data set and print the report. Exit code 1: rows of an index have no image in the originals."""
     if args.dataset == "rebuild":
         index = find_index(args.index)
         report = rebuild(index, args.raw, args.output, strict=args.strict)

@@ -29,7 +29,7 @@ _WITH_PIXELS = """**This repository holds the images. Keep it private** unless y
 the terms below. The index without pixels may be public."""
 _WITH_PIXELS_OF_OURS = "This repository holds the images."
 _WITHOUT_PIXELS = """**This is the index: labels, annotations and checksums, no images.** With the originals at hand,
-`emo-r3 prepare rebuild {repo_id} ORIGINALS --output DIR` makes the identical data set with images."""
+{command} makes the identical data set with images."""
 _RELATED = """`images`, `problem` and `answer` of related repositories are here: `[image]`, the question that `emo_r3`
 asks ("Which emotion best describes the image?" and the label list), and `label_text`."""
 _RELATED_WITHOUT_PIXELS = """`problem` and `answer` of related repositories are here: the question that `emo_r3` asks
@@ -52,7 +52,7 @@ def render_card(spec: Spec, report: Report, info: Any, with_pixels: bool, strip:
     """
     template = Template(files(__package__).joinpath("card.md").read_text(encoding="utf-8"))
     repo_id = home(spec.name, with_pixels)
-    flavour = _WITHOUT_PIXELS.format(repo_id=repo_id)
+    flavour = _WITHOUT_PIXELS.format(command=_rebuild(spec, repo_id))
     if with_pixels:
         flavour = _WITH_PIXELS_OF_OURS if spec.has_examples else _WITH_PIXELS
     columns = {name: _COLUMNS[name] for name in _COLUMNS if name in info.features}
@@ -84,6 +84,16 @@ def home(name: str, with_pixels: bool) -> str:
     from .load import NAMESPACE
 
     return f"{NAMESPACE}/{name}" if with_pixels else f"{NAMESPACE}/{name}-index"
+
+
+def _rebuild(spec: Spec, repo_id: str) -> str:
+    """What makes the data set with images of its index: a command for those that `emo-r3 prepare` knows."""
+    from .prepare import DATASETS
+
+    if any(module.SPEC.name == spec.name for module in DATASETS.values()):
+        return f"`emo-r3 prepare rebuild {repo_id} ORIGINALS --output DIR`"
+    call = f'rebuild("{repo_id}", "ORIGINALS", "DIR", spec=SPEC)'
+    return f"`{call}` of `emo_r3.data.index`, with the `Spec` that its authors built it with,"
 
 
 def _obtain(spec: Spec, report: Report, with_pixels: bool) -> str:

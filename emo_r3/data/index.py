@@ -13,13 +13,11 @@ from typing import Any
 from ..errors import DataError
 from ..hub_errors import explain_hub_error
 from ..images.kinds import SUFFIXES
-from . import emoset, emotion6, webemo
 from .archive import Finding, Raw, Record, open_raw
 from .build import Selection, import_datasets, make_features, write
+from .prepare import DATASETS
 from .report import FILE_NAME, Report, Spec
 from .verify import count_labels, in_split_order, in_threads
-
-SPECS = {spec.name: spec for spec in (emoset.SPEC, emotion6.SPEC, webemo.SPEC)}
 
 _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}\.parquet")
 _BATCH = 1000
@@ -45,7 +43,7 @@ def rebuild(
         raw (`str` or `os.PathLike`): folder or zip of the originals.
         output (`str` or `os.PathLike`): the folder to write.
         strict (`bool`, *optional*, defaults to `False`): write nothing unless all rows have their image.
-        spec (`Spec`, *optional*): the data set, if it is none of the three.
+        spec (`Spec`, *optional*): the data set, if it is none that `emo-r3 prepare` knows.
 
     Returns:
         `Report`: that of the index, and a finding of the kind `missing` for each row that was left out for want of its
@@ -56,9 +54,13 @@ def rebuild(
     """
     folder = find_index(index)
     report = Report.load(folder)
-    spec = spec or SPECS.get(report.dataset)
+    known = {module.SPEC.name: module.SPEC for module in DATASETS.values()}
+    spec = spec or known.get(report.dataset)
     if spec is None:
-        raise DataError(f"{index}: an index of {report.dataset!r}; known are {', '.join(SPECS)}")
+        raise DataError(
+            f"{index}: an index of {report.dataset!r}; known are {', '.join(known)}. Rebuild another in Python, with "
+            "its Spec: emo_r3.data.index.rebuild(index, originals, output, spec=...)"
+        )
     with open_raw(raw) as originals:
         rows, digests = read_index(folder, spec)
         places = find_files(originals, [record for records in rows.values() for record in records], digests)

@@ -140,7 +140,7 @@ def to_prompts(
 
     Args:
         dataset (`Dataset`, `IterableDataset` or a dictionary of them): rows with `image` and `label`.
-        method (`str`, *optional*, defaults to `"set"`): `"set"`, `"think"` or `"direct"`.
+        method (`str`, *optional*, defaults to `"set"`): `"set"`, `"think"`, `"direct"` or `"grounded"`.
         labels (`LabelSet`, `list[str]` or `str`, *optional*): the labels to choose from; those of the column `label`
             unless given. If another `ClassLabel` column has exactly these, as WebEmo's 25 and 2, it gives the answers.
         prompts (`Prompts`, *optional*): the questions; the package's own unless given.

@@ -239,7 +239,7 @@ class EmoR3Pipeline:
                 column, gives an iterator that works as it is read.
             labels (`LabelSet`, `list[str]` or `str`, *optional*): labels to choose from; the checkpoint's unless
                 given.
-            method (`str`, *optional*): `"set"`, `"think"` or `"direct"`; the checkpoint's unless given.
+            method (`str`, *optional*): `"set"`, `"think"`, `"direct"` or `"grounded"`; the checkpoint's unless given.
             decoding (`str`, *optional*, defaults to `"constrained"`): `"constrained"` forces the form, and the most
                 probable label of the list; `"free"` lets the model write, and then reads its distribution at the box
                 that it opened, or at one put at the end of its text.

@@ -126,7 +126,9 @@ def make_report(results: Results, drawn: Sequence[str]) -> str:
         "",
         *seed_table(results),
         "",
-        *_picture("verdicts", "Each primary contrast with its interval and its verdict; an arrow says that it goes on", drawn),
+        *_picture(
+            "verdicts", "Each primary contrast with its interval and its verdict; an arrow says that it goes on", drawn
+        ),
     ]
     asked = [[one.question for one in some] for some in (study.tables, study.contrasts, study.figures)]
     questions = sorted({question for some in asked for question in some})

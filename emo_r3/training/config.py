@@ -65,7 +65,8 @@ class RunArguments:
         trainer (`str`, *optional*, defaults to `"grpo"`): `"grpo"`, or `"sft"` on label-only targets.
         dataset_revision (`str`, *optional*): branch, tag or commit of the data set's repository.
         dataset_split (`str`, *optional*, defaults to `"train"`): split, or a slice of it.
-        method (`str`, *optional*, defaults to `"set"`): form of the answers: `"set"`, `"think"` or `"direct"`.
+        method (`str`, *optional*, defaults to `"set"`): form of the answers: `"set"`, `"think"`, `"direct"` or
+            `"grounded"`.
         prompts (`str`, *optional*): TOML file with other prompts than the package's.
         max_prompt_tokens (`int`, *optional*): longest prompt, image tokens included.
         long_prompts (`str`, *optional*, defaults to `"drop"`): `"drop"` leaves rows with longer ones out and counts

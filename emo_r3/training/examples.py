@@ -154,7 +154,7 @@ def question_rows(
 
     Args:
         rows (`Dataset`): of [`~emo_r3.data.examples.load_rows`].
-        method (`str`): `"set"`, `"think"` or `"direct"`.
+        method (`str`): `"set"`, `"think"`, `"direct"` or `"grounded"`.
         prompts ([`Prompts`]): the questions.
         square (`bool`, *optional*, defaults to `False`): pad images to a square.
         budget ([`PixelBudget`], *optional*): resize images to it; as they are unless given.

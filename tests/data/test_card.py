@@ -4,12 +4,18 @@ from pathlib import Path
 
 import pytest
 from hub_server.cards import metadata_of, validate
+from PIL import Image
 from raw_folders import make_emoset, make_emotion6
 
 from emo_r3.cli.main import main
 from emo_r3.data import emoset
+from emo_r3.data.archive import Record
+from emo_r3.data.build import build
 from emo_r3.data.card import _size_category
+from emo_r3.data.index import rebuild
 from emo_r3.data.prepare import DATASETS, prepare
+from emo_r3.data.report import Spec
+from emo_r3.labels import LabelSet
 from emo_r3.miniature.datasets import make_miniature
 from emo_r3.publishing.targets import dataset_target
 from emo_r3.publishing.wheel import read_text
@@ -42,6 +48,26 @@ def test_the_index_has_a_card_of_its_own(tmp_path: Path) -> None:
     assert card_of(index, "emo-r3/emotion6-index") == text
     licence = {name: value for name, value in metadata_of(text).items() if name.startswith("license")}
     assert licence["license"] == "other" and licence["license_name"] and licence["license_link"].startswith("http")
+
+
+def test_the_call_of_a_card_of_ones_own_rebuilds_the_data_set(tmp_path: Path) -> None:
+    """The command knows none but the package's own sets, so the card doesn't name it."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name, colour in (("calm", "blue"), ("uneasy", "red")):
+        Image.new("RGB", (64, 48), colour).save(raw / f"{name}.png")
+    own = Spec("moods", "Moods", "Two.", LabelSet("moods", ("calm", "uneasy")), {}, "cc0-1.0", "None.", "Ours.", "")
+    records = {"train": [Record(name, name, raw / f"{name}.png", source=f"{name}.png") for name in ("calm", "uneasy")]}
+    for folder, with_pixels in (("whole", True), ("index", False)):
+        build(records, own, tmp_path / folder, with_pixels=with_pixels)
+    text = (tmp_path / "index/README.md").read_text()
+    [call] = re.findall(r"`(rebuild\(.*?\))` of `emo_r3\.data\.index`", text)
+    assert "emo-r3 prepare rebuild" not in text and 'rebuild("you/moods", ' in card_of(tmp_path / "index", "you/moods")
+    for word, path in (("emo-r3/moods-index", "index"), ("ORIGINALS", "raw"), ("DIR", "again")):
+        call = call.replace(word, str(tmp_path / path))
+    eval(call, {"rebuild": rebuild, "SPEC": own})
+    [whole, again] = (next((tmp_path / folder / "data").iterdir()).read_bytes() for folder in ("whole", "again"))
+    assert whole == again
 
 
 def test_the_command_of_a_card_makes_the_same_rows_again(
