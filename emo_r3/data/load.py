@@ -57,7 +57,7 @@ def load_emotion_dataset(
     Example:
 
     ```python
-    >>> rows = load_emotion_dataset("miniature-8", split="test")
+    >>> rows = load_emotion_dataset("outputs/miniature-8", split="test")  # of `emo-r3 miniature dataset`
     >>> rows.features["label"].names[rows[0]["label"]]
     ```
     """

@@ -193,7 +193,7 @@ def coherence_reward(
     """1 where the judge reads the reference label out of steps 1 and 2 without the image (section 3.3), else 0.
 
     Of a judge that is a text classifier: the share of the sentences, of those with an emotion, whose emotion is that
-    label (the idea of ERV, whose code is not used).
+    label (the idea of ERV, arXiv:2510.23506; its code is not used).
 
     Formula: 1 if the label that is read = reference, else 0
     Source: EMO-R3 (arXiv:2602.23802), section 3.3, eq. 5
