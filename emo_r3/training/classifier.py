@@ -24,7 +24,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 class TextJudge:
     """
-    Reads a label out of each sentence of steps 1 and 2 (the idea of ERV, arXiv:2510.23506, with a classifier of one's own choice).
+    Reads a label out of each sentence of steps 1 and 2: the idea of ERV (arXiv:2510.23506), with a classifier of one's
+    own choice.
 
     It sees no image, so it can't say whether step 1 describes one.
 
