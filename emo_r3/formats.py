@@ -162,6 +162,11 @@ def formula_safe(text: str) -> str:
     return _FORMULA.sub("'", text)
 
 
+def _csv_text(text: str) -> str:
+    """A text as a cell; what is no UTF-8, of a file's name, is escaped, or nobody could read the table."""
+    return formula_safe(text).encode("utf-8", "backslashreplace").decode()
+
+
 def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str], more: Sequence[str]) -> None:
     # The csv module quotes a return character only where lines end with one.
     lines = SimpleNamespace(write=lambda line: stream.write(line.removesuffix("\r\n") + "\n"))
@@ -179,7 +184,7 @@ def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str], more:
             row.get("error"),
             *(row.get(name) for name in more),
         ]
-        writer.writerow([formula_safe(cell) if isinstance(cell, str) else cell for cell in cells])
+        writer.writerow([_csv_text(cell) if isinstance(cell, str) else cell for cell in cells])
         stream.flush()
 
 
@@ -247,11 +252,17 @@ def _is_ours(head: str, style: str) -> bool:
         return False
 
 
+def rows_beside(path: Path) -> Path:
+    """Where the rows of a table are."""
+    return path.with_name(path.name + ".rows.jsonl")
+
+
 class ResultFile:
     """The rows of one run on disk, a line each, which the next run with the same settings goes on from.
 
-    With `--format jsonl` it is the output itself; another format is rendered from `<output>.partial.jsonl` when all
-    rows are there, under a temporary name that is then renamed, so a reader never sees half a file.
+    With `--format jsonl` it is the output itself; another format is rendered from `<output>.rows.jsonl` when all
+    rows are there, under a temporary name that is then renamed, so a reader never sees half a file. That file stays:
+    it says what made the table, which the table itself can't, and saves asking again when there are more images.
 
     Args:
         path (`Path`): the output that was asked for.
@@ -260,19 +271,24 @@ class ResultFile:
             are never mixed.
 
     Raises:
-        EmoR3Error: the file holds something else, or rows made with other settings.
+        EmoR3Error: the file holds something else, rows made with other settings, or a table without its rows.
     """
 
     def __init__(self, path: Path, style: str, settings: Mapping[str, Any]) -> None:
         self.path, self.style, self.settings = link_target(path), style, dict(settings)
         self.rows_path = self.path
         if style != "jsonl":
-            self.rows_path = link_target(self.path.with_name(self.path.name + ".partial.jsonl"))
+            self.rows_path = link_target(rows_beside(self.path))
         self.rows = self._read()
 
     def _read(self) -> dict[str, Row]:
         """The finished rows by image. A half-written last line goes, and so do failed rows: they are tried again."""
         if not self.rows_path.exists():
+            if self.path.exists() and self.path.stat().st_size:
+                raise EmoR3Error(
+                    f"{self.path} is there, and not its rows, {self.rows_path.name}, so that nothing says which model "
+                    "and settings made it: give another --output, or delete it to start over"
+                )
             return {}
         check_regular(self.rows_path)
         *lines, tail = self.rows_path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -324,4 +340,3 @@ class ResultFile:
         if self.style != "jsonl":
             rows = [self.rows[image] for image in images]
             replace_file(self.path, lambda stream: write_table(rows, stream, self.style, labels))
-            self.rows_path.unlink()

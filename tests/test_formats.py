@@ -122,8 +122,9 @@ def test_a_resumed_csv_knows_its_formulas_by_their_names(tmp_path: Path) -> None
     assert list(second.rows) == names[:3]
     second.append(row(name) for name in names[3:])
     second.finish(names, LABELS)
-    with (tmp_path / "rows.csv").open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        assert [entry["image"] for entry in csv.DictReader(stream)] == [formula_safe(name) for name in names]
+    with (tmp_path / "rows.csv").open(encoding="utf-8-sig", newline="") as stream:
+        shown = [entry["image"] for entry in csv.DictReader(stream)]
+    assert shown == [*map(formula_safe, names[:-1]), r"bad\udcff.png"], "a file of UTF-8 alone"
 
 
 # 18: whose file it is
@@ -142,7 +143,7 @@ def test_devices_and_fifos_are_neither_read_nor_replaced(style: str, device: str
 
 @posix_only
 def test_a_fifo_in_the_place_of_the_side_file_is_refused(tmp_path: Path, fifo: Path) -> None:
-    fifo.rename(tmp_path / "rows.csv.partial.jsonl")
+    fifo.rename(tmp_path / "rows.csv.rows.jsonl")
     with pytest.raises(EmoR3Error, match="is a pipe, socket or device"):
         ResultFile(tmp_path / "rows.csv", "csv", SETTINGS)
 
@@ -164,7 +165,28 @@ def test_a_link_stays_and_its_target_is_replaced(style: str, there: bool, tmp_pa
         assert list(ResultFile(link, style, SETTINGS).rows) == ["b.png"]  # the failed row was taken out
         ResultFile(link, style, SETTINGS).finish(["b.png"], LABELS)
     assert link.is_symlink() and "b.png" in target.read_text()
-    assert os.listdir(tmp_path / "deep") == ["real"]
+    assert sorted(os.listdir(tmp_path / "deep")) == ["real", *(["real.rows.jsonl"] if style == "csv" else [])]
+
+
+@pytest.mark.parametrize("style", ["csv", "json", "text"])
+def test_a_finished_table_goes_on_and_knows_what_made_it(style: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    first = ResultFile(path, style, SETTINGS)
+    first.append([row("a.png")])
+    first.finish(["a.png"], LABELS)
+    check_ours(path, style)
+    again = ResultFile(path, style, SETTINGS)
+    assert list(again.rows) == ["a.png"], "nothing is asked twice"
+    again.append([row("b.png")])
+    again.finish(["a.png", "b.png"], LABELS)
+    made = path.read_bytes()
+    assert b"a.png" in made and b"b.png" in made
+    with pytest.raises(EmoR3Error, match="holds rows made with model = 'm', and now it is 'another'"):
+        ResultFile(path, style, {**SETTINGS, "model": "another"})
+    (tmp_path / "rows.rows.jsonl").unlink()
+    with pytest.raises(EmoR3Error, match=r"is there, and not its rows, rows\.rows\.jsonl"):
+        ResultFile(path, style, SETTINGS)
+    assert path.read_bytes() == made
 
 
 @pytest.mark.parametrize("style", ["csv", "json", "text"])

@@ -103,6 +103,11 @@ def print_results(output: Path, plot: Path | None = None) -> int:
         plot_reliability(reliable or {}, plot)
     rows = read_rows(output)
     failed = sum("error" in row for row in rows)
+    unread = sum(row["prediction"] is None for row in rows) - failed
+    if unread:
+        print(
+            f"emo-r3: {unread} of {len(rows)} answers name no label of the list, and count as wrong", file=sys.stderr
+        )
     if failed:
         print(f"emo-r3: {failed} of {len(rows)} images could not be read, see their rows", file=sys.stderr)
     return failed

@@ -126,7 +126,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the emotion of each image: the reasoning in three steps, a label, how likely each label is."""
     from ..files import locked
-    from ..formats import check_ours
+    from ..formats import check_ours, rows_beside
     from ..images.loading import find_images, left_out
 
     sources = find_images(args.images)
@@ -145,7 +145,8 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     with locked(args.output) if args.output else nullcontext(), terminable():
         status = predict(args, sources, overlays)
-    own = {os.path.realpath(path) for path in (args.output, args.report) if path}
+    ours = [path for path in (args.output, args.report, args.output and rows_beside(args.output)) if path]
+    own = {os.path.realpath(path) for path in ours}
     tell_left_out([entry for entry in left_out(args.images) if os.path.realpath(entry[0]) not in own])
     return status
 
@@ -374,6 +375,7 @@ def overlay_files(target: Path, sources: Sequence[str]) -> dict[str, Path]:
         EmoR3Error: one file for several images, or one that can't be written, is one of the images or somebody else's.
     """
     from ..files import check_drawn
+    from ..images.kinds import SUFFIXES
 
     if target.suffix.lower() == ".png" and not target.is_dir():
         if len(sources) > 1:
@@ -381,8 +383,8 @@ def overlay_files(target: Path, sources: Sequence[str]) -> dict[str, Path]:
         check_output(target, sources, "--explain")
         check_drawn(target, "--explain")
         return dict.fromkeys(sources, target)
-    if target.exists() and not target.is_dir():
-        raise EmoR3Error(f"--explain {target} is there and no folder: name one, or a .png file for a single image")
+    if (target.exists() or target.suffix.lower() in SUFFIXES) and not target.is_dir():
+        raise EmoR3Error(f"--explain {target} is no folder: name one, or a .png file for a single image")
     files: dict[str, Path] = {}
     taken: set[str] = set()
     for source in sources:

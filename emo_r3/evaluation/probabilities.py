@@ -71,18 +71,20 @@ def probability_table(found: Mapping[str, Mapping[str, Any]]) -> str:
         systems = {title: told[title] for title in ("uncalibrated", "calibrated") if title in told}
         if "calibrated" in systems:
             systems["difference"] = systems["calibrated"]["difference"]
-        names = [measure for measure in MEASURES if measure in told["uncalibrated"]]
+        names = [measure for measure in MEASURES if any(measure in system for system in systems.values())]
         titles = " | ".join(MEASURES[measure] for measure in names)
         lines = [f"| {name}, {told['uncalibrated']['count']} items | {titles} |", f"|---|{'---:|' * len(names)}"]
         for title, system in systems.items():
             sign = "+" if title == "difference" else ""
-            lines.append(f"| {title} | {' | '.join(cell(system[measure], sign) for measure in names)} |")
+            lines.append(f"| {title} | {' | '.join(cell(system.get(measure), sign) for measure in names)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def cell(estimate: Mapping[str, float], sign: str = "") -> str:
-    """A value and its interval."""
+def cell(estimate: Mapping[str, float] | None, sign: str = "") -> str:
+    """A value and its interval; nothing where there is none."""
+    if estimate is None:
+        return ""
     value, low, high = (f"{estimate[name]:{sign}z.3f}" for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 

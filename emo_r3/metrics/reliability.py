@@ -54,7 +54,8 @@ def reliability(
         `dict`: `count` of the items, and as `{"value", "low", "high"}`
 
         - `ece` and `brier`: of the answer's confidence, as [`~emo_r3.metrics.calibration.calibration`] has them, over
-          the items with an answer; the draws of `ece`, which are too high, are moved down by their mean excess;
+          the items with an answer, and left out where none has one; the draws of `ece`, which are too high, are moved
+          down by their mean excess;
         - `log_loss`: mean of -ln of the right answer's probability, which is taken as 1e-10 at least;
         - `kl`, `js`: to the people, as [`~emo_r3.metrics.calibration.distribution_distances`] has them, over the items
           where they are known; left out where they are nowhere;
@@ -88,7 +89,8 @@ def reliability(
     drawn = [_draws(one, seed) for one in items]
     found: dict[str, Any] = {"count": len(rows)} | _estimates(drawn[0])
     if before:
-        found["difference"] = _estimates({name: drawn[0][name] - drawn[1][name] for name in drawn[0]}, -np.inf)
+        both = [name for name in drawn[0] if name in drawn[1]]
+        found["difference"] = _estimates({name: drawn[0][name] - drawn[1][name] for name in both}, -np.inf)
     return found | {"bins": items[0].bins()}
 
 
@@ -116,10 +118,11 @@ class _Items:
         likely = np.where(known, shares[all_rows, [place.get(one, 0) for one in right]], 0.0)
         every = np.ones(len(shares), bool)
         self.rows = {
-            "brier": ((self.confidence - self.right) ** 2, self.answered),
             "log_loss": (-np.log(np.maximum(likely, SMALLEST)), every),
             "accuracy": (self.right.astype(float), every),
         }
+        if self.answered.any():
+            self.rows["brier"] = ((self.confidence - self.right) ** 2, self.answered)
         if people is not None:
             theirs = np.array([_in_order(row or {}, names, exact=False) for row in people], float)
             said = theirs.sum(1) > 0
@@ -130,11 +133,12 @@ class _Items:
 
     def measure(self, counts: Array) -> dict[str, Array]:
         """The measures of draws, given how often each item is in them: `(draws, items)`."""
-        gaps = np.zeros((len(self.right), BINS))
-        gap = np.where(self.answered, self.right - self.confidence, 0.0)
-        gaps[np.arange(len(gaps)), bin_of(self.confidence)] = gap
-        answers = np.maximum(counts @ self.answered, 1)
-        measures = {"ece": np.abs(counts @ gaps).sum(1) / answers}
+        measures = {}
+        if self.answered.any():
+            gaps = np.zeros((len(self.right), BINS))
+            gap = np.where(self.answered, self.right - self.confidence, 0.0)
+            gaps[np.arange(len(gaps)), bin_of(self.confidence)] = gap
+            measures["ece"] = np.abs(counts @ gaps).sum(1) / np.maximum(counts @ self.answered, 1)
         for name, (values, known) in self.rows.items():
             measures[name] = counts @ np.where(known, values, 0.0) / np.maximum(counts @ known, 1)
         return measures
@@ -168,7 +172,8 @@ def _draws(items: _Items, seed: int) -> dict[str, Array]:
         parts.append(items.measure(np.array(drawn, float)))
     series = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     # Noise in a bin widens its gap, whichever way it goes, so that draws have more of it than the items they are of.
-    series["ece"][1:] -= series["ece"][1:].mean() - series["ece"][0]
+    if "ece" in series:
+        series["ece"][1:] -= series["ece"][1:].mean() - series["ece"][0]
     return series
 
 

@@ -76,30 +76,32 @@ class BodyLimit:
         app: the application behind it.
         limit (`int`): the most bytes of a request's body.
         folder (`Path`, *optional*): where uploads go.
+        quota (`bool`, *optional*, defaults to `True`): whether what one address sends is bounded.
+        as_json (`bool`, *optional*, defaults to `False`): answer with `error` in JSON, not in plain text.
     """
 
-    def __init__(self, app: Any, limit: int, folder: Path | None = None) -> None:
-        self.app, self.limit, self.folder = app, limit, folder
+    def __init__(
+        self, app: Any, limit: int, folder: Path | None = None, *, quota: bool = True, as_json: bool = False
+    ) -> None:
+        self.app, self.limit, self.folder, self.quota, self.as_json = app, limit, folder, quota, as_json
         self._sent: Counter[str] = Counter()
         self._since = time.monotonic()
         self._coming = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers 413, 429 or 507, or 411 where no size is announced, instead of the application."""
-        from starlette.responses import PlainTextResponse
-
         headers = dict(scope["headers"]) if scope["type"] == "http" else {}
         length = headers.get(b"content-length", b"0")
         size = int(length) if length.isdigit() and len(length) < 16 else self.limit + 1
         path, app = scope.get("path", ""), self.app
         if b"transfer-encoding" in headers:
-            app = PlainTextResponse("Say how large the request is (Content-Length).", 411)
+            app = self._refusal("Say how large the request is (Content-Length).", 411)
         elif size > self.limit:
-            app = PlainTextResponse(f"Larger than {self.limit:,} bytes; send a smaller image.", 413)
+            app = self._refusal(f"Larger than {self.limit:,} bytes; send a smaller image.", 413)
         elif not self._may_send(_address(scope, headers), path, size):
-            app = PlainTextResponse(f"That is a lot of images: wait {KEEP_SECONDS // 60} minutes.", 429)
+            app = self._refusal(f"That is a lot of images: wait {KEEP_SECONDS // 60} minutes.", 429)
         elif not self._has_room(path, self._coming + size):
-            app = PlainTextResponse("Too many images are waiting here: try again in some minutes.", 507)
+            app = self._refusal("Too many images are waiting here: try again in some minutes.", 507)
         if app is not self.app:
             size = 0
         self._coming += size
@@ -107,6 +109,11 @@ class BodyLimit:
             await app(scope, receive, send)
         finally:
             self._coming -= size
+
+    def _refusal(self, words: str, code: int) -> Any:
+        from starlette.responses import JSONResponse, PlainTextResponse
+
+        return JSONResponse({"error": words}, code) if self.as_json else PlainTextResponse(words, code)
 
     def _has_room(self, path: str, size: int) -> bool:
         """Whether there is room for what is coming, of everybody together, and for uploads beside those there."""
@@ -118,6 +125,8 @@ class BodyLimit:
         """Whether an address may send so much more, which is then counted."""
         if address in ("127.0.0.1", "::1") and path.endswith("/queue/join"):
             return True  # our own MCP server, on behalf of others, whose requests to it are counted
+        if not self.quota:
+            return True
         if time.monotonic() - self._since > KEEP_SECONDS:
             self._sent.clear()
             self._since = time.monotonic()

@@ -299,7 +299,7 @@ def test_an_interrupted_run_goes_on(
     pipeline.stop_at = "3.png"
     assert main(command) == 130
     assert "3 of 5 are kept" in capsys.readouterr().err
-    partial = tmp_path / ("out/rows" if style == "jsonl" else "out/rows.partial.jsonl")
+    partial = tmp_path / ("out/rows" if style == "jsonl" else "out/rows.rows.jsonl")
     with partial.open("a") as stream:  # the end of a run that lost its power
         stream.write('{"image": "3.png", "lab')
     pipeline.stop_at, pipeline.seen = None, []
@@ -506,7 +506,7 @@ def test_a_full_disk_is_one_line_and_the_rows_are_kept(style: str, count: int, d
     assert done.returncode == 2
     says = "can't be written: No space left on device: make room, or write elsewhere\n"
     assert done.stderr.startswith("emo-r3: disk/rows") and done.stderr.endswith(says) and done.stderr.count("\n") == 1
-    kept = (disk / ("rows" if style == "jsonl" else "rows.partial.jsonl")).read_text().count("\n")
+    kept = (disk / ("rows" if style == "jsonl" else "rows.rows.jsonl")).read_text().count("\n")
     assert kept == count if style == "json" else 0 < kept < count
     subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
     done = shell(line)
@@ -555,7 +555,7 @@ def test_sigterm_keeps_what_is_done(tmp_path: Path) -> None:
     line = 'exec $PYTHON -c "$COMMAND" predict a.png slow.png --format csv --output rows'
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "cli")])
     environment = {**os.environ, "PYTHONPATH": paths, "COMMAND": COMMAND, "PYTHON": sys.executable}
-    partial = tmp_path / "rows.partial.jsonl"
+    partial = tmp_path / "rows.rows.jsonl"
     with subprocess.Popen(["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=environment) as process:
         while not (partial.exists() and partial.read_text().endswith("\n")):
             assert process.poll() is None
@@ -564,7 +564,7 @@ def test_sigterm_keeps_what_is_done(tmp_path: Path) -> None:
         _, err = process.communicate()
     assert process.returncode == 143
     assert err == "\nemo-r3: terminated: 1 of 2 are kept, the same command goes on from there\n"
-    assert os.listdir(tmp_path) == ["rows.partial.jsonl"]
+    assert os.listdir(tmp_path) == ["rows.rows.jsonl"]
     assert [row["image"] for row in rows_of(partial)] == ["a.png"]
 
 

@@ -50,7 +50,7 @@ def test_an_overlay_takes_no_images_place(tmp_path: Path) -> None:
         overlay_files(tmp_path, images)
     with pytest.raises(EmoR3Error, match=r"out\.png is one file, and there are 2 images: name a folder"):
         overlay_files(tmp_path / "out.png", images)
-    with pytest.raises(EmoR3Error, match=r"b\.jpg is there and no folder"):
+    with pytest.raises(EmoR3Error, match=r"b\.jpg is no folder"):
         overlay_files(tmp_path / "b.jpg", images)
     with pytest.raises(EmoR3Error, match=r"--explain .*a\.png is one of the images"):
         overlay_files(tmp_path / "a.png", images[:1])

@@ -116,6 +116,14 @@ def test_items_without_a_distribution_or_people_are_left_out() -> None:
     assert found["accuracy"]["value"] == pytest.approx(2 / 3)
 
 
+def test_without_any_answer_confidence_is_neither_good_nor_bad() -> None:
+    """A base that doesn't know the form looked perfectly calibrated: ECE 0, Brier 0."""
+    found = reliability([None, None], ["joy", "fear"], shares(0.9, 0.6))
+    assert not {"ece", "brier"} & set(found) and found["accuracy"]["value"] == 0 and found["log_loss"]["value"] > 0
+    after = reliability(["joy", "joy"], ["joy", "fear"], shares(0.9, 0.6), before=([None, None], shares(0.9, 0.6)))
+    assert set(after["difference"]) == {"log_loss", "accuracy"} < set(after)
+
+
 def test_columns_that_cannot_be_used() -> None:
     with pytest.raises(DataError, match="one for each item"):
         reliability(["joy"], ["joy", "joy"], shares(0.5))

@@ -134,7 +134,9 @@ def test_health_and_documentation_are_for_all(server: Running) -> None:
     [
         ({"labels": "joy"}, 422, "joy"),
         ({"labels": "a,b" * 1000}, 422, "characters long"),
-        ({"num_candidates": "1000"}, 422, "less than or equal to 16"),
+        ({"num_candidates": "1000"}, 422, "num_candidates: input should be less than or equal to 16"),
+        ({"reflect": "maybe"}, 422, "reflect: input should be a valid boolean"),
+        ({"label": "joy,fear"}, 422, "there is no field 'label': the form has image, labels, reflect"),
         ({"aggregate": "mean"}, 422, "self-consistency"),
         ({"aggregate": "self-consistency"}, 422, "num_candidates of 2 or more"),
     ],
@@ -142,17 +144,36 @@ def test_health_and_documentation_are_for_all(server: Running) -> None:
 def test_an_option_that_cannot_be_used_says_why(server: Running, data: dict[str, str], code: int, said: str) -> None:
     answer = httpx.post(f"{server.url}/predict", files={"image": image(SAMPLES[0])}, data=data, headers=BEARER)
     assert answer.status_code == code
-    assert said in answer.text
+    assert said in answer.json()["error"]
+
+
+@pytest.mark.slow
+def test_nothing_that_is_sent_is_passed_over(server: Running) -> None:
+    one = ("image", image(SAMPLES[0]))
+    answer = httpx.post(f"{server.url}/predict", files=[one, one], headers=BEARER)
+    assert (answer.status_code, answer.json()["error"]) == (
+        422,
+        "the field image is there twice: send several to /predict-many",
+    )
+    answer = httpx.post(f"{server.url}/predict?labels=joy,fear", files=[one], headers=BEARER)
+    assert (answer.status_code, "in the address" in answer.json()["error"]) == (422, True)
+    for method, path, code in (("GET", "/predict", 405), ("POST", "/predictions", 404)):
+        answer = httpx.request(method, f"{server.url}{path}", headers=BEARER)
+        assert answer.status_code == code and answer.json()["error"]
+    lower = {"Authorization": f"bearer {TOKEN}"}
+    assert httpx.get(f"{server.url}/nothing", headers=lower).status_code == 404, "a scheme has no capitals"
 
 
 @pytest.mark.slow
 def test_no_image_and_a_broken_one_say_why(server: Running) -> None:
-    assert httpx.post(f"{server.url}/predict", headers=BEARER).status_code == 422
+    answer = httpx.post(f"{server.url}/predict", headers=BEARER)
+    assert answer.status_code == 422 and answer.json()["error"].startswith("the field image is missing")
     answer = httpx.post(f"{server.url}/predict", files={"image": ("a.png", b"no image")}, headers=BEARER)
     assert answer.status_code == 422
     assert "a.png" in answer.json()["error"]
     many = [("images", image(SAMPLES[0]))] * 17
-    assert httpx.post(f"{server.url}/predict-many", files=many, headers=BEARER).status_code == 422
+    answer = httpx.post(f"{server.url}/predict-many", files=many, headers=BEARER)
+    assert (answer.status_code, answer.json()) == (422, {"error": "images: at most 16 in one call"})
 
 
 @pytest.mark.slow
@@ -182,8 +203,17 @@ def test_an_image_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) 
     answer = TestClient(create_api(EmoR3Pipeline.from_pretrained())).post(
         "/predict", files={"image": image(SAMPLES[0])}
     )
-    assert answer.status_code == 422
+    assert answer.status_code == 413
     assert "exceeds" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_who_has_the_token_has_no_quota(token: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a proxy all who call have one address."""
+    monkeypatch.setattr(emo_r3.serving.limits, "MAX_SENT", 10)
+    client = TestClient(create_api(EmoR3Pipeline.from_pretrained(), token), headers=BEARER if token else {})
+    answer = client.post("/predict", files={"image": ("a.png", b"no image")})
+    assert answer.status_code == (422 if token else 429) and answer.json()["error"]
 
 
 def test_what_comes_at_one_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
