@@ -7,7 +7,7 @@ import io
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
@@ -53,7 +53,7 @@ def write_rows(
         more (`Sequence[str]`, *optional*): further entries of the rows that get a column of a CSV file, the last ones.
     """
     if style == "csv":
-        _write_csv(rows, stream, labels, more)
+        _write_csv(rows, stream, labels, more, formula_safe)
         return
     count = 0
     for count, row in enumerate(rows, start=1):
@@ -71,10 +71,12 @@ def write_rows(
 def write_table(
     rows: Iterable[Row], stream: TextIO, style: str, labels: Sequence[str], more: Sequence[str] = ()
 ) -> None:
-    """Write rows as [`write_rows`] does, into a file of their own: a CSV file begins with `BOM`."""
+    """Write rows as [`write_rows`] does, into a file of their own: a CSV file begins with `BOM` and is UTF-8 alone."""
     if style == "csv":
         stream.write(BOM)
-    write_rows(rows, stream, style, labels, more=more)
+        _write_csv(rows, stream, labels, more, _utf8_cell)
+    else:
+        write_rows(rows, stream, style, labels, more=more)
 
 
 def json_text(row: Mapping[str, Any]) -> str:
@@ -162,12 +164,14 @@ def formula_safe(text: str) -> str:
     return _FORMULA.sub("'", text)
 
 
-def _csv_text(text: str) -> str:
-    """A text as a cell; what is no UTF-8, of a file's name, is escaped, or nobody could read the table."""
+def _utf8_cell(text: str) -> str:
+    """A text as a cell of a file; what of a file's name is no UTF-8 is escaped, or nobody could read the table."""
     return formula_safe(text).encode("utf-8", "backslashreplace").decode()
 
 
-def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str], more: Sequence[str]) -> None:
+def _write_csv(
+    rows: Iterable[Row], stream: TextIO, labels: Sequence[str], more: Sequence[str], cell_of: Callable[[str], str]
+) -> None:
     # The csv module quotes a return character only where lines end with one.
     lines = SimpleNamespace(write=lambda line: stream.write(line.removesuffix("\r\n") + "\n"))
     writer = csv.writer(lines, lineterminator="\r\n")
@@ -184,7 +188,7 @@ def _write_csv(rows: Iterable[Row], stream: TextIO, labels: Sequence[str], more:
             row.get("error"),
             *(row.get(name) for name in more),
         ]
-        writer.writerow([_csv_text(cell) if isinstance(cell, str) else cell for cell in cells])
+        writer.writerow([cell_of(cell) if isinstance(cell, str) else cell for cell in cells])
         stream.flush()
 
 

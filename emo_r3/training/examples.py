@@ -145,7 +145,13 @@ another model says of the image."""
 
 
 def question_rows(
-    rows: Dataset, method: str, prompts: Prompts, *, square: bool = False, budget: PixelBudget | None = None
+    rows: Dataset,
+    method: str,
+    prompts: Prompts,
+    *,
+    square: bool = False,
+    budget: PixelBudget | None = None,
+    keep: Sequence[str] = (),
 ) -> Dataset:
     """
     Rows for GRPO: `prompt` (one user turn), `image` (PIL, RGB, as the pipeline would prepare it), `label`, `labels`.
@@ -158,12 +164,14 @@ def question_rows(
         prompts ([`Prompts`]): the questions.
         square (`bool`, *optional*, defaults to `False`): pad images to a square.
         budget ([`PixelBudget`], *optional*): resize images to it; as they are unless given.
+        keep (`list[str]`, *optional*): further columns that stay, for rewards that read them.
     """
 
     def decode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {**batch, "image": [open_image(image, square, budget) for image in batch["image"]]}
 
-    kept = [name for name in KEPT if name in rows.column_names]
+    made = {"prompt", "image", "label", "labels"}
+    kept = [name for name in dict.fromkeys((*KEPT, *keep)) if name in rows.column_names and name not in made]
     return _transformed(to_prompts(rows, method, prompts=prompts, keep=kept), decode)
 
 

@@ -14,12 +14,14 @@ import functools
 import importlib
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trl.rewards import get_soft_overlong_punishment
 
-from ..errors import RecipeError, TrainingError
+from ..errors import EmoR3Error, RecipeError, TrainingError
 from ..forms import FORMS
 from ..labels import same_label
 from ..parsing import BOX, EMOTIONS, REGION, ParsedCompletion, parse_completion
@@ -45,6 +47,11 @@ if TYPE_CHECKING:
 
 MEASUREMENTS = ("reflection", "counterfactual")
 """Arguments of a reward for which the trainer asks a model."""
+
+GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+"""Arguments of a reward that TRL gives beside the columns of the rows."""
+MADE = ("method", "parsed", "prior", *MEASUREMENTS)
+"""Columns that [`~emo_r3.training.EmoR3Trainer`] makes."""
 
 Completion = str | list[dict[str, Any]]
 Found = TypeVar("Found")
@@ -350,11 +357,57 @@ def find_reward(name: str) -> Callable[..., list[float]]:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         raise RecipeError(f"rewards: {name} can't be imported: {error}; is its package installed?") from error
+    except AttributeError as error:
+        raise RecipeError(f"rewards: {name} can't be imported: {error}: check the function's name") from error
     if not callable(found):
         raise RecipeError(f"rewards: {name} is a {type(found).__name__}, not a function")
-    return found
+    return found if found in REWARDS.values() else guarded(found)
+
+
+def guarded(function: Callable[..., list[float]]) -> Callable[..., list[float]]:
+    """A reward of somebody's own, whose errors name it and the line: nobody else can mend them."""
+    if inspect.iscoroutinefunction(function) or not callable(function) or not hasattr(function, "__code__"):
+        return function  # what TRL tells apart by its kind
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> list[float]:
+        try:
+            rewards = function(*args, **kwargs)
+        except EmoR3Error:
+            raise
+        except Exception as error:
+            lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == file]
+            raise TrainingError(f"{where}{lines[-1] if lines else begin}: {type(error).__name__}: {error}") from error
+        wanted = len(kwargs.get("completions", args[0] if args else ()))
+        if not hasattr(rewards, "__len__") or len(rewards) != wanted:
+            count = f"{len(rewards)} rewards" if hasattr(rewards, "__len__") else f"a {type(rewards).__name__}"
+            raise TrainingError(f"{where}{begin}: it returns {count} for {wanted} completions: one number for each")
+        return rewards
+
+    file, begin = function.__code__.co_filename, function.__code__.co_firstlineno
+    where = f"the reward {function.__name__} fails, {PurePath(file).name} line "
+    return call
+
+
+def columns_read(functions: Iterable[Callable[..., Any]], columns: Iterable[str]) -> list[str]:
+    """Which columns of a data set the functions have as arguments, without those that the trainer makes itself."""
+    return [name for name in columns if name not in (*GIVEN, *MADE) and reads(functions, name)]
+
+
+def check_arguments(functions: Iterable[Callable[..., Any]], columns: Iterable[str]) -> None:
+    """Raises [`RecipeError`] for a function with an argument that nothing would give it."""
+    known = {*GIVEN, *MADE, *columns}
+    for function in functions:
+        for name, argument in inspect.signature(function).parameters.items():
+            several = argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+            if argument.default is argument.empty and not several and name not in known:
+                title = getattr(function, "__name__", "of your own")
+                raise RecipeError(
+                    f"the reward {title} has the argument {name!r}, and the rows have no such column; they have "
+                    f"{', '.join(sorted(known - set(GIVEN)))}"
+                )
 
 
 def measurements(functions: Iterable[Callable[..., Any]]) -> set[str]:

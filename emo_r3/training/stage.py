@@ -34,6 +34,7 @@ from .config import EmoR3Config, SupervisedConfig
 from .examples import check_images, label_rows, pixel_budget, question_rows
 from .progress import follow
 from .recipe import Recipe
+from .rewards import columns_read, reward_functions
 from .saving import last_checkpoint
 from .stopping import SafeTrainer
 from .trainer import EmoR3Trainer
@@ -152,7 +153,9 @@ class Stage:
                     **given,
                 )
             else:
-                questions = question_rows(rows, run.method, info.prompts, **images)
+                assert isinstance(self.config, EmoR3Config)
+                keep = columns_read(reward_functions(self.config), rows.column_names)
+                questions = question_rows(rows, run.method, info.prompts, keep=keep, **images)
                 trainer = EmoR3Trainer(train_dataset=questions, method=run.method, prompts=info.prompts, **given)
         except EmoR3Error:
             raise

@@ -35,7 +35,16 @@ from .intervention import Intervention
 from .judge import Judge, JudgeModel, Reflection
 from .measures import truth_metrics
 from .prior import Priors, lookup_in
-from .rewards import accuracy_reward, completion_text, measurements, parse_all, reads, reward_functions
+from .rewards import (
+    accuracy_reward,
+    check_arguments,
+    completion_text,
+    guarded,
+    measurements,
+    parse_all,
+    reads,
+    reward_functions,
+)
 from .rollout import mixed_seed
 from .stopping import SafeTrainer
 from .vllm_prompts import check_vllm, send_images_once
@@ -115,6 +124,7 @@ class EmoR3Trainer(SafeTrainer, PopulationDeviation, DynamicSampling):
         if processing_class is None:
             raise RecipeError("processing_class is missing: give the model's processor, or the model by its name")
         functions = _with_own(reward_funcs, args)
+        check_arguments(functions, train_dataset.column_names)
         given: Any = args.generation_kwargs or {}
         args.generation_kwargs = without_images(model, processing_class, args) | given
         # TRL relies on it for the token types of images, and sets it only on processors that it loads itself.
@@ -350,7 +360,7 @@ def _with_own(
     functions = reward_functions(args)
     if own and len(args.reward_weights or ()) == len(functions):
         args.reward_weights = [*(args.reward_weights or ()), *([1.0] * len(own))]
-    functions += own
+    functions += map(guarded, own)
     if len(args.reward_weights or ()) != len(functions):
         names = ", ".join(getattr(function, "__name__", "overlong penalty") for function in functions)
         raise RecipeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import runpy
 import subprocess
 import sys
@@ -18,13 +19,16 @@ from emo_r3.training.judge import Reflection
 from emo_r3.training.prior import Prior
 from emo_r3.training.rewards import (
     accuracy_reward,
+    check_arguments,
     coherence_reward,
+    columns_read,
     completion_text,
     consistency_reward,
     counterfactual_reward,
     diversity_reward,
     find_reward,
     format_reward,
+    guarded,
     lenient_format_reward,
     measurements,
     parse_all,
@@ -315,7 +319,9 @@ def shout(completions: Any, **columns: Any) -> list[float]:
 def test_a_recipe_names_its_rewards() -> None:
     own = f"{__name__}.shout"
     made = config(rewards=["accuracy", "coherence", own], reward_weights=[0.8, 0.1, 0.1])
-    assert reward_functions(made) == [accuracy_reward, coherence_reward, shout]
+    *ours, theirs = reward_functions(made)
+    assert ours == [accuracy_reward, coherence_reward] and inspect.unwrap(theirs) is shout
+    assert theirs(completions=["a", "b"]) == [1.0, 1.0] and theirs.__name__ == "shout"
     assert measurements([accuracy_reward, format_reward, shout]) == set()
     assert measurements([accuracy_reward, coherence_reward]) == {"reflection"}
     assert made.reflects and not config(rewards=["accuracy"], reward_weights=[1.0]).reflects
@@ -343,13 +349,45 @@ def test_rewards_that_do_not_fit_together(fields: dict[str, Any], said: str) -> 
     [
         ("niceness", "none of accuracy"),
         ("no_such_package.reward", "can't be imported"),
-        ("emo_r3.training.rewards.nothing", "can't be imported"),
+        ("emo_r3.training.rewards.nothing", "check the function's name"),
         ("emo_r3.training.rewards.MEASUREMENTS", "not a function"),
     ],
 )
 def test_a_reward_that_is_not_there(name: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         find_reward(name)
+
+
+def dark(completions: Any, darkness: Any, weight: float = 1.0, *, labels: Any, **columns: Any) -> list[float]:
+    """Reads a column of its data set."""
+    return [weight * value for value in darkness]
+
+
+def test_an_argument_that_nothing_would_give_is_told_before_the_run() -> None:
+    columns = ["id", "image", "label", "labels", "darkness", "parsed"]
+    check_arguments([dark, accuracy_reward, confirmed], columns)
+    assert columns_read([dark, confirmed], columns) == ["labels", "darkness"]
+    with pytest.raises(RecipeError, match=r"dark has the argument 'darkness', and the rows have no .* label, labels"):
+        check_arguments([guarded(dark)], ["image", "label", "labels"])
+
+
+def confirmed(completions: Any, reflection: Any, parsed: Any, **columns: Any) -> list[float]:
+    return [1.0]
+
+
+def test_errors_of_a_reward_of_ones_own_name_it_and_the_line() -> None:
+    def broken(completions: Any, **columns: Any) -> list[float]:
+        return [1 / len(text) for text in completions]
+
+    line = inspect.getsourcelines(broken)[1]
+    with pytest.raises(TrainingError, match=rf"broken fails, test_rewards\.py line {line + 1}: ZeroDivisionError: "):
+        guarded(broken)(completions=["a", ""])
+    with pytest.raises(
+        TrainingError, match=r"confirmed fails, .*: it returns 1 rewards for 2 completions: one number"
+    ):
+        guarded(confirmed)(["a", "b"], None, None)
+    with pytest.raises(TrainingError, match="it returns a float for 2 completions: one number for each"):
+        guarded(lambda completions: 0.5)(completions=["a", "b"])  # type: ignore[arg-type,return-value]
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,35 @@ def test_supervised_from_the_command_to_a_model_that_loads(
     assert (run / "final" / "model.safetensors").stat().st_mtime_ns == before
 
 
+SEEN: list[str] = []
+
+
+def sourced(completions: Any, source: Any, **columns: Any) -> list[float]:
+    """Reads a column of the data set that no reward of ours reads."""
+    SEEN.extend(source)
+    return [float(number % 2) for number in range(len(completions))]
+
+
+def lost(completions: Any, weather: Any, **columns: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+@pytest.mark.slow
+def test_a_reward_reads_a_column_of_its_data_set(
+    recipe: Write, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SEEN.clear()
+    stated = {"trainer": "grpo", "judge": None, "max_steps": 1, "reward_weights": [0.9, 0.1]}
+    assert main(["train", "--config", str(recipe(**stated, rewards=["accuracy", f"{__name__}.sourced"]))]) == 0
+    assert len(SEEN) == 4 and set(SEEN) <= set(load_emotion_dataset(data, split="train")["source"])
+    capsys.readouterr()
+    path = recipe(**stated, rewards=["accuracy", f"{__name__}.lost"], output_dir=str(data.parent / "lost"))
+    assert main(["train", "--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "the reward lost has the argument 'weather', and the rows have no such column" in said
+    assert not (data.parent / "lost/log.csv").exists()
+
+
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_by_itself(
     recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
