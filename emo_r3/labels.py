@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .errors import LabelError
@@ -160,12 +160,13 @@ LABEL_SETS: dict[str, LabelSet] = {
 """The label lists by name: EmoSet's eight (Mikels), Emotion6's six (Ekman), WebEmo's seven, 25 and two (Parrott)."""
 
 
-def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
+def resolve_labels(labels: LabelSet | Iterable[str] | str) -> LabelSet:
     """Reads any way of naming a label list.
 
     Args:
-        labels (`LabelSet`, `list[str]` or `str`): a set, labels in the order wanted, or text: the name of one of
-            `LABEL_SETS`, or labels with commas between them. A caller's own list is named `"custom"` and has no signs.
+        labels (`LabelSet`, `list[str]` or `str`): a set, labels in the order wanted (an array does as well), or text:
+            the name of one of `LABEL_SETS`, or labels with commas between them. A caller's own list is named
+            `"custom"` and has no signs.
 
     Raises:
         LabelError: the name is unknown, or the labels can't be used: fewer than two, equal, empty, too long, or with
@@ -186,7 +187,7 @@ def resolve_labels(labels: LabelSet | Sequence[str] | str) -> LabelSet:
             f"no label set is called {labels[:MAX_LABEL_LENGTH]!r}; use {', '.join(LABEL_SETS)},"
             " or two or more labels with commas between them"
         )
-    if not isinstance(labels, Sequence):
+    if isinstance(labels, set | frozenset | Mapping) or not isinstance(labels, Iterable):
         raise LabelError(f"labels are a {type(labels).__name__}; give a list of strings, or the name of a label set")
     return LabelSet("custom", tuple(labels))
 

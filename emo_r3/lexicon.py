@@ -136,18 +136,25 @@ Sereno, "The Glasgow Norms: Ratings of 5,500 words on nine scales", Behavior Res
 CC BY 4.0."""
 
 
-def expected_affect(probabilities: Mapping[str, float], lexicon: Mapping[str, Affect] | None = None) -> Affect | None:
+LEAST_KNOWN = 0.5
+"""Of an answer's probability, how much the lexicon must know for its valence and arousal to mean anything."""
+
+
+def expected_affect(
+    probabilities: Mapping[str, float], lexicon: Mapping[str, Affect] | None = None, *, least: float = 0.0
+) -> Affect | None:
     """Affect of a label distribution: the mean of the labels' affect, weighted by their probabilities.
 
     Args:
         probabilities (`dict[str, float]`): weight by label, non-negative; a label that is not in the lexicon is left
             out and the rest reweighted.
         lexicon (`dict[str, Affect]`, *optional*): affect by word, as `load_lexicon` gives it; `AFFECT` unless given.
+        least (`float`, *optional*, defaults to 0): the share of all weight that labels in the lexicon must have.
 
     Returns:
         `Affect` or `None`: the means on the scale from 1 to 9, and the standard deviations of the mixture of the
         labels' ratings (spread within labels and between them), `None` where the lexicon has none; `None` where no
-        label with a weight is in the lexicon.
+        label with a weight is in the lexicon, or those that are have less than `least`.
 
     Raises:
         LabelError: a weight is negative or not finite.
@@ -160,7 +167,7 @@ def expected_affect(probabilities: Mapping[str, float], lexicon: Mapping[str, Af
         if weight > 0 and (affect := lexicon.get(label_key(label))) is not None:
             weighted.append((weight, affect))
     total = math.fsum(weight for weight, _ in weighted)
-    if not weighted:
+    if not weighted or total < least * math.fsum(probabilities.values()):
         return None
 
     def mixture(pairs: list[tuple[float, float, float | None]]) -> tuple[float, float | None]:

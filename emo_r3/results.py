@@ -108,7 +108,7 @@ class EmotionResult:
         steps (`dict[str, str]`): the tagged parts of the answer by name: `step1` (emotional triggers), `step2` (human
             reflection) and `step3` (conclusion), or `think`.
         valence, arousal (`float`, *optional*): expected under the distribution by the norms of `lexicon.py`, from 1 to
-            9; `None` where no label has norms.
+            9; `None` where labels with norms have less than half of the probability.
         text (`str`): the whole completion.
         problems (`tuple[str, ...]`): what is wrong with its form, by the codes of `parsing.py`; empty for a good one.
         notes (`tuple[str, ...]`): what was done to the image or to the answer, in words.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,3 +210,12 @@ def test_any_text_is_a_label_or_a_label_error(text: str) -> None:
     # What the list accepts is found again, and accepted again as it is spelt there.
     assert normalize_label(text, resolved) == resolved.labels[0]
     assert resolve_labels(resolved.labels) == resolved
+
+
+def test_labels_in_anything_with_an_order() -> None:
+    names = ["calm", "tense"]
+    for labels in (np.array(names), dict.fromkeys(names).keys(), iter(names)):
+        assert resolve_labels(labels).labels == ("calm", "tense")
+    for wrong in ({"calm", "tense"}, {"calm": 1, "tense": 2}, 3):
+        with pytest.raises(LabelError, match=r"give a list of strings"):
+            resolve_labels(wrong)  # type: ignore[arg-type]

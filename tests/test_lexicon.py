@@ -102,6 +102,9 @@ def test_affect_of_one_label_is_its_own() -> None:
 
 def test_affect_of_a_mixture() -> None:
     joy, fear = AFFECT["joy"], AFFECT["fear"]
+    assert expected_affect({"joy": 0.4, "no such word": 0.6}, least=0.5) is None
+    half = expected_affect({"joy": 5, "no such word": 5}, least=0.5)
+    assert half is not None and vars(half) == pytest.approx(vars(joy))
     found = expected_affect({"joy": 3, "fear": 1, "awe": 0})
     assert found is not None
     assert found.valence == pytest.approx(0.75 * joy.valence + 0.25 * fear.valence)

@@ -30,7 +30,7 @@ class Record:
     Args:
         id (`str`): unique within the data set, and the same in every layout of it.
         label (`str`): one of the data set's labels.
-        image (`Path`, `RawFile` or `bytes`): where the bytes are, or they.
+        image (`str`, `Path`, `RawFile` or `bytes`): where the bytes are, or they.
         split (`str`, *optional*): the official split, if there is one.
         fields (`dict`): the further columns of the row; text where the column is a `ClassLabel`.
         source (`str`): the path within the original distribution, or the URL.
@@ -38,7 +38,7 @@ class Record:
 
     id: str
     label: str
-    image: Path | RawFile | bytes
+    image: str | Path | RawFile | bytes
     split: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -54,7 +54,7 @@ class Record:
         Raises:
             DataError: they can't be read, or are more than an image may have.
         """
-        if isinstance(self.image, Path):
+        if isinstance(self.image, str | Path):
             return _read_file(self.image, MAX_BYTES, str(self.image))
         return self.image if isinstance(self.image, bytes) else self.image.read()
 
@@ -271,6 +271,8 @@ def _read_file(path: str | Path, max_bytes: int, name: str) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"{name}: not a regular file")
             data = file.read(min(status.st_size, max_bytes) + 1)
+    except FileNotFoundError:
+        raise DataError(f"{name}: there is no such file; check the path") from None
     except OSError as error:
         raise DataError(f"{name}: can't be read ({error.strerror or error}); check its permissions") from error
     if len(data) > max_bytes:

@@ -80,10 +80,14 @@ def load_emotion_dataset(
         loaded = datasets.load_dataset(source, **options)
     except Exception as error:  # datasets and the Hub raise errors of many families, all of them for the user
         if folder.is_dir():
+            there = sorted({path.name.partition("-")[0] for path in folder.glob("data/*.parquet")})
+            if split and "Unknown split" in str(error):
+                raise DataError(f"{name}: there is no split {split!r}; it has {', '.join(there)}") from error
             reason = f"({first_line(error)}); make the folder again with: emo-r3 prepare"
             raise DataError(f"{source}: can't be loaded {reason}") from error
+        here = "" if "/" in name else f"there is no folder {name} here; "
         reason = why_unreadable(source, "dataset", revision, token)
-        raise DataError(reason or f"{source}: can't be loaded ({first_line(error)})") from error
+        raise DataError(here + (reason or f"{source}: can't be loaded ({first_line(error)})")) from error
     for rows in loaded.values() if isinstance(loaded, dict) else [loaded]:
         check_columns(rows, source)
     return loaded

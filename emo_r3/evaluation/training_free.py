@@ -16,7 +16,7 @@ from ..images.loading import LoadedImage, load_image, source_name
 from ..inference.engine import not_finite
 from ..inference.pipeline import EmoR3Pipeline
 from ..labels import LabelSet, label_key, resolve_labels
-from ..lexicon import AFFECT, expected_affect
+from ..lexicon import AFFECT, LEAST_KNOWN, expected_affect
 from ..models.decoding import BOX, box_sequences
 from ..models.prefix_cache import CachedPrompts, LabelTrie, score_labels
 from ..models.turns import turns_of
@@ -101,7 +101,7 @@ class TrainingFreePipeline(ABC):
         found, notes = self.answer(loaded, labels)
         probabilities = {label: found.get(label, 0.0) for label in labels.labels}
         label = max(found, key=lambda label: found[label])
-        affect = expected_affect(probabilities)
+        affect = expected_affect(probabilities, least=LEAST_KNOWN)
         return EmotionResult(
             image=loaded.name,
             label=label,

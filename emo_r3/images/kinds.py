@@ -20,8 +20,7 @@ SIDECAR_SUFFIX = ".emo-r3.json"
 _SAVE = ", which is not read; save it as PNG or JPEG"
 _FRAME = "a video, not an image; emo-r3 timeline reads it, or save a frame of it as PNG or JPEG"
 _RARE = "not a readable image: {} of a rare kind, or damaged; save it as PNG or JPEG"
-# What else is often called .jpg or .png, by what stands at an offset. The last are of kinds that Pillow reads, but not
-# in every variety.
+# What else is often called .jpg or .png, by what stands at an offset.
 _SIGNATURES = (
     (0, b"%PDF-", "a PDF document" + _SAVE),
     (0, b"%!PS", "a PostScript document" + _SAVE),
@@ -34,13 +33,16 @@ _SIGNATURES = (
     (8, b"AVI ", _FRAME),
     (0, b"PK\3\4", "an archive or an office document, not an image; take the image out of it"),
     (0, b"\x1f\x8b", "an archive, not an image; unpack it"),
-    (0, b"\xff\xd8\xff", _RARE.format("JPEG")),
-    (0, b"\x89PNG", _RARE.format("PNG")),
-    (0, b"GIF8", _RARE.format("GIF")),
-    (0, b"II*\0", _RARE.format("TIFF")),
-    (0, b"MM\0*", _RARE.format("TIFF")),
-    (4, b"jP  ", _RARE.format("JPEG 2000")),
-    (0, b"\xff\x4f\xff\x51", _RARE.format("JPEG 2000")),
+)
+# Kinds that Pillow reads, but not in every variety.
+_READ = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (4, b"jP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
 )
 
 
@@ -76,9 +78,21 @@ def what_else(data: bytes) -> str:
     for offset, signature, kind in _SIGNATURES:
         if data[offset:].startswith(signature):
             return kind
+    if readable := _read_kind(data):
+        return _RARE.format(readable)
     if text and all(byte >= 32 or byte in b"\t\r\n" for byte in text[:512]) and _is_utf8(text[:512]):
         return "not a readable image but text; download the image itself"
     return f"not a readable image ({', '.join(FORMATS)}); check that a viewer opens it and save it as PNG or JPEG"
+
+
+def left_out_as(data: bytes) -> str:
+    """What a file is that nobody tried to read, since its name has no image's suffix."""
+    kind = _read_kind(data)
+    return f"a {kind} image without an image's suffix: name it itself, or rename it" if kind else what_else(data)
+
+
+def _read_kind(data: bytes) -> str | None:
+    return next((kind for offset, signature, kind in _READ if data[offset:].startswith(signature)), None)
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from ..errors import ImageError
 from .download import fetch, public_name
-from .kinds import SIDECAR_SUFFIX, SUFFIXES, readable_formats, what_else
+from .kinds import SIDECAR_SUFFIX, SUFFIXES, left_out_as, readable_formats, what_else
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
@@ -157,7 +157,15 @@ def is_file(source: Any) -> bool:
 
 
 def source_name(source: Any) -> str:
-    """What to call a source before it is read: its path, its URL without the query, or its type."""
+    """What [`load_image`] calls a source, without reading it: its path, its URL without the query, or its type."""
+    if isinstance(source, Mapping) and "image" in source:
+        source = source["image"]
+    if isinstance(source, Mapping):
+        source = source.get("path") or source.get("bytes")
+    if isinstance(source, Image.Image):
+        return _one_line(getattr(source, "filename", "") or "PIL image")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "image bytes"
     if is_file(source):
         name = getattr(source, "name", None)
         return _one_line(name) if isinstance(name, str) and name else type(source).__name__
@@ -201,7 +209,8 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 def left_out(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str]]:
     """
-    What [`find_images`] leaves out of folders: files without a known suffix, hidden ones and our own sidecars apart.
+    What [`find_images`] leaves out of folders: files without a known suffix and links to folders, hidden ones and our
+    own sidecars apart.
 
     Args:
         paths (iterable of `str` or `os.PathLike`): as given there.
@@ -215,12 +224,15 @@ def left_out(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str]]:
             for name in sorted(_walk(path, images=False)):
                 if name.endswith(SIDECAR_SUFFIX):
                     continue
+                if os.path.isdir(name):
+                    found[name] = "a link to a folder, which is not followed: name it too"
+                    continue
                 try:
                     head = _read_head(name)
                 except OSError as error:
                     found[name] = f"can't be read ({error.strerror})"
                     continue
-                found[name] = what_else(head) if head else "empty"
+                found[name] = left_out_as(head) if head else "empty"
     return list(found.items())
 
 
@@ -239,6 +251,8 @@ def _walk(folder: str, images: bool = True) -> Iterator[str]:
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if not images:
+            yield from (path for name in folders if os.path.islink(path := os.path.join(parent, name)))
         for name in files:
             if not name.startswith(".") and (os.path.splitext(name)[1].lower() in SUFFIXES) == images:
                 yield os.path.join(parent, name)

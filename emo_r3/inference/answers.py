@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..forms import FORMS
 from ..images.fitting import scale_and_margins
 from ..images.loading import LoadedImage
-from ..lexicon import Affect, expected_affect
+from ..lexicon import LEAST_KNOWN, Affect, expected_affect
 from ..models.checkpoint import CheckpointInfo
 from ..models.coordinates import to_fractions
 from ..models.decoding import BOX, ConstrainedDecoding, box_sequences, find_box, read
@@ -170,7 +170,7 @@ def make_result(
     if section is not None and section in parsed.steps:
         box = None if parsed.region is None else seen.box(parsed.region, info.prompts.unit or "", loaded)
         evidence = Evidence(parsed.steps[section], loaded.size or loaded.image.size, box)
-    affect = expected_affect(probabilities, lexicon)
+    affect = expected_affect(probabilities, lexicon, least=LEAST_KNOWN)
     return EmotionResult(
         image=loaded.name,
         label=parsed.label if parsed.label in options.labels.labels else None,

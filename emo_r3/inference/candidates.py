@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..lexicon import Affect, expected_affect
+from ..lexicon import LEAST_KNOWN, Affect, expected_affect
 from ..models.calibration import Calibration
 from ..results import EmotionResult
 
@@ -31,7 +31,7 @@ def calibrated(
     if calibration is None or not result.probabilities:
         return result
     probabilities, label = calibration.apply(result.probabilities, result.label)
-    affect = expected_affect(probabilities, lexicon)
+    affect = expected_affect(probabilities, lexicon, least=LEAST_KNOWN)
     moved = f"; they made {label} of {result.label}, which is in the text" if label != result.label else ""
     return replace(
         result,
@@ -68,7 +68,7 @@ def self_consistent(
     answer = calibration.apply(mean, label)[1] if calibration else label
     same = [one for one in candidates if one.label == answer] or [one for one in candidates if one.label == label]
     best = max(same, key=lambda one: (one.well_formed, one.score or 0.0, one.confidence or 0.0))
-    affect = expected_affect(mean, lexicon)
+    affect = expected_affect(mean, lexicon, least=LEAST_KNOWN)
     result = replace(
         best,
         probabilities=mean,

@@ -334,7 +334,8 @@ class EndpointPipeline:
         except (HTTP.HTTPError, ValueError, TypeError, LookupError) as error:
             reason = _first_line(str(error)) or type(error).__name__
             raise EndpointError(
-                f"{self.url} doesn't list its models ({reason}); check the address, or name the model"
+                f"{self.url} doesn't list its models ({reason}); check the address, or name the model (asked is "
+                "OpenAI's chat API, as vLLM has it; emo-r3 serve has none)"
             ) from None
         if len(names) != 1:
             listed = ": " + ", ".join(names[:8]) + (" .." if len(names) > 8 else "") if names else ""
@@ -352,7 +353,8 @@ def _addresses(url: str) -> tuple[str, str]:
     except (ValueError, InvalidURL):
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EndpointError(f"{public_name(url)} is not the address of a server: give one as http://localhost:8000/v1")
+        shown = public_name(url) if "://" in url else url
+        raise EndpointError(f"{shown} is not the address of a server: give one as http://localhost:8000/v1")
     if "@" in parts.netloc:
         raise EndpointError(f"{public_name(url)}: the address holds a user name or password; give a token instead")
     path = parts.path.rstrip("/")

@@ -63,7 +63,11 @@ class CallOptions:
             raise EmoR3Error("aggregate='self-consistency' is over several answers: give num_candidates of 2 or more")
         checked["reflect"] = self.reflect or (several and self.aggregate == "best")
         if checked["reflect"] and self.method == "direct":
-            raise EmoR3Error("a direct answer has no text to reflect on; use method set or think")
+            told = "" if self.reflect else ", by which the best of several is chosen"
+            raise EmoR3Error(
+                f"a direct answer has no text to reflect on{told}; use method set, think or grounded"
+                + ("" if self.reflect else ", or aggregate='self-consistency'")
+            )
         if self.method not in METHODS:
             raise EmoR3Error(f"method={self.method!r} is unknown; choose one of {', '.join(METHODS)}")
         if self.max_pixels is not None:

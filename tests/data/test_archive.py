@@ -193,7 +193,9 @@ def test_record_names_its_image(source: str, name: str) -> None:
 def test_record_reads_regular_files_only(tmp_path: Path) -> None:
     put(tmp_path / "1.jpg", b"one")
     os.mkfifo(tmp_path / "pipe")
-    assert Record("1", "joy", tmp_path / "1.jpg").read() == b"one"
-    for name, message in (("none.jpg", "can't be read"), ("pipe", "not a regular file")):
+    assert (
+        Record("1", "joy", tmp_path / "1.jpg").read() == Record("1", "joy", str(tmp_path / "1.jpg")).read() == b"one"
+    )
+    for name, message in (("none.jpg", "there is no such file; check the path"), ("pipe", "not a regular file")):
         with pytest.raises(DataError, match=message):
             Record("1", "joy", tmp_path / name).read()

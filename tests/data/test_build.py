@@ -209,7 +209,7 @@ def test_the_index_has_all_but_the_pixels(tmp_path: Path) -> None:
     assert (
         b"JFIF" not in b"".join(tree(tmp_path / "index").values()) and not (tmp_path / "index/examples.png").exists()
     )
-    assert "emo-r3 prepare rebuild" in (tmp_path / "index/README.md").read_text()
+    assert '`rebuild("emo-r3/' in (tmp_path / "index/README.md").read_text()
 
 
 def test_the_card(tmp_path: Path) -> None:

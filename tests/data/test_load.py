@@ -107,7 +107,7 @@ def test_names_and_what_is_asked_of_the_hub(folder: Path, monkeypatch: pytest.Mo
         (".", {"revision": "v1"}, "a folder has no revision; leave 'v1' out"),
         ("empty", {}, "no data/*.parquet in this folder; make it with: emo-r3 prepare"),
         ("emoset-2k", {}, "emo-r3/emoset-2k is not in the cache of this machine, and HF_HUB_OFFLINE is set"),
-        (".", {"split": "dev"}, "can't be loaded (Unknown split"),
+        (".", {"split": "dev"}, "there is no split 'dev'; it has test, train"),
     ],
 )
 def test_what_cannot_be_loaded(
@@ -118,6 +118,13 @@ def test_what_cannot_be_loaded(
     with pytest.raises(DataError) as caught:
         load_emotion_dataset(name, **options)
     assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_split_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows().to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"there is no split 'test'; it has train$"):
+        load_emotion_dataset(tmp_path, split="test")
 
 
 def test_a_damaged_file_and_other_columns(tmp_path: Path) -> None:

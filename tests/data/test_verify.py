@@ -33,7 +33,7 @@ WHOLE = encoded("RGB", "JPEG", (64, 64))
 @pytest.mark.parametrize(
     ("data", "kind", "says"),
     [
-        (None, "undecodable", "can't be read"),
+        (None, "undecodable", "there is no such file"),
         (b"", "empty", "no bytes"),
         (b"<!doctype html><title>gone</title>", "undecodable", "a web page"),
         (b"\xff\xd8\xff\xe0 not an image", "undecodable", "not a readable image|damaged"),

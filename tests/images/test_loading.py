@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, ImageCms, features
 from emo_r3.errors import ImageError
 from emo_r3.images import kinds, loading
 from emo_r3.images.kinds import FORMATS, SUFFIXES, readable_formats
-from emo_r3.images.loading import LoadedImage, find_images, left_out, load_image
+from emo_r3.images.loading import LoadedImage, find_images, left_out, load_image, source_name
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 READABLE = readable_formats()
@@ -629,11 +629,27 @@ def test_what_a_folder_holds_beside_images(tmp_path: Path) -> None:
     for name, data in files.items():
         (tmp_path / "below" / name).write_bytes(data)
     os.mkfifo(tmp_path / "below" / "pipe")
+    (tmp_path / "scan").write_bytes(files["a.png"])
+    (tmp_path / "more").symlink_to(tmp_path / "below")
     assert find_images([tmp_path]) == [str(tmp_path / "below" / "a.png")]
     found = {Path(name).name: what for name, what in left_out([tmp_path, "http://example.org/a.png"])}
-    assert set(found) == {"film.mp4", "notes.txt", "IMG_1.AAE", "empty.xyz", "pipe"}
+    assert set(found) == {"film.mp4", "notes.txt", "IMG_1.AAE", "empty.xyz", "pipe", "scan", "more"}
+    assert found["scan"].startswith("a PNG image without an image's suffix")
+    assert found["more"] == "a link to a folder, which is not followed: name it too"
     assert found["film.mp4"].startswith("a video") and "text" in found["notes.txt"]
     assert found["empty.xyz"] == found["pipe"] == "empty"
+
+
+def test_what_can_not_be_read_is_called_as_if_it_could(tmp_path: Path) -> None:
+    broken = Image.open(io.BytesIO(encoded(Image.new("RGB", (8, 8)))))
+    for source, name in (
+        ({"bytes": b"junk", "path": "my/photo.jpg"}, "my/photo.jpg"),
+        ({"image": {"bytes": b"junk", "path": None}}, "image bytes"),
+        (b"junk", "image bytes"),
+        (broken, "PIL image"),
+        ({"path": "there/is/none.png"}, "there/is/none.png"),
+    ):
+        assert source_name(source) == name
 
 
 # --- photographs as phones and cameras write them

@@ -41,6 +41,8 @@ def test_several_candidates_are_sampled_and_reflected_on() -> None:
     for option in ({"reflect": True}, {"num_candidates": 2}):
         with pytest.raises(EmoR3Error, match="a direct answer has no text to reflect on"):
             options(method="direct", **option)
+    with pytest.raises(EmoR3Error, match=r"the best of several is chosen; .*, or aggregate='self-cons"):
+        options(method="direct", num_candidates=2)
 
 
 @pytest.mark.parametrize("name", ["num_candidates", "max_new_tokens", "max_pixels"])
