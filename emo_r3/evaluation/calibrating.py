@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +40,8 @@ Targets = Literal["annotators", "labels"]
 Array = NDArray[Any]
 LEAST = 10
 """Rows below which nothing is fitted."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ def calibrate(
     if state.process_index:
         return []
     sets = [load_items(name, split, options.get("limit")) for name in datasets]
+    _warn_of_training(folder, sets)
     rows = iter(read_rows(Path(output)))
     answers = [(items, [next(rows) for _ in items.ids]) for items in sets]
     by_labels: dict[tuple[str, ...], list[tuple[Items, list[Row]]]] = {}
@@ -135,6 +140,24 @@ def calibrate(
             info = CheckpointInfo.read(folder)
             write_info(folder, replace(info, calibrations=with_calibrations(info.calibrations, new)))
     return found
+
+
+def _warn_of_training(folder: Path | None, sets: Sequence[Items]) -> None:
+    """Says so if a model of ours was trained on these items, by what its run wrote beside it."""
+    path = folder / "../run.json" if folder else None
+    if path is None or not path.is_file():
+        return
+    try:
+        trained = json.loads(path.read_text(encoding="utf-8"))["dataset"]
+        trained = (trained["name"], trained["split"].partition("[")[0])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return  # of another program
+    for items in sets:
+        if (items.name, items.split.partition("[")[0]) == trained:
+            _logger.warning(
+                f"this model was trained on {items.name}, {trained[1]}, and is more confident there than elsewhere: "
+                "calibrate it on other images"
+            )
 
 
 def own_folder(model: str | None) -> Path | None:

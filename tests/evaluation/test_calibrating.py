@@ -71,6 +71,20 @@ def test_the_command_writes_what_was_fitted_into_the_checkpoint(answers: Path, m
     assert found.temperature == pytest.approx(fit_temperature(np.array(shares), np.array(people)))
 
 
+@pytest.mark.parametrize(("name", "warned"), [("miniature-8", True), ("miniature-6", False)])
+def test_a_model_s_own_training_images_are_warned_of(
+    name: str, warned: bool, drawn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The split that is taken unless one is named is the one that models are trained on."""
+    model = Path(shutil.copytree(CHECKPOINT, tmp_path / "run/final"))
+    (tmp_path / "run/run.json").write_text(json.dumps({"dataset": {"name": name, "split": "train[:100]"}}))
+    calibrate([drawn], tmp_path / "out", model=str(model), method="direct", limit=20)
+    said = [
+        message for message in caplog.messages if message.startswith("this model was trained on miniature-8, train")
+    ]
+    assert len(said) == warned
+
+
 @pytest.mark.slow
 def test_another_process_answers_with_it(answers: Path, model: Path) -> None:
     [found] = CheckpointInfo.read(model).calibrations
