@@ -65,11 +65,23 @@ def evidence_layer(evidence: EvidenceMap, size: tuple[int, int]) -> Image.Image:
     values = evidence.array.clip(0)
     strengths = Image.fromarray(values / max(FULL, float(values.max())))
     left, top, right, bottom = map(round, _place(evidence, size))
-    shape = (max(1, right - left), max(1, bottom - top))
-    spread = np.asarray(strengths.resize(shape, Image.Resampling.BILINEAR))
-    alpha = np.rint(255 * _OPACITY * spread).astype(np.uint8)
+    wide, high = max(1, right - left), max(1, bottom - top)
+    # Only what is on the image is drawn, in 256 steps: a photograph has millions of pixels.
+    shown = (max(0, left), max(0, top), min(size[0], left + wide), min(size[1], top + high))
     layer = Image.new("RGBA", size)
-    layer.paste(Image.fromarray(np.dstack([colours_of(spread), alpha])), (left, top))
+    if shown[0] < shown[2] and shown[1] < shown[3]:
+        across, down = strengths.width / wide, strengths.height / high
+        part = (
+            (shown[0] - left) * across,
+            (shown[1] - top) * down,
+            min(strengths.width, (shown[2] - left) * across),
+            min(strengths.height, (shown[3] - top) * down),
+        )
+        shape = (shown[2] - shown[0], shown[3] - shown[1])
+        spread = np.asarray(strengths.resize(shape, Image.Resampling.BILINEAR, part))
+        steps = np.linspace(0, 1, 256)
+        table = np.column_stack([colours_of(steps), np.rint(255 * _OPACITY * steps).astype(np.uint8)])
+        layer.paste(Image.fromarray(table[np.rint(255 * spread).astype(np.uint8)]), shown[:2])
     return layer
 
 

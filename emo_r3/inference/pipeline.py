@@ -42,7 +42,7 @@ class EmoR3Pipeline:
     """Emotion recognition with reasoning, on any image-text-to-text model of transformers.
 
     Threads may share a pipeline, or a model: their calls and streams take turns, batch by batch, and give what they
-    give one by one.
+    give one by one. Processes don't: make one in each, such as in the initializer of a pool.
 
     Args:
         model (`PreTrainedModel`): the model, in evaluation mode.
@@ -176,6 +176,12 @@ class EmoR3Pipeline:
         from .endpoint import EndpointPipeline
 
         return EndpointPipeline(url, model, **options)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise EmoR3Error(
+            "a pipeline can't be copied or sent to another process: make one there with from_pretrained, such as in "
+            "the initializer of a pool"
+        )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes weights, processor and `emo_r3.json` to a new folder, all or nothing.
@@ -375,6 +381,6 @@ def one_or_many(images: Any, run: Callable[[Iterable[Any]], Iterator[EmotionResu
         return result
     if isinstance(images, (list, tuple)):
         return list(run(images))
-    if not isinstance(images, Iterable) and not hasattr(images, "__getitem__"):
+    if (not isinstance(images, Iterable) and not hasattr(images, "__getitem__")) or isinstance(images, torch.Tensor):
         raise ImageError(f"{type(images).__name__} is no image: give a path, URL, PIL image, bytes, array, or many")
     return run(images)

@@ -209,7 +209,7 @@ def test_answers_are_asked_for_once_and_fitted_again(
         ({"endpoint": "http://localhost"}, "endpoint: calibrate has no such option"),
         ({"method": "sepm"}, "calibrate set, think or direct"),
         ({"method": "dan"}, "method dan is a baseline .* calibrate set, think or direct"),
-        ({"split": "nothing"}, "can't be loaded"),
+        ({"split": "nothing"}, "there is no split 'nothing'"),
     ],
 )
 def test_what_cannot_be_calibrated(options: dict[str, Any], message: str, drawn: str, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -745,3 +747,15 @@ def test_checkpoint_facts_are_saved_and_followed(qwen: EmoR3Pipeline, tmp_path: 
     file.write_text("\n".join([*(f"{name} = '''{text}'''" for name, text in entries.items()), *tables]))
     read = EmoR3Pipeline.from_pretrained(tiny_checkpoint("llava"), prompts=file).info.prompts
     assert read == replace(prompts, unit="fractions")  # what LLaVA has learned
+
+
+def test_a_pipeline_goes_to_no_other_process() -> None:
+    for send in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(EmoR3Error, match="make one there with from_pretrained"):
+            send(pipe_of("qwen2_5_vl"))
+
+
+def test_a_tensor_is_refused_at_once() -> None:
+    """It can be iterated over, so it was taken for many images, and failed when the first was asked for."""
+    with pytest.raises(ImageError, match=r"Tensor is no image: give a path, .* array"):
+        pipe_of("qwen2_5_vl")(torch.zeros(3, 8, 8))
