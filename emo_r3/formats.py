@@ -28,7 +28,7 @@ BOM = "\ufeff"
 """What a CSV file begins with, so that Excel takes it for UTF-8."""
 _CSV_PLAIN = ("image", "label", "confidence", "valence", "arousal", "consistency")
 _CSV_FIRST = (*_CSV_PLAIN, "coherence_label", "coherence_probability", "score")
-_CSV_LAST = (*STEP_TITLES, "problems", "notes", "error")
+_CSV_LAST = (*STEP_TITLES, "region", "emotions", "chain_agreement", "problems", "notes", "error")
 _TEXT_TITLES = (*STEP_TITLES.values(), "region", "emotions", "label", "error")
 _TEXT_BLOCK = re.compile(rf"[^\n]+\n  (?:{'|'.join(_TEXT_TITLES)}) +\S")
 
@@ -184,6 +184,9 @@ def _write_csv(
             row.get("score"),
             *(probabilities.get(label) for label in labels),
             *(steps.get(step) for step in STEP_TITLES),
+            ", ".join(f"{edge:.0f}" for edge in (row.get("evidence") or {}).get("box") or ()),
+            "; ".join(row.get("emotions") or ()),
+            row.get("chain_agreement"),
             *("; ".join(row.get(name) or ()) for name in ("problems", "notes")),
             row.get("error"),
             *(row.get(name) for name in more),

@@ -345,3 +345,15 @@ def test_a_file_where_a_folder_should_be_is_one_line(
     err = capsys.readouterr().err
     assert err.startswith("emo-r3: ") and err.count("\n") == 1 and "out" in err and "unforeseen" not in err
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_table_has_what_a_method_is_for() -> None:
+    facts = {
+        "evidence": {"text": "A dog.", "size": [40, 20], "box": [1.2, 2.0, 30.0, 19.6]},
+        "emotions": ["joy", "awe"],
+    }
+    table = written("csv", row("a.png", **facts, chain_agreement=0.75), row("b.png"))
+    first, second = csv.DictReader(io.StringIO(table))
+    names = ("region", "emotions", "chain_agreement")
+    assert [first[name] for name in names] == ["1, 2, 30, 20", "joy; awe", "0.75"]
+    assert [second[name] for name in names] == ["", "", ""]

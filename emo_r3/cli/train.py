@@ -17,6 +17,7 @@ from ..files import locked, writing
 from ..training.config import EmoR3Config, RunArguments
 from ..training.recipe import load_recipe
 from ..training.run import train
+from ..training.saving import last_checkpoint
 from ..training.stage import rank
 from .common import quiet_libraries
 
@@ -50,6 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs=argparse.REMAINDER)
 
 
+@contextmanager
+def going_on(output: Path) -> Iterator[None]:
+    """Says of a run that is interrupted from where the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        last = last_checkpoint(output)
+        raise type(interrupt)(f": the same command goes on from {last.name}" if last else "") from None
+
+
 def run(args: argparse.Namespace) -> int:
     """Trains as a recipe says."""
     words = list(args.words)
@@ -64,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         return plan(config, overrides)
     try:
         recipe = load_recipe(config, overrides)
-        with nullcontext() if rank() else one_process(Path(recipe.config.output_dir or ".")):
+        output = Path(recipe.config.output_dir or ".")
+        with nullcontext() if rank() else one_process(output), going_on(output):
             train(recipe)
     except EmoR3Error:
         # All processes meet the same mistake as a rule, and the first tells it: its end ends the others.

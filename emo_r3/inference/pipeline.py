@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from .endpoint import EndpointPipeline
 
 
+_OTHER_NAMES = {"torch_dtype": "dtype", "device": "device_map"}
+
+
 class EmoR3Pipeline:
     """Emotion recognition with reasoning, on any image-text-to-text model of transformers.
 
@@ -135,7 +138,9 @@ class EmoR3Pipeline:
             PromptError: the prompt file can't be used.
         """
         if others:
-            raise EmoR3Error(f"{', '.join(others)}: from_pretrained has no such option; leave it out")
+            meant = [f"{name} is called {ours} here" for name, ours in _OTHER_NAMES.items() if name in others]
+            told = "; ".join(meant) or "leave it out"
+            raise EmoR3Error(f"{', '.join(others)}: from_pretrained has no such option; {told}")
         if load_in is not None:
             if quantization_config is not None:
                 raise EmoR3Error("load_in and quantization_config both say how weights are kept; give one of them")

@@ -104,7 +104,8 @@ def _check_code(folder: Path, adapters: bool) -> None:
             )
         check_adapter_config(folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG))
     elif not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not a model folder: it has no config.json")
+        final = f"; that of its run is {folder / 'final'}" if (folder / "final/config.json").is_file() else ""
+        raise CheckpointError(f"{folder} is not a model folder: it has no config.json{final}")
     elif (folder / ADAPTER_CONFIG).exists():  # which transformers would put on the model, by rules of its own
         raise CheckpointError(f"{folder} holds a model and an adapter: name a folder that has one of them")
     for path in sorted(folder.glob("*config.json")):

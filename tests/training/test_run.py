@@ -189,6 +189,26 @@ def test_a_reward_reads_a_column_of_its_data_set(
     assert not (data.parent / "lost/log.csv").exists()
 
 
+def impatient(completions: Any, trainer_state: Any, **columns: Any) -> list[float]:
+    """Ctrl-C in the second update."""
+    if trainer_state.global_step == 1:
+        raise KeyboardInterrupt
+    return [float(number % 2) for number in range(len(completions))]
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_where_the_run_goes_on(recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stated = {"trainer": "grpo", "judge": None, "max_steps": 3, "reward_weights": [0.9, 0.1]}
+    path = recipe(**stated, rewards=["accuracy", f"{__name__}.impatient"])
+    assert main(["train", "--config", str(path)]) == 130
+    assert capsys.readouterr().err.endswith("\nemo-r3: interrupted: the same command goes on from checkpoint-1\n")
+    with pytest.raises(CheckpointError, match=r"run is not a model folder: it has no config\.json$"):
+        EmoR3Pipeline.from_pretrained(tmp_path / "run")
+    shutil.copytree(CHECKPOINT, tmp_path / "run/final")
+    with pytest.raises(CheckpointError, match=r"no config\.json; that of its run is .*final$"):
+        EmoR3Pipeline.from_pretrained(tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_by_itself(
     recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
