@@ -392,8 +392,9 @@ def guarded(function: Callable[..., list[float]]) -> Callable[..., list[float]]:
 
 
 def columns_read(functions: Iterable[Callable[..., Any]], columns: Iterable[str]) -> list[str]:
-    """Which columns of a data set the functions have as arguments, without those that the trainer makes itself."""
-    return [name for name in columns if name not in (*GIVEN, *MADE) and reads(functions, name)]
+    """Which columns of a data set functions of somebody's own have as arguments; not what the trainer makes itself."""
+    own = [function for function in functions if inspect.unwrap(function) not in REWARDS.values()]
+    return [name for name in columns if name not in (*GIVEN, *MADE) and reads(own, name)]
 
 
 def check_arguments(functions: Iterable[Callable[..., Any]], columns: Iterable[str]) -> None:

@@ -366,7 +366,7 @@ def dark(completions: Any, darkness: Any, weight: float = 1.0, *, labels: Any, *
 def test_an_argument_that_nothing_would_give_is_told_before_the_run() -> None:
     columns = ["id", "image", "label", "labels", "darkness", "parsed"]
     check_arguments([dark, accuracy_reward, confirmed], columns)
-    assert columns_read([dark, confirmed], columns) == ["labels", "darkness"]
+    assert columns_read([dark, confirmed, accuracy_reward], columns) == ["labels", "darkness"]
     with pytest.raises(RecipeError, match=r"dark has the argument 'darkness', and the rows have no .* label, labels"):
         check_arguments([guarded(dark)], ["image", "label", "labels"])
 
