@@ -223,7 +223,7 @@ def test_a_finished_run_is_scored_again_and_asks_nothing(tmp_path: Path, read: A
         (["--batch-size", "5"], "batch_size = 4, and now it is 5"),
         (["--limit", "8"], "datasets[0].fingerprint = "),
         (["--in-domain", "other"], "--in-domain other is none of the data sets miniature-8, miniature-6, miniature-7"),
-        (["--split", "nothing"], "can't be loaded"),
+        (["--split", "nothing"], "there is no split 'nothing'; it has test, train"),
     ],
 )
 def test_other_settings_are_refused(
