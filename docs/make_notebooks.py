@@ -30,7 +30,11 @@ def execute(notebook: Any, folder: Path, manager: Any = None) -> Any:
     client = NotebookClient(
         notebook, km=manager, timeout=SECONDS, kernel_name="python3", resources=where, coalesce_streams=True
     )
-    return client.execute(**({} if manager is None else {"cleanup_kc": False}))
+    try:
+        return client.execute()
+    finally:
+        if client.kc is not None:  # of a kernel that goes on; each notebook opens its own connection
+            client.kc.stop_channels()
 
 
 def tidy(notebook: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,17 @@ def test_a_notebook_runs(path: Path, kernel: Any, tmp_path: Path) -> None:
     code = [cell for cell in notebook.cells[1:] if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert any(cell.outputs for cell in code)
+
+
+@pytest.mark.slow
+def test_the_connection_to_a_kernel_that_goes_on_is_closed(kernel: Any, tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        made.execute(notebook, tmp_path, kernel)
+        gc.collect()
+    assert notebook.cells[0].outputs[0].data["text/plain"] == "2" and kernel.is_alive()
+    assert not [one for one in caught if "socket" in str(one.message).lower()]
 
 
 @pytest.mark.parametrize("path", made.NOTEBOOKS, ids=lambda path: path.stem)
