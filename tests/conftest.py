@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -68,6 +69,13 @@ def pytest_collection_finish() -> None:
     """Leave what was imported out of every later garbage collection, of which each took a second."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Fork this process for the tests that need others, while it has no threads."""
+    if "forked" in sys.modules:
+        sys.modules["forked"].start_server()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -10,21 +10,28 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import itertools
+import logging
 import multiprocessing
 import os
+import resource
 import runpy
+import select
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from emo_r3.cli.main import main
 
@@ -55,12 +62,51 @@ CONTEXT.set_forkserver_preload(
 
 @cache
 def start_server() -> None:
-    """Starts the process that imports, for processes without a GPU: one that was asked for can't be used in a fork."""
-    before = dict(os.environ)
+    """Starts the process whose forks the others are. It is a fork too, so pytest has threads and patches only later."""
+    ensure_running = forkserver.ensure_running
+    # As it runs. Else one that failed would be started anew as an interpreter, and each of its forks would start one.
+    forkserver._forkserver.ensure_running = resource_tracker.ensure_running
+    with (
+        patch.object(resource_tracker, "ensure_running"),  # the first process that is asked for starts it
+        patch.object(multiprocessing.util, "spawnv_passfds", _fork),
+    ):
+        ensure_running()
+
+
+def _fork(path: bytes, words: list[str], kept: list[int]) -> int:
+    """What starts an interpreter with these words forks this one."""
+    if process := os.fork():
+        return process
+    try:
+        _serve(words[-1], sorted(kept))
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _serve(code: str, kept: list[int]) -> None:
+    """Waits for the first process that is asked for, and runs the code that starts it and all others."""
+    for before, after in itertools.pairwise([2, *kept, resource.getrlimit(resource.RLIMIT_NOFILE)[0]]):
+        os.closerange(before + 1, after)
+    _forget_pytest()
     os.environ.update(CPU)
-    forkserver.ensure_running()
-    os.environ.clear()
-    os.environ.update(before)
+    select.select(kept, [], [])
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+    exec(code)
+
+
+def _forget_pytest() -> None:
+    """Leaves nothing that pytest captures with, or that would be deleted with pytest's own process."""
+    logging.getLogger().handlers.clear()
+    for reference in logging._handlerList:
+        if type(handler := reference()) is logging.StreamHandler:
+            handler.stream = sys.stderr
+    for finalizer, what in list(weakref.finalize._registry.items()):
+        if what.func == tempfile.TemporaryDirectory._cleanup:
+            finalizer.detach()
 
 
 def start(
@@ -76,11 +122,13 @@ def start(
         function: what to run.
         arguments: its arguments.
         environment: variables besides those of the tests.
-        output, errors: files for the two streams; both go to the tests' own without.
+        output, errors: files for the two streams; both go to pytest's own without.
     """
     start_server()
     variables = dict(os.environ) | CPU | dict(environment)
-    process = CONTEXT.Process(target=_run, args=(function, arguments, variables, output, errors), daemon=True)
+    own = [Path(f"/proc/{os.getpid()}/fd/{stream}") for stream in (1, 2)]
+    streams = output or own[0], errors or own[1]
+    process = CONTEXT.Process(target=_run, args=(function, arguments, variables, *streams), daemon=True)
     process.start()
     return process
 
@@ -89,8 +137,8 @@ def _run(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     variables: dict[str, str],
-    output: Path | None,
-    errors: Path | None,
+    output: Path,
+    errors: Path,
 ) -> None:
     tempfile.tempdir = None  # as the environment says
     gc.freeze()  # else each collection goes through all that was imported
@@ -98,8 +146,7 @@ def _run(
     os.environ.clear()
     os.environ.update(variables)
     for stream, path in ((1, output), (2, errors)):
-        if path:
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
     try:
         code = function(*arguments)
     finally:
