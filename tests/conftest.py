@@ -67,8 +67,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave what was imported out of every later garbage collection, of which each took a second."""
-    gc.freeze()
+    _freeze()
     gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """And what a test imported, once it is much: each training begins with a collection."""
+    if len(sys.modules) > _frozen + 100:
+        gc.collect()
+        _freeze()
+
+
+def _freeze() -> None:
+    global _frozen
+    gc.freeze()
+    _frozen = len(sys.modules)
 
 
 @pytest.hookimpl(tryfirst=True)
