@@ -18,6 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from hub_server import HubServer
+    from pusher import Pusher
 
 # Until all is imported: a fifth of that time goes to collections that find nothing.
 gc.disable()
@@ -121,3 +122,11 @@ def hub(running_hub: HubServer) -> Iterator[HubServer]:
     yield running_hub
     reports = [seen.what for seen in running_hub.faults.seen if "/telemetry/" in seen.what]
     assert not reports, "a library reported what a user does"
+
+
+@pytest.fixture(scope="session")
+def pusher(running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Pusher:
+    """`emo-r3 push` to the session's Hub."""
+    from pusher import Pusher
+
+    return Pusher(running_hub, tmp_path_factory.mktemp("pusher"))

@@ -62,7 +62,7 @@ CONTEXT.set_forkserver_preload(
 
 @cache
 def start_server() -> None:
-    """Starts the process whose forks the others are. It is a fork too, so pytest has threads and patches only later."""
+    """Starts the process whose forks the others are: a fork too, so that pytest may have no threads or patches yet."""
     ensure_running = forkserver.ensure_running
     # As it runs. Else one that failed would be started anew as an interpreter, and each of its forks would start one.
     forkserver._forkserver.ensure_running = resource_tracker.ensure_running

@@ -1,17 +1,14 @@
-"""`emo-r3 push` over the test Hub, in forks of a process that has imported everything; and what is on the Hub then."""
+"""`emo-r3 push` over the test Hub, in a process of its own; and what is on the Hub then."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import threading
 from pathlib import Path
 
-from hub_server import HubServer, client_command
-
-from emo_r3.publishing import targets
+from hub_server import HubServer
+from hub_server.clients import client_code, hub_process
 
 TOKEN = "hf_owner0000000000"
 SPACE = {
@@ -21,84 +18,48 @@ SPACE = {
 }
 
 
-def pusher_process(modules: tuple[str, ...]) -> None:
-    """Read pushes from stdin, do each in a fork, and say its process id and then its exit code."""
+def push_client(arguments: list[str]) -> None:
+    """What the command does."""
     import argparse
-    import gc
-    import importlib
-    import json
     import os
     import sys
     import time
-
-    gc.disable()  # until all is imported
-    import hf_xet  # noqa: F401
-    import huggingface_hub.hf_api  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
 
     from emo_r3.cli import push as command
     from emo_r3.errors import EmoR3Error
     from emo_r3.publishing import sync
 
-    for module in modules:
-        importlib.import_module(module)
-
-    gc.freeze()
-    gc.enable()
     sync.PAUSE = 0.01
-    for line in sys.stdin:
-        job = json.loads(line)
-        process = os.fork()
-        if process == 0:
-            file = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            os.environ.update(job["environment"])
-            if "HURRY" in os.environ:
-                time.sleep = lambda seconds: None
-            parser = argparse.ArgumentParser()
-            command.add_arguments(parser)
-            try:
-                code = command.run(parser.parse_args(job["arguments"]))
-            except EmoR3Error as error:
-                print(f"error: {error}")
-                code = 2
-            sys.stdout.flush()
-            os._exit(code)
-        print(process, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+    if "HURRY" in os.environ:
+        time.sleep = lambda seconds: None
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    try:
+        sys.exit(command.run(parser.parse_args(arguments)))
+    except EmoR3Error as error:
+        print(f"error: {error}")
+        sys.exit(2)
 
 
 class Pusher:
-    """`emo-r3 push ...` as a person types it; `modules` are imported once, before all pushes."""
+    """`emo-r3 push ...` as a person types it."""
 
-    def __init__(self, hub: HubServer, folder: Path, *modules: str) -> None:
-        self.folder = folder
-        environment = hub.environment(folder / "home", PYTHONPATH=str(Path(targets.__file__).parents[2]))
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(client_command(pusher_process, modules), env=environment, **pipes)
+    def __init__(self, hub: HubServer, folder: Path) -> None:
+        self.hub, self.folder = hub, folder
         self.running: int | None = None  # the process id of the push under way
         self.started = threading.Event()
-
-    def __enter__(self) -> Pusher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
-        assert self.process.wait(timeout=60) == 0  # to end what it imported takes a busy machine long
 
     def push(
         self, *arguments: str | Path, kind: str = "dataset", token: str = TOKEN, code: int = 0, **environment: str
     ) -> str:
         """What the push printed, after a check of its exit code and that the token is not in it."""
         output = self.folder / "output.txt"
-        job = {"output": str(output), "arguments": [kind, *map(str, arguments)]}
-        job["environment"] = {"HF_TOKEN": token} | environment
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        self.running = int(self.process.stdout.readline())
+        output.unlink(missing_ok=True)
+        variables = self.hub.environment(self.folder / "home", None, HF_TOKEN=token, **environment)
+        process = hub_process(self.hub.url)
+        self.running = process.start(client_code(push_client, [kind, *map(str, arguments)]), variables, output)
         self.started.set()
-        ended = int(self.process.stdout.readline())
+        ended = process.wait()
         self.started.clear()
         text = output.read_text()
         assert token not in text

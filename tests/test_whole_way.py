@@ -72,12 +72,6 @@ def test_what_an_older_run_wrote_is_published_without_paths(tmp_path: Path) -> N
     assert b"license: mit" in pushed["README.md"], "the base's licence is still found in its folder"
 
 
-@pytest.fixture(scope="module")
-def pusher(running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pusher]:
-    with Pusher(running_hub, tmp_path_factory.mktemp("pusher"), "emo_r3.publishing.model_card") as pusher:
-        yield pusher
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["emoset", "emotion6", "webemo"])
 def test_each_data_set_is_prepared_trained_on_evaluated_and_published(

@@ -6,6 +6,7 @@ import atexit
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,16 @@ PACKAGE = Path(__file__).parents[2]  # the folder of emo_r3
 MODULES = (
     *("numpy", "pandas", "pyarrow.parquet", "PIL.Image", "scipy.stats", "sympy", "aiohttp", "httpx2", "requests"),
     *("torch", "torch._dynamo", "torch.distributed.tensor"),
+)
+# And what does, for clients of one Hub.
+HUB_MODULES = (
+    *("hf_xet", "huggingface_hub.hf_api", "datasets", "evaluate", "deepspeed", "peft"),
+    *("trl.trainer.grpo_trainer", "trl.trainer.sft_trainer"),
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
+    "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
+    *("emo_r3.cli.main", "emo_r3.cli.push", "emo_r3.inference.pipeline", "emo_r3.evaluation.run"),
+    *("emo_r3.training.run", "emo_r3.publishing.model_card"),
 )
 
 
@@ -52,30 +63,63 @@ def run_client(
 ) -> str:
     """What the function printed, both streams together; fails with it when the function does."""
     environment = hub.environment(home, user, PYTHONPATH=str(PACKAGE), OMP_NUM_THREADS="1", **more)
-    process = start_server()
+    process = bare_process() if any(re.match("HF_(?!TOKEN$)", name) for name in more) else hub_process(hub.url)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "output")
-        job = {"code": client_code(function, *args, waits=waits), "folder": os.getcwd(), "output": str(output)}
-        process.stdin.write(json.dumps(job | {"environment": environment}) + "\n")
-        process.stdin.flush()
-        ended = int(process.stdout.readline())
+        process.start(client_code(function, *args, waits=waits), environment, output)
+        ended = process.wait()
         said = output.read_text()
     assert ended == 0, said
     return said
 
 
+class Forking:
+    """A process that has imported some modules, and whose forks are clients, one at a time.
+
+    Its `HF_HOME` is a link: to that of the client under way.
+    """
+
+    def __init__(self, modules: tuple[str, ...], **environment: str) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.home = Path(self.folder.name, "home")
+        own = {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1", "HF_HOME": str(self.home)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = client_command(server_process, modules)
+        self.process = subprocess.Popen(command, env=os.environ | own | environment, **pipes)
+        atexit.register(self.process.communicate)
+
+    def start(self, code: str, environment: dict[str, str], output: Path) -> int:
+        """Starts a client, of which this is the process's number."""
+        home = Path(environment["HF_HOME"])
+        home.mkdir(parents=True, exist_ok=True)
+        self.home.unlink(missing_ok=True)
+        self.home.symlink_to(home.absolute())
+        environment = environment | {"HF_HOME": str(self.home)}
+        job = {"code": code, "folder": os.getcwd(), "output": str(output), "environment": environment}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self) -> int:
+        """The code with which it ended."""
+        return int(self.process.stdout.readline())
+
+
 @cache
-def start_server() -> subprocess.Popen[str]:
-    """The process whose forks are the clients: one for each process of pytest."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = os.environ | {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(client_command(server_process, MODULES), env=environment, **pipes)
-    atexit.register(process.communicate)
-    return process
+def bare_process() -> Forking:
+    """For clients that themselves import what reads the environment: one for each process of pytest."""
+    return Forking(MODULES)
+
+
+@cache
+def hub_process(url: str) -> Forking:
+    """For clients of a Hub that say no more about it than who they are."""
+    hub = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return Forking((*MODULES, *HUB_MODULES), **hub, DS_ACCELERATOR="cpu")
 
 
 def server_process(modules: tuple[str, ...]) -> None:
-    """Read clients from stdin, run each in a fork, and say its exit code."""
+    """Read clients from stdin, run each in a fork, and say its number and its exit code."""
     import atexit
     import gc
     import importlib
@@ -86,10 +130,11 @@ def server_process(modules: tuple[str, ...]) -> None:
     import tempfile
     import traceback
 
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # some modules print
     gc.disable()
     for module in modules:
         importlib.import_module(module)
-    assert not {"huggingface_hub", "emo_r3"} & set(sys.modules)
     gc.freeze()
     gc.enable()
     for line in sys.stdin:
@@ -104,9 +149,11 @@ def server_process(modules: tuple[str, ...]) -> None:
             output = os.open(job["output"], os.O_WRONLY | os.O_CREAT)
             for stream, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
                 os.dup2(file, stream)
-            code = 0
+            code: Any = 0
             try:
                 exec(job["code"], globals())
+            except SystemExit as end:
+                code = end.code
             except BaseException:
                 traceback.print_exc()
                 code = 1
@@ -114,4 +161,5 @@ def server_process(modules: tuple[str, ...]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        print(process, file=answers, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), file=answers, flush=True)

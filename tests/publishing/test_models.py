@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ from emo_r3.errors import EmoR3Error
 from emo_r3.publishing.targets import metric_target, space_target
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def pusher(running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pusher]:
-    with Pusher(running_hub, tmp_path_factory.mktemp("pusher"), "emo_r3.publishing.model_card", "peft") as pusher:
-        yield pusher
 
 
 # Models

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,6 @@ from emo_r3.models.checkpoint import CHECKPOINT
 from emo_r3.publishing.targets import load_collection
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def pusher(running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pusher]:
-    with Pusher(running_hub, tmp_path_factory.mktemp("pusher"), "emo_r3.publishing.model_card", "peft") as pusher:
-        yield pusher
 
 
 def write_collection(folder: Path, names: dict[str, tuple[str, Path]], extra: str = "") -> Path:

@@ -7,7 +7,6 @@ import re
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +19,6 @@ from pusher import TOKEN, Pusher, files_in, files_on, titles
 
 from emo_r3.errors import EmoR3Error
 from emo_r3.publishing import listing, sync, targets
-
-
-@pytest.fixture(scope="module")
-def pusher(running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pusher]:
-    with Pusher(running_hub, tmp_path_factory.mktemp("pusher")) as pusher:
-        yield pusher
 
 
 def write_rows(path: Path, count: int, size: int = 100, pixels: bool = True) -> None:
