@@ -89,7 +89,7 @@ def _serve(code: str, kept: list[int]) -> None:
     """Waits for the first process that is asked for, and runs the code that starts it and all others."""
     for before, after in itertools.pairwise([2, *kept, resource.getrlimit(resource.RLIMIT_NOFILE)[0]]):
         os.closerange(before + 1, after)
-    _forget_pytest()
+    _log_to_stderr()
     os.environ.update(CPU)
     select.select(kept, [], [])
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -98,15 +98,12 @@ def _serve(code: str, kept: list[int]) -> None:
     exec(code)
 
 
-def _forget_pytest() -> None:
-    """Leaves nothing that pytest captures with, or that would be deleted with pytest's own process."""
+def _log_to_stderr() -> None:
+    """Logs to this process's own streams, not to those that pytest captures."""
     logging.getLogger().handlers.clear()
     for reference in logging._handlerList:
         if type(handler := reference()) is logging.StreamHandler:
             handler.stream = sys.stderr
-    for finalizer, what in list(weakref.finalize._registry.items()):
-        if what.func == tempfile.TemporaryDirectory._cleanup:
-            finalizer.detach()
 
 
 def start(
@@ -141,6 +138,8 @@ def _run(
     errors: Path,
 ) -> None:
     tempfile.tempdir = None  # as the environment says
+    # Else temporary folders of pytest's would go with this process, and torch's take a tenth of a second.
+    weakref.finalize._registry.clear()
     gc.freeze()  # else each collection goes through all that was imported
     gc.enable()
     os.environ.clear()
