@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -91,10 +92,12 @@ class Uploads:
 
         And the folders, one of each upload, that are left empty.
         """
-        for file in sorted(self.folder.rglob("*"), reverse=True):  # what is in a folder before the folder
-            with suppress(OSError):  # it may be read and deleted in this moment, or a folder isn't empty
-                if not file.is_relative_to(self.lasting) and time.time() - file.stat().st_ctime > KEEP_SECONDS:
-                    file.rmdir() if file.is_dir() else file.unlink()
+        # What is in a folder before the folder; one that can't be listed is left out.
+        for folder, folders, files in os.walk(self.folder, topdown=False):
+            for file in (Path(folder, name) for name in (*files, *folders)):
+                with suppress(OSError):  # it may be read and deleted in this moment, or a folder isn't empty
+                    if not file.is_relative_to(self.lasting) and time.time() - file.stat().st_ctime > KEEP_SECONDS:
+                        file.rmdir() if file.is_dir() else file.unlink()
 
     def sweep_for_ever(self, pause: float = 60.0) -> None:
         """Sweeps every `pause` seconds, in a thread that ends with the process."""

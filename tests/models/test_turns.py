@@ -43,6 +43,7 @@ def test_an_error_hands_the_turn_on() -> None:
 
 
 def test_pipelines_of_one_model_share_its_turns_and_nothing_keeps_the_model() -> None:
+    gc.collect()  # models of other tests
     model, other = nn.Linear(1, 1), nn.Linear(1, 1)
     assert turns_of(model) is turns_of(model) is not turns_of(other)
     before = len(turns._turns)
