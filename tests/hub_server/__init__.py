@@ -2,7 +2,8 @@
 
 In a test, the fixture `hub` (tests/conftest.py) is the session's running `HubServer`; clients run in processes of
 their own, as `run_client(hub, home, function, ...)`, since they read `HF_ENDPOINT` when they are imported: forks of
-one that has imported what doesn't read it. By hand:
+one that has imported them for this Hub, or, with other variables, of one that has imported what doesn't read any. By
+hand:
 
     python -m tests.hub_server --port 8990 --root /tmp/hub
     HF_ENDPOINT=http://127.0.0.1:8990 HF_HOME=/tmp/home HF_TOKEN=hf_owner0000000000 emo-r3 push dataset DIR REPO --yes
