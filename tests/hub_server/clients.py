@@ -136,6 +136,8 @@ def server_process(modules: tuple[str, ...]) -> None:
     gc.disable()
     for module in modules:
         importlib.import_module(module)
+    reads = {"huggingface_hub", "emo_r3"}
+    assert reads & set(sys.modules) == reads & {module.partition(".")[0] for module in modules}
     weakref.finalize._registry.clear()  # torch's, which take each fork a tenth of a second at its end
     gc.freeze()
     gc.enable()
@@ -151,11 +153,11 @@ def server_process(modules: tuple[str, ...]) -> None:
             output = os.open(job["output"], os.O_WRONLY | os.O_CREAT)
             for stream, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
                 os.dup2(file, stream)
-            code: Any = 0
+            code = 0
             try:
                 exec(job["code"], globals())
             except SystemExit as end:
-                code = end.code
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
             except BaseException:
                 traceback.print_exc()
                 code = 1
