@@ -74,7 +74,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
-    """And what a test imported, once it is much: each training begins with a collection."""
+    """Leave out what tests imported too, once it is much: each training begins with a collection."""
     if len(sys.modules) > _frozen + 100:
         gc.collect()
         _freeze()

@@ -1,4 +1,4 @@
-"""Processes that have everything imported: forks of one that did it once, for each process of pytest.
+"""Processes that have everything imported: forks of a fork of pytest's own process, made before its first test.
 
 They can be killed, write to files of their own and have an environment of their own, like those that a shell starts;
 but a new interpreter computes ten seconds until it can train. What a library reads from the environment when it is
@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from hub_server.clients import TRAINING_MODULES
+
 from emo_r3.cli.main import main
 
 CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
@@ -37,22 +39,13 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "uncollected",
-        "emo_r3.cli.main",
+        *TRAINING_MODULES,
         "emo_r3.cli.predict",
-        "deepspeed",
-        "emo_r3.evaluation.run",
-        "emo_r3.training.run",
         "mcp",
         "fastapi",
         "uvicorn",
-        "peft",
         "torch.distributed.tensor",
-        "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-        "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
-        "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
         "transformers.trainer",
-        "trl.trainer.grpo_trainer",
-        "trl.trainer.sft_trainer",
     ]
 )
 
@@ -89,9 +82,7 @@ def _serve(code: str, kept: list[int]) -> None:
     for file in {int(name) for name in os.listdir("/dev/fd")} - {nothing, *kept}:
         with contextlib.suppress(OSError):  # the listing's own
             os.fstat(file)
-            os.dup2(nothing, file, inheritable=False)
-    for stream in (0, 1, 2):
-        os.set_inheritable(stream, True)
+            os.dup2(nothing, file, inheritable=file <= 2)
     select.select(kept, [], [])
     exec(code)
 

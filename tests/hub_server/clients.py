@@ -25,15 +25,18 @@ MODULES = (
     *("numpy", "pandas", "pyarrow.parquet", "PIL.Image", "scipy.stats", "sympy", "aiohttp", "httpx2", "requests"),
     *("torch", "torch._dynamo", "torch.distributed.tensor"),
 )
-# And what does, for clients of one Hub.
-HUB_MODULES = (
-    *("hf_xet", "huggingface_hub.hf_api", "datasets", "evaluate", "deepspeed", "peft"),
-    *("trl.trainer.grpo_trainer", "trl.trainer.sft_trainer"),
+# What `emo-r3 train` and `emo-r3 evaluate` import, on their way too.
+TRAINING_MODULES = (
+    *("emo_r3.cli.main", "emo_r3.evaluation.run", "emo_r3.training.run"),
+    *("deepspeed", "peft", "trl.trainer.grpo_trainer", "trl.trainer.sft_trainer"),
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
     "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
-    *("emo_r3.cli.main", "emo_r3.cli.push", "emo_r3.inference.pipeline", "emo_r3.evaluation.run"),
-    *("emo_r3.training.run", "emo_r3.publishing.model_card"),
+)
+# What clients of one Hub import besides.
+HUB_MODULES = (
+    *("hf_xet", "huggingface_hub.hf_api", "datasets", "evaluate"),
+    *("emo_r3.cli.push", "emo_r3.inference.pipeline", "emo_r3.publishing.model_card"),
 )
 
 
@@ -73,10 +76,10 @@ def run_client(
     return said
 
 
-class Forking:
+class ForkServer:
     """A process that has imported some modules, and whose forks are clients, one at a time.
 
-    Its `HF_HOME` is a link: to that of the client under way.
+    What was imported knows one `HF_HOME`. It is a link to that of the client under way.
     """
 
     def __init__(self, modules: tuple[str, ...], **environment: str) -> None:
@@ -89,7 +92,7 @@ class Forking:
         atexit.register(self.process.communicate)
 
     def start(self, code: str, environment: dict[str, str], output: Path) -> int:
-        """Starts a client, of which this is the process's number."""
+        """Starts a client, and gives its process id."""
         home = Path(environment["HF_HOME"])
         home.mkdir(parents=True, exist_ok=True)
         self.home.unlink(missing_ok=True)
@@ -106,20 +109,20 @@ class Forking:
 
 
 @cache
-def bare_process() -> Forking:
+def bare_process() -> ForkServer:
     """For clients that themselves import what reads the environment: one for each process of pytest."""
-    return Forking(MODULES)
+    return ForkServer(MODULES)
 
 
 @cache
-def hub_process(url: str) -> Forking:
+def hub_process(url: str) -> ForkServer:
     """For clients of a Hub that say no more about it than who they are."""
     hub = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    return Forking((*MODULES, *HUB_MODULES), **hub, DS_ACCELERATOR="cpu")
+    return ForkServer((*MODULES, *HUB_MODULES, *TRAINING_MODULES), **hub, DS_ACCELERATOR="cpu")
 
 
 def server_process(modules: tuple[str, ...]) -> None:
-    """Read clients from stdin, run each in a fork, and say its number and its exit code."""
+    """Read clients from stdin, run each in a fork, and say its process id and then its exit code."""
     import atexit
     import gc
     import importlib
