@@ -83,9 +83,10 @@ clean:  ## remove the environments and everything built
 	rm -rf $(VENV) $(VLLM_VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find emo_r3 tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The first interpreter that is new enough and can make environments (Debian ships ensurepip apart: python3-venv).
+# The first interpreter that is new enough and can make environments (Debian ships ensurepip apart: python3-venv). The
+# system's own is tried before others: without the optimizations that pyenv leaves out, Python code takes a third longer.
 $(BIN)/python:
-	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	@for python in $(PYTHON) /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11; do \
 		if $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			echo "$$python -m venv $(VENV)"; exec $$python -m venv $(VENV); fi; done; \
 	echo "No Python >= 3.11 with venv found. Install one (Debian: apt install python3-venv) or: make PYTHON=/path/to/python3.11" >&2; exit 1

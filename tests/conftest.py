@@ -25,6 +25,8 @@ gc.disable()
 # Before any test module imports a Hugging Face library: they read these once, at import.
 _HOME = tempfile.TemporaryDirectory(prefix="emo-r3-tests-")
 os.environ.update(HF_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# No test needs the certificates of the world, which each client of httpx would read anew.
+os.environ["SSL_CERT_DIR"] = _HOME.name
 for _name in [name for name in os.environ if name.startswith(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_"))]:
     del os.environ[_name]
 # One thread for each test process: with more, they wait for each other. A worker has the variables of the process that

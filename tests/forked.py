@@ -41,6 +41,7 @@ CONTEXT.set_forkserver_preload(
         "uncollected",
         *TRAINING_MODULES,
         "emo_r3.cli.predict",
+        "gradio",
         "mcp",
         "fastapi",
         "uvicorn",

@@ -71,6 +71,11 @@ def test_version_is_the_distribution_s() -> None:
     assert run("-m", "emo_r3", "--version").stdout == f"emo-r3 {emo_r3.__version__}\n"
 
 
+def pins_of(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
 @pytest.mark.parametrize(
     ("file", "extras"),
     [
@@ -82,14 +87,26 @@ def test_every_constraint_satisfies_the_ranges(file: str, extras: tuple[str, ...
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = pins_of(file)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     texts = [*project["dependencies"], *(line for name in extras for line in project["optional-dependencies"][name])]
     for text in texts:
         requirement = Requirement(text)
         if requirement.name != "emo-r3":
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+
+
+def test_the_tested_versions_run_on_the_oldest_python_asked_for() -> None:
+    from packaging.specifiers import SpecifierSet
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    here = {canonicalize_name(package.name): package for package in metadata.distributions()}
+    names = pins_of("constraints.txt").keys() & here.keys()
+    asked = {name: here[name].metadata["Requires-Python"] or "" for name in names}
+    assert len(asked) > 100
+    assert not {name: python for name, python in asked.items() if not SpecifierSet(python).contains(oldest)}
 
 
 def test_what_is_imported_is_declared() -> None:

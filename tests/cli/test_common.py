@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer, run_client
-from hub_server.clients import PACKAGE, client_command
+from hub_server.clients import PACKAGE, bare_process, client_code
 
 
 def upload_client(repo_id: str, folder: str) -> None:
@@ -38,27 +39,30 @@ def test_a_download_has_a_bar_on_a_terminal_and_is_quiet_elsewhere(hub: HubServe
     (folder / "model.safetensors").write_bytes(os.urandom(2_000_001))
     run_client(hub, tmp_path / "home", upload_client, "owner/with-a-bar", str(folder))
 
-    command = client_command(download_client, "owner/with-a-bar")
     environment = hub.environment(tmp_path / "first", "owner", PYTHONPATH=str(PACKAGE), OMP_NUM_THREADS="1")
     del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
+    code, process = client_code(download_client, "owner/with-a-bar"), bare_process()
     termios = pytest.importorskip("termios", reason="Windows has no such terminals")
     screen, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
-    with subprocess.Popen(command, env=environment, stdout=terminal, stderr=terminal) as process:
-        os.close(terminal)
-        seen = b""
-        while part := _read(screen):
-            seen += part
+    with ThreadPoolExecutor(1) as pool:
+        seen = pool.submit(_read, screen)
+        try:
+            process.start(code, environment, Path(os.ttyname(terminal)))
+            ended = process.wait()
+        finally:
+            os.close(terminal)  # which ends the reading
     os.close(screen)
-    assert process.returncode == 0, seen.decode()
-    assert b"2.00MB / 2.00MB" in seen, "how much of it is there"
-    environment["HF_HOME"] = str(tmp_path / "second")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert ended == 0, seen.result().decode()
+    assert b"2.00MB / 2.00MB" in seen.result(), "how much of it is there"
+    process.start(code, environment | {"HF_HOME": str(tmp_path / "second")}, tmp_path / "output")
+    assert (process.wait(), (tmp_path / "output").read_text()) == (0, "")
 
 
 def _read(screen: int) -> bytes:
-    try:
-        return os.read(screen, 65536)
-    except OSError:  # how Linux says that the other side is closed
-        return b""
+    """All that is written to the terminal, until it is closed."""
+    seen = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+        while part := os.read(screen, 65536):
+            seen += part
+    return seen

@@ -92,7 +92,7 @@ class ForkServer:
         atexit.register(self.process.communicate)
 
     def start(self, code: str, environment: dict[str, str], output: Path) -> int:
-        """Starts a client, and gives its process id."""
+        """Starts a client, and gives its process id. What it says goes to a file, or to a terminal by its path."""
         home = Path(environment["HF_HOME"])
         home.mkdir(parents=True, exist_ok=True)
         self.home.unlink(missing_ok=True)
@@ -139,6 +139,7 @@ def server_process(modules: tuple[str, ...]) -> None:
     gc.disable()
     for module in modules:
         importlib.import_module(module)
+    # What reads the Hub's address is imported if it was asked for, and not because something else brings it along.
     reads = {"huggingface_hub", "emo_r3"}
     assert reads & set(sys.modules) == reads & {module.partition(".")[0] for module in modules}
     weakref.finalize._registry.clear()  # torch's, which take each fork a tenth of a second at its end

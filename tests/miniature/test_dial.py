@@ -7,15 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from emo_r3.cli.main import main
 from emo_r3.errors import EmoR3Error
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.miniature import world
 from emo_r3.miniature.dial import DialledQuestions, make_dialled
-from emo_r3.miniature.model import make_tokenizer
 from emo_r3.miniature.tasks import ImagePool
-from emo_r3.prompts import load_prompts
+from emo_r3.models import CHECKPOINT
+from emo_r3.prompts import Prompts, load_prompts
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Prompts:
+    return load_prompts().in_unit("pixels")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(CHECKPOINT)
 
 
 def test_what_is_imagined_is_absent_and_fits_the_mood() -> None:
@@ -32,10 +43,11 @@ def test_what_is_imagined_is_absent_and_fits_the_mood() -> None:
 @pytest.mark.parametrize(
     "dial", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)]
 )
-def test_the_dial_is_the_share_of_false_texts(dial: float) -> None:
+def test_the_dial_is_the_share_of_false_texts(
+    dial: float, prompts: Prompts, tokenizer: PreTrainedTokenizerFast
+) -> None:
     rng = np.random.default_rng(1)
-    prompts = load_prompts().in_unit("pixels")
-    questions = DialledQuestions(make_tokenizer(prompts, seed=0), prompts, ImagePool(20, rng), rng, dial=dial)
+    questions = DialledQuestions(tokenizer, prompts, ImagePool(20, rng), rng, dial=dial)
     false = 0
     for _ in range(300):
         scene = world.sample_scene("pretraining", rng)

@@ -7,21 +7,22 @@ import forked
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from emo_r3.cli import miniature_train
 from emo_r3.errors import EmoR3Error
 from emo_r3.inference.pipeline import EmoR3Pipeline
 from emo_r3.miniature import train
-from emo_r3.miniature.model import make_config, make_tokenizer
+from emo_r3.miniature.model import make_config
 from emo_r3.miniature.tasks import ImagePool, Questions
+from emo_r3.models import CHECKPOINT
 from emo_r3.prompts import load_prompts
 
 
 @pytest.fixture(scope="module")
 def parts() -> tuple[train.Learner, Questions]:
     torch.manual_seed(0)
-    tokenizer = make_tokenizer(load_prompts().in_unit("pixels"), seed=0)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(CHECKPOINT)
     rng = np.random.default_rng(0)
     images = ImagePool(40, rng)
     model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(tokenizer), attn_implementation="eager")
