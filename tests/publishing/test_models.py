@@ -312,7 +312,7 @@ def test_killed_at_random_points(hub: HubServer, pusher: Pusher, tmp_path: Path,
     commit = [number for number, (_, what) in enumerate(moments) if "/commit/" in what]
     others = [number for number in range(len(moments)) if number not in commit]
     assert len(commit) == 2
-    for point in commit + random.Random(kind).sample(others, 5):
+    for point in commit + random.Random(kind).sample(others, 3):
         repo_id, count = f"emo-r3/a_metric_{kind}_{point}", 0
 
         def kill(phase: str, what: str, point: int = point) -> None:

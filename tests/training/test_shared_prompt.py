@@ -200,11 +200,13 @@ def test_the_image_and_the_prompt_go_through_the_model_once(tmp_path: Path) -> N
 def test_a_run_gives_the_same_losses_and_weights(
     steps: int, reason: str | None, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = []
+    runs, rows = [], training_rows(method="direct")  # short answers: what is compared is their log-probabilities
     for share in ("auto", "off"):
         if reason:
             monkeypatch.setattr(shared_prompt, "why_not", lambda config: reason)
-        trainer = make_trainer(tmp_path / share, share_prompt=share, max_steps=steps, **fields)
+        trainer = make_trainer(
+            tmp_path / share, rows, method="direct", judge=None, share_prompt=share, max_steps=steps, **fields
+        )
         assert trainer._shares == (share == "auto" and not reason)
         assert (trainer._why_not_once is None) == (share == "auto")
         start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}

@@ -73,9 +73,9 @@ def test_every_method_trains(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_seed_gives_the_same_run_and_another_another(tmp_path: Path) -> None:
-    runs = []
+    runs, rows = [], training_rows(method="direct")
     for number, seed in enumerate((1, 1, 2)):
-        trainer = make_trainer(tmp_path / str(number), seed=seed, max_steps=1)
+        trainer = make_trainer(tmp_path / str(number), rows, method="direct", judge=None, seed=seed, max_steps=1)
         trainer.train()
         runs.append(weights(trainer))
     assert all(torch.equal(runs[1][name], value) for name, value in runs[0].items())
@@ -149,7 +149,14 @@ def test_activation_checkpointing_gives_the_same_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_dynamic_sampling_keeps_informative_groups(tmp_path: Path) -> None:
     trainer = make_trainer(
-        tmp_path, dynamic_sampling="accuracy", dynamic_sampling_tries=20, max_steps=1, temperature=1.5
+        tmp_path,
+        training_rows(method="direct"),
+        method="direct",
+        judge=None,
+        dynamic_sampling="accuracy",
+        dynamic_sampling_tries=20,
+        max_steps=1,
+        temperature=1.5,
     )
     batches: list[dict[str, Any]] = []
     inner = trainer._generate_and_score_completions
@@ -168,7 +175,14 @@ def test_starvation_ends_and_holds_the_pixels_of_no_more_than_is_kept(
 ) -> None:
     """Greedy rollouts are all the same, so that no group ever differs."""
     trainer = make_trainer(
-        tmp_path, dynamic_sampling="reward", dynamic_sampling_tries=3, max_steps=1, generation_kwargs={"top_k": 1}
+        tmp_path,
+        training_rows(method="direct"),
+        method="direct",
+        judge=None,
+        dynamic_sampling="reward",
+        dynamic_sampling_tries=3,
+        max_steps=1,
+        generation_kwargs={"top_k": 1},
     )
     before, held = weights(trainer), []
     inner = trainer._other_rows
