@@ -5,10 +5,12 @@ Every mode sees the same rows and the same completions, so that all must come to
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,7 @@ def zero(stage: int) -> dict[str, Any]:
     }
 
 
+@cache
 def rows(number: int = 16) -> Dataset:
     """Noise of mixed sizes. Of each 4 rows, which 2 processes share, the last 2 have labels that begin alike."""
     prompts = load_prompts()
@@ -276,6 +279,7 @@ def run(mode: str, jobs: dict[str, dict[str, Any]], out: Path) -> None:
     if mode == "fsdp2":
         use_fsdp_on_cpu()
     for name, job in jobs.items():
+        gc.freeze()  # else each collection, of several in a job, goes through what the jobs before have left
         train(mode, name, job, out)
     sys.stdout.flush()
     if torch.distributed.is_initialized():

@@ -17,6 +17,9 @@ from transformers import TrainerCallback
 from emo_r3.errors import TrainingError
 from emo_r3.training.saving import STAGING, last_checkpoint
 
+# A signal in the second generation stops a run after four updates; the third generation is what is left.
+SHORT = {"max_steps": 6, "save_steps": 100}
+
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -45,12 +48,18 @@ def limited_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The weights of a supervised run that nothing happens to."""
+    trainer = make_trainer(tmp_path_factory.mktemp("whole"), "sft", save_strategy="no")
+    trainer.train()
+    return weights(trainer)
+
+
 # Too small for the weights, and for the optimizer's state alone.
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
 @pytest.mark.slow
-def test_a_full_disk_leaves_the_last_checkpoint_whole(size, tmp_path, limited_files):
-    expected = make_trainer(tmp_path / "whole", "sft")
-    expected.train()
+def test_a_full_disk_leaves_the_last_checkpoint_whole(size, unbroken, tmp_path, limited_files):
     trainer = make_trainer(tmp_path / "full", "sft")
     trainer.add_callback(At("on_step_begin", 2, lambda: limited_files(size)))
     with pytest.raises(TrainingError) as caught:
@@ -63,7 +72,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(size, tmp_path, limited_fi
     assert checkpoints(tmp_path / "full") == ["checkpoint-1", "checkpoint-2"]
     again = make_trainer(tmp_path / "full", "sft")
     again.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "full")))
-    assert same(weights(again), weights(expected))
+    assert same(weights(again), unbroken)
 
 
 def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
@@ -92,17 +101,17 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_whole(limit, tmp_path, mon
 
 @pytest.mark.slow
 def test_sigterm_saves_when_the_generation_is_used_up(tmp_path, caplog):
-    whole = make_trainer(tmp_path / "whole")
+    whole = make_trainer(tmp_path / "whole", **SHORT)
     whole.train()
     before = signal.getsignal(signal.SIGTERM)
-    trainer = make_trainer(tmp_path / "ended", reward=terminating_reward, save_steps=100)
+    trainer = make_trainer(tmp_path / "ended", reward=terminating_reward, **SHORT)
     with pytest.raises(SystemExit) as caught:
         trainer.train()
     assert caught.value.code == 143
     assert "stopped at step 4; the same command goes on from there" in caplog.messages
     assert checkpoints(tmp_path / "ended") == ["checkpoint-4"]
     assert signal.getsignal(signal.SIGTERM) is before
-    again = make_trainer(tmp_path / "ended", save_steps=100)
+    again = make_trainer(tmp_path / "ended", **SHORT)
     again.train(resume_from_checkpoint=str(tmp_path / "ended/checkpoint-4"))
     assert same(weights(again), weights(whole))
 
@@ -147,12 +156,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 @pytest.mark.slow(40)
-def test_killed_twenty_times(tmp_path):
+def test_killed_again_and_again(tmp_path):
     run = forked.start(kill_often, tmp_path, 0, output=tmp_path / "moments")
     run.join()
     assert run.exitcode == 0
     moments = json.loads((tmp_path / "moments").read_text().splitlines()[-1])
-    assert len(moments) == KILLS and len({step for step, _ in moments}) > 5
+    assert len(moments) == KILLS and len({step for step, _ in moments}) > KILLS // 4
     whole, killed = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "killed"))
     assert same(whole, killed)
     logs = []
@@ -188,14 +197,14 @@ def two_ranks(folder, **settings):
 @pytest.mark.slow
 def test_ranks_stop_together_and_go_on(tmp_path):
     """A SIGTERM that reaches one of two ranks."""
-    whole = two_ranks(tmp_path / "whole")
+    whole = two_ranks(tmp_path / "whole", **SHORT)
     assert whole.codes == [0, 0], whole.stderr[-8000:]
-    ended = two_ranks(tmp_path / "ended", fault="sigterm", save_steps=100)
+    ended = two_ranks(tmp_path / "ended", fault="sigterm", **SHORT)
     assert ended.codes == [143, 143]
     assert ended.stderr.count("emo-r3: stopped at step 4;") == 1
     assert checkpoints(tmp_path / "ended") == ["checkpoint-4"]
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(tmp_path / "ended/checkpoint-4"))
-    again = two_ranks(tmp_path / "ended", save_steps=100)
+    again = two_ranks(tmp_path / "ended", **SHORT)
     assert again.codes == [0, 0], again.stderr[-2000:]
     assert same(*(torch.load(tmp_path / name / "weights.pt") for name in ("whole", "ended")))
 
