@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from emo_r3.training import progress
 from emo_r3.training.progress import follow
 from emo_r3.training.saving import last_checkpoint
 
-KILLS, STEPS = 20, 36  # updates, two on each generation
+KILLS, STEPS = 6, 16  # updates, two on each generation
 
 
 def terminating_reward(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -69,17 +70,20 @@ def kill_often(folder: Path, seed: int) -> None:
     per_step = (time.monotonic() - start) / STEPS
     killed = folder / "killed"
     moments = []
-    for _ in range(KILLS):
+    for kill in range(KILLS):
+        # In turns: after one more checkpoint, so that it gets on; at any moment from the start; while it saves.
+        further, anywhere, saving = (kill % 3 == turn for turn in range(3))
         before = last_checkpoint(killed)
+        if saving:  # what the kill before has left is no sign of it
+            shutil.rmtree(killed / ".saving", ignore_errors=True)
         pid = forked(killed)
-        # After one more checkpoint, so that it gets on; else at any moment from the start. Not so near to the end that
-        # a machine which has become faster reaches it.
-        room = STEPS - (int(before.name.rpartition("-")[2]) if before else 0)
-        if draw.random() < 0.7 and room > 8:
-            while last_checkpoint(killed) == before:
-                assert os.waitpid(pid, os.WNOHANG) == (0, 0), "ended by itself"
-                time.sleep(0.005)
-        time.sleep(draw.uniform(0, 2 * per_step))
+        while not (
+            anywhere or (further and last_checkpoint(killed) != before) or (saving and (killed / ".saving").exists())
+        ):
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0), "ended by itself"
+            time.sleep(0.002)
+        if not saving:
+            time.sleep(draw.uniform(0, 2 * per_step))
         os.kill(pid, signal.SIGKILL)
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL, "ended by itself"
         last = last_checkpoint(killed)
