@@ -53,7 +53,7 @@ def test_a_missed_goal_is_said_with_how_much_is_missing() -> None:
     assert "**missed by 0.100**" in card(numbers, training)
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(12)
 def test_the_command_measures_and_writes_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "copy"
     pipe = EmoR3Pipeline.from_pretrained()

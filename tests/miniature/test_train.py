@@ -52,7 +52,7 @@ def test_every_task_teaches(task: str, parts: tuple[train.Learner, Questions]) -
     batch = questions.batch(task, 2)
     losses = []
     optimizers = train.make_optimizers(learner, 1e-3)
-    for _ in range(4):
+    for _ in range(3):
         loss, metrics = learner(batch, 0.5)
         loss.backward()
         for optimizer in optimizers:
@@ -88,7 +88,7 @@ def test_a_filled_output_folder_is_refused(tmp_path: Path) -> None:
         miniature_train.run(arguments(tmp_path))
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(12)
 def test_training_writes_a_checkpoint_that_the_pipeline_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "made"
     # Forks where the command starts interpreters, which import for half a minute.
