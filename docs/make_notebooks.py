@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 
 DOCS = Path(__file__).parent
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
-SIZES = {"UPDATES": "2", "IMAGES": "8"}
+SIZES = {"UPDATES": "2", "IMAGES": "4"}
 """Small sizes: updates of a training, images that are read."""
 SECONDS = 3600
 

@@ -94,15 +94,16 @@ def test_a_diagram_is_written_over_a_link_s_target_and_known_as_ours(kind: str, 
     assert (tmp_path / f".plot.{kind}").read_text() == "somebody's"
 
 
-@pytest.mark.parametrize("kind", ["png", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("svg", "pdf"))])
-def test_the_same_figure_is_the_same_file(tmp_path: Path, kind: str) -> None:
+def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:
     """Also in another process, at another time."""
-    here, there = tmp_path / f"here.{kind}", tmp_path / f"there.{kind}"
-    draw_curves(PANELS, here)
-    program = "import sys, pathlib; from test_plotting import *; draw_curves(PANELS, pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", program, there], check=True, cwd=Path(__file__).parent)
-    assert here.read_bytes() == there.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [here.name, there.name]
+    here, there = ([tmp_path / f"{place}.{kind}" for kind in ("png", "svg", "pdf")] for place in ("here", "there"))
+    for path in here:
+        draw_curves(PANELS, path)
+    program = "from test_plotting import *\nfor path in sys.argv[1:]: draw_curves(PANELS, Path(path))"
+    subprocess.run([sys.executable, "-c", program, *there], check=True, cwd=Path(__file__).parent)
+    for one, other in zip(here, there, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.suffix
+    assert sorted(tmp_path.iterdir()) == sorted([*here, *there])
 
 
 def test_matplotlib_is_loaded_for_a_figure_only_and_without_pyplot() -> None:

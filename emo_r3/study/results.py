@@ -118,11 +118,13 @@ class Result:
         return self.facts.get("failed")
 
     @cached_property
-    def _sums(self) -> dict[tuple[str, bool], dict[str, NDArray[np.float32]]]:
+    def sums(self) -> dict[_Items, dict[str, NDArray[np.float32]]]:
+        """Of what is kept of each item, its sums in the draws: [`Results`] puts them here."""
         return {}
 
     @cached_property
-    def _items(self) -> dict[tuple[str, bool], dict[str, NDArray[np.int64]]]:
+    def items(self) -> dict[_Items, dict[str, NDArray[np.int64]]]:
+        """What is kept of each item, by data set and whether answers were drawn."""
         found = {}
         for name, told in self.facts["tests"].items():
             for sampled, one in ((False, told), (True, told.get("sampled"))):
@@ -139,29 +141,9 @@ class Result:
                 found[name, sampled] = items
         return found
 
-    def series(self, measure: Measure, dataset: str, number: int) -> Array | None:
-        """A measure of a data set as seen and, of items, in each draw; `None` where it can't be measured.
 
-        Args:
-            measure ([`Measure`]): which.
-            dataset (`str`): of which.
-            number (`int`): of that data set among the study's.
-        """
-        told = self.facts["tests"].get(dataset)
-        if told is None:
-            return None
-        if measure.value:
-            value = told["values"].get(measure.value)
-            return None if value is None else np.array([float(value)])
-        items = self._items.get((dataset, measure.sampled), {})
-        if measure.parts not in items or measure.wholes not in items or not items[measure.wholes].sum():
-            return None
-        key = (dataset, measure.sampled)
-        if key not in self._sums:
-            # Draws of the sampled items are others than those of all.
-            drawn = sums(list(items.values()), number + 100 * measure.sampled)
-            self._sums[key] = dict(zip(items, drawn.T, strict=True))
-        return shares(self._sums[key][measure.parts], self._sums[key][measure.wholes])
+_Items = tuple[str, bool]
+"""A data set, and whether it is about its sampled items."""
 
 
 class Results:
@@ -181,6 +163,11 @@ class Results:
         known = set(study.runs())
         self.all = {one.run: one for one in sorted(results, key=lambda one: one.run) if one.run in known}
         self._kept: dict[tuple[Run, str, str], Array | None] = {}
+        self._arms = {one.name: one for one in study.arms}
+        self._by_arm: dict[str, dict[int, Result]] = {}
+        for run, one in self.all.items():
+            if not one.failed:
+                self._by_arm.setdefault(run.arm, {})[run.seed] = one
         self._check()
 
     def _check(self) -> None:
@@ -203,15 +190,15 @@ class Results:
 
     def of(self, arm: str) -> dict[int, Result]:
         """The results of an arm by seed, without those that failed."""
-        return {run.seed: one for run, one in self.all.items() if run.arm == arm and not one.failed}
+        return self._by_arm.get(arm, {})
 
     def is_trained(self, arm: str) -> bool:
         """Whether an arm is trained."""
-        return any(one.name == arm and one.recipe is not None for one in self.study.arms)
+        return arm in self._arms and self._arms[arm].recipe is not None
 
     def _train_on(self, *names: str) -> str:
         """What the first of these arms that the study has was trained on."""
-        return next(one.train_on for name in names for one in self.study.arms if one.name == name)
+        return next(self._arms[name].train_on for name in names if name in self._arms)
 
     def series(self, result: Result, measure: str, train_on: str) -> Array | None:
         """A measure over the data sets that it is about, as seen and in each draw of the items.
@@ -236,10 +223,41 @@ class Results:
             wanted = [train_on]
         elif measure.cells == "A_O":
             wanted = [one for one in wanted if one != train_on]
-        parts = [result.series(measure, one, list(self.study.datasets).index(one)) for one in wanted]
+        parts = [self._of_set(result, measure, one) for one in wanted]
         if not parts or any(part is None for part in parts):
             return None
         return np.mean([part for part in parts if part is not None], axis=0) * measure.scale
+
+    def _of_set(self, result: Result, measure: Measure, dataset: str) -> Array | None:
+        """A measure of a data set as seen and, of items, in each draw; `None` where it can't be measured."""
+        told = result.facts["tests"].get(dataset)
+        if told is None:
+            return None
+        if measure.value:
+            value = told["values"].get(measure.value)
+            return None if value is None else np.array([float(value)])
+        key = (dataset, measure.sampled)
+        items = result.items.get(key, {})
+        if measure.parts not in items or measure.wholes not in items or not items[measure.wholes].sum():
+            return None
+        if key not in result.sums:
+            self._draw(key, len(items["all"]))
+        return shares(result.sums[key][measure.parts], result.sums[key][measure.wholes])
+
+    def _draw(self, key: _Items, count: int) -> None:
+        """Draws so many items of a set, for all results that have them: at once it takes half as long."""
+        # Draws of the sampled items are others than those of all.
+        number = list(self.study.datasets).index(key[0]) + 100 * key[1]
+        columns = [
+            (one, name, values)
+            for results in self._by_arm.values()
+            for one in results.values()
+            for name, values in one.items.get(key, {}).items()
+            if len(values) == count
+        ]
+        drawn = sums([values for _, _, values in columns], number).T.copy()  # each column in one piece
+        for (one, name, _), series in zip(columns, drawn, strict=True):
+            one.sums.setdefault(key, {})[name] = series
 
     def row(
         self, arms: Sequence[str], measure: str, like: Sequence[str] = (), seeds: Sequence[int] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,14 @@ class Estimate:
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
         """Both ends of the interval at the level `1 - alpha`."""
-        low, high = np.quantile(self.draws, [alpha / 2, 1 - alpha / 2])
-        return float(low), float(high)
+        if alpha not in self._intervals:
+            low, high = np.quantile(self.draws, [alpha / 2, 1 - alpha / 2])
+            self._intervals[alpha] = float(low), float(high)
+        return self._intervals[alpha]
+
+    @cached_property
+    def _intervals(self) -> dict[float, tuple[float, float]]:
+        return {}
 
     @property
     def p(self) -> float:
@@ -95,7 +101,7 @@ def sums(columns: Sequence[NDArray[Any]], number: int = 0) -> NDArray[np.float32
         number (`int`, *optional*, defaults to 0): of the set of items, see [`item_weights`].
     """
     # Sums of whole numbers below 2**24 are exact in float32, in whatever order a machine adds them.
-    table = np.stack(columns, axis=1).astype(np.float32)
+    table = np.array(columns, np.float32).T
     made: NDArray[np.float32] = item_weights(len(table), number) @ table
     return made
 

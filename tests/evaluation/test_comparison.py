@@ -211,7 +211,7 @@ def test_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Vanilla, SEPM, DAN and one trained checkpoint, by the commands that a user types."""
     monkeypatch.chdir(tmp_path)
     sets = []
-    for name, size in {"miniature-8": 4, "miniature-6": 2, "miniature-7": 2}.items():
+    for name, size in {"miniature-8": 2, "miniature-6": 1, "miniature-7": 1}.items():
         make_miniature(name, tmp_path / name, sizes={"train": 8, "test": size})
         sets.append(str(tmp_path / name))
     recipe = Path(__file__).parents[2] / "recipes" / "miniature" / "emo-r3.yaml"

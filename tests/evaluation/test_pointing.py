@@ -49,7 +49,7 @@ def test_scenes_are_of_the_test_split_and_have_objects() -> None:
 
 @pytest.mark.slow
 def test_maps_of_the_miniature_beat_chance() -> None:
-    scenes = pointing_scenes(40)
+    scenes = pointing_scenes(20)
     drawn = [render_with_boxes(scene) for scene in scenes]
     pipe = EmoR3Pipeline.from_pretrained()
     results = pipe([image for image, _ in drawn], method="direct", explain=True, batch_size=20)

@@ -67,17 +67,26 @@ class Reader:
             yield EmotionResult("x", label, distribution, valence=5.0, text=text, problems=problems)
 
 
-@pytest.fixture
-def read(sets: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, int]]:
+@pytest.fixture(scope="module")
+def read(sets: list[str]) -> Callable[..., tuple[int, int]]:
     """Evaluates in a folder; gives the exit code and how many images the engine was asked about."""
 
     def evaluate(folder: Path, *words: str, last: int | None = None, datasets: Iterable[str] = sets) -> Any:
         reader = Reader(last)
-        monkeypatch.setattr(evaluation, "load_engine", lambda *_: (reader, FACTS))
-        code = main(["evaluate", "--datasets", *datasets, "--output", str(folder), "--batch-size", "4", *words])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "load_engine", lambda *_: (reader, FACTS))
+            code = main(["evaluate", "--datasets", *datasets, "--output", str(folder), "--batch-size", "4", *words])
         return code, reader.asked
 
     return evaluate
+
+
+@pytest.fixture(scope="module")
+def unbroken(read: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    read(folder)
+    return folder
 
 
 def outcome(folder: Path) -> tuple[bytes, dict[str, Any]]:
@@ -172,20 +181,20 @@ def test_columns_of_others_that_are_called_like_the_miniature_s(
 
 
 @pytest.mark.parametrize("last", [0, 3, 4, 22, 30, 43])
-def test_an_interrupted_run_goes_on(last: int, tmp_path: Path, read: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    read(tmp_path / "whole")
+def test_an_interrupted_run_goes_on(
+    last: int, tmp_path: Path, read: Any, unbroken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert read(tmp_path / "broken", last=last) == (130, last)
     assert "the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "broken" / "results.json").exists()
     kept = {0: 0, 3: 0, 4: 4, 22: 21, 30: 29, 43: 43}[last]  # whole batches, and the last ones are short
     assert read(tmp_path / "broken") == (0, 44 - kept)
-    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "broken") == outcome(unbroken)
     assert json.loads((tmp_path / "broken" / "results.json").read_text())["run"]["answered"] == 44 - kept
 
 
 @pytest.mark.slow
-def test_a_torn_line_is_answered_again(tmp_path: Path, read: Any) -> None:
-    read(tmp_path / "whole")
+def test_a_torn_line_is_answered_again(tmp_path: Path, read: Any, unbroken: Path) -> None:
     draw = random.Random(0)
     for number in range(4):
         folder = tmp_path / str(number)
@@ -197,7 +206,7 @@ def test_a_torn_line_is_answered_again(tmp_path: Path, read: Any) -> None:
         part.write_bytes(written[:cut] + (b"\0" * 50 if number % 2 else b""))
         assert read(folder, last=30)[0] in (0, 130)
         assert read(folder)[0] == 0
-        assert outcome(folder) == outcome(tmp_path / "whole")
+        assert outcome(folder) == outcome(unbroken)
 
 
 def test_a_finished_run_is_scored_again_and_asks_nothing(tmp_path: Path, read: Any) -> None:
@@ -308,7 +317,7 @@ def test_the_miniature_is_killed_and_goes_on(sets: list[str], whole: Path, tmp_p
     draw, folder = random.Random(5), tmp_path / "killed"
     command = ["evaluate", "--datasets", *sets, *FEW, "--output", str(folder)]
     sizes = [0]
-    for _ in range(3):
+    for _ in range(2):
         process = forked.start(main, command)
         while part_size(folder) == sizes[-1]:  # until it has done something
             assert process.is_alive(), "ended by itself"

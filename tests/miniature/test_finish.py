@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from emo_r3.inference.pipeline import EmoR3Pipeline
+from emo_r3.miniature import finish as last
 from emo_r3.miniature import world
 from emo_r3.miniature.drawing import render
 from emo_r3.miniature.finish import TASKS, finish
@@ -27,8 +28,11 @@ def test_feelings_come_in_one_order() -> None:
 
 
 @pytest.mark.slow
-def test_the_last_stage_goes_on_from_a_checkpoint_and_notes_it(tmp_path: Path) -> None:
+def test_the_last_stage_goes_on_from_a_checkpoint_and_notes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Few updates of it change little: the answers stay well-formed."""
+    monkeypatch.setattr(last, "POOL", 100)  # of which two updates see a few
     mixed = tmp_path / "mixed"
     shutil.copytree(CHECKPOINT, mixed)
     before = json.loads((mixed / "training.json").read_text())

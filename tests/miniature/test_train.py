@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 from emo_r3.cli import miniature_train
 from emo_r3.errors import EmoR3Error
 from emo_r3.inference.pipeline import EmoR3Pipeline
+from emo_r3.miniature import finish as last
 from emo_r3.miniature import train
 from emo_r3.miniature.model import make_config
 from emo_r3.miniature.tasks import ImagePool, Questions
@@ -48,10 +49,10 @@ def test_fast_vision_computes_the_same(parts: tuple[train.Learner, Questions]) -
 )
 def test_every_task_teaches(task: str, parts: tuple[train.Learner, Questions]) -> None:
     learner, questions = parts
-    batch = questions.batch(task, 4)
+    batch = questions.batch(task, 2)
     losses = []
     optimizers = train.make_optimizers(learner, 1e-3)
-    for _ in range(4):
+    for _ in range(3):
         loss, metrics = learner(batch, 0.5)
         loss.backward()
         for optimizer in optimizers:
@@ -87,13 +88,14 @@ def test_a_filled_output_folder_is_refused(tmp_path: Path) -> None:
         miniature_train.run(arguments(tmp_path))
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(12)
 def test_training_writes_a_checkpoint_that_the_pipeline_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "made"
     # Forks where the command starts interpreters, which import for half a minute.
     forked.start_server()
     fork = partial(torch.multiprocessing.start_processes, start_method="forkserver")
     monkeypatch.setattr(torch.multiprocessing, "spawn", fork)
+    monkeypatch.setattr(last, "POOL", 100)  # of which one update sees a few
     assert miniature_train.run(arguments(folder)) == 0
     facts = json.loads((folder / "training.json").read_text())
     assert facts["seed"] == 3 and [row["stage"] for row in facts["log"]] == ["see", "mix", "finish"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,9 @@ def test_the_check_finds_any_change(study: Study, made: Path, monkeypatch: pytes
     first = {path.name: path.read_bytes() for path in (made / "figures").iterdir()}
     assert {"verdicts.svg", "false-texts-by-dial.svg", "gain-and-cost.svg", "curves.svg", "seconds.svg"} <= set(first)
     check_report(study, made)
+    study = replace(study, figures=[])  # each check draws them again
+    write_report(study, made)
+    assert [path.name for path in (made / "figures").iterdir()] == ["verdicts.svg"], "of others nothing stays"
     page = made / "report.md"
     text = page.read_text()
     page.write_text(text.replace("supported", "refuted", 1))

@@ -26,7 +26,7 @@ def results(tmp_path: Path) -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in (tmp_path / "study/runs").glob("*.json")}
 
 
-@pytest.mark.slow(100)
+@pytest.mark.slow(60)
 def test_the_study_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (figures, report):
         monkeypatch.setattr(module, "KINDS", ("svg",))  # the other takes as long again
