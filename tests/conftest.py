@@ -26,9 +26,9 @@ gc.disable()
 _HOME = tempfile.TemporaryDirectory(prefix="emo-r3-tests-")
 os.environ.update(HF_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 # No test needs the certificates of the world, which each client of httpx would read anew.
-os.environ["SSL_CERT_DIR"] = _HOME.name
-for _name in [name for name in os.environ if name.startswith(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_"))]:
+for _name in [name for name in os.environ if name.startswith(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_", "SSL_"))]:
     del os.environ[_name]
+os.environ.update(SSL_CERT_DIR=_HOME.name, EMO_R3_CACHE=f"{_HOME.name}/emo_r3")
 # One thread for each test process: with more, they wait for each other. A worker has the variables of the process that
 # started it, which said 2.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -106,6 +106,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def drawn() -> None:
+    """The miniature's data sets, of a few rows, where those lie that commands draw: they would draw thousands."""
+    from emo_r3.miniature.datasets import SIZES, drawn_folder, make_miniature
+
+    for name in SIZES:
+        make_miniature(name, drawn_folder(name), sizes={"train": 64, "test": 10})
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,6 @@ import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from emo_r3 import __version__
-from emo_r3.miniature.datasets import SIZES, make_miniature
-
 ROOT = Path(__file__).parent.parent
 _spec = importlib.util.spec_from_file_location("docs_make_notebooks", ROOT / "docs/make_notebooks.py")
 assert _spec and _spec.loader
@@ -28,14 +25,10 @@ def read(path: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def kernel(drawn: None) -> Any:
     """One for all: each would import the same libraries again."""
-    cache = tmp_path_factory.mktemp("cache")
-    for name in SIZES:
-        # The first rows of what would be drawn.
-        make_miniature(name, cache / __version__ / name, sizes={"train": 40, "test": 10})
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in {**made.SIZES, "PYTHONPATH": str(ROOT), "EMO_R3_CACHE": str(cache)}.items():
+        for name, value in {**made.SIZES, "PYTHONPATH": str(ROOT)}.items():
             environment.setenv(name, value)
         manager, client = start_new_kernel()
     yield manager

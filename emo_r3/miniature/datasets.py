@@ -124,6 +124,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EMO_R3_CACHE") or "~/.cache/emo_r3").expanduser()
 
 
+def drawn_folder(name: str) -> Path:
+    """Where one of the miniature's data sets is kept once it is drawn."""
+    return cache_folder() / __version__ / name
+
+
 def drawn_if_ours(name: str) -> str:
     """The folder of one of the miniature's data sets, drawn into [`cache_folder`] unless it is there.
 
@@ -132,7 +137,7 @@ def drawn_if_ours(name: str) -> str:
     """
     if name not in SIZES or Path(name).is_dir():
         return name
-    folder = cache_folder() / __version__ / name
+    folder = drawn_folder(name)
     if not folder.is_dir():
         make_miniature(name, folder)
     return str(folder)
