@@ -25,9 +25,10 @@ gc.disable()
 # Before any test module imports a Hugging Face library: they read these once, at import.
 _HOME = tempfile.TemporaryDirectory(prefix="emo-r3-tests-")
 os.environ.update(HF_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-# No test needs the certificates of the world, which each client of httpx would read anew.
-for _name in [name for name in os.environ if name.startswith(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_", "SSL_"))]:
+_PERSONS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_", "SSL_")
+for _name in [name for name in os.environ if name.startswith(_PERSONS)]:
     del os.environ[_name]
+# No test needs the certificates of the world, which each client of httpx would read anew.
 os.environ.update(SSL_CERT_DIR=_HOME.name, EMO_R3_CACHE=f"{_HOME.name}/emo_r3")
 # One thread for each test process: with more, they wait for each other. A worker has the variables of the process that
 # started it, which said 2.

@@ -569,6 +569,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from serve(partial(main, ["demo"]), tmp_path_factory.mktemp("demo"))
 
 
+@pytest.mark.slow
+def test_a_demo_at_rest_sleeps(server: Server) -> None:
+    """gradio would look for work a thousand times a second."""
+
+    def wakened() -> int:
+        tasks = Path(f"/proc/{server.process.process.pid}/task").glob("*/status")
+        return sum(int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", one.read_text())[1]) for one in tasks)
+
+    time.sleep(1)  # what begins with the server ends
+    before, start = wakened(), time.monotonic()
+    time.sleep(1)
+    assert wakened() - before < 300 * (time.monotonic() - start)
+
+
 @pytest.fixture(scope="module")
 def client(server: Server) -> Any:
     from gradio_client import Client
