@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import certifi
 import pytest
 
 if TYPE_CHECKING:
@@ -28,8 +29,12 @@ os.environ.update(HF_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM
 _PERSONS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_", "SSL_")
 for _name in [name for name in os.environ if name.startswith(_PERSONS)]:
     del os.environ[_name]
-# No test needs the certificates of the world, which each client of httpx would read anew.
-os.environ.update(SSL_CERT_DIR=_HOME.name, EMO_R3_CACHE=f"{_HOME.name}/emo_r3")
+os.environ["EMO_R3_CACHE"] = f"{_HOME.name}/emo_r3"
+# One of the world's certificates: no test needs any, and each client of httpx would read them all anew.
+_CERTIFICATES = Path(certifi.where()).read_text(encoding="utf-8")
+_END = "-----END CERTIFICATE-----\n"
+os.environ["SSL_CERT_FILE"] = f"{_HOME.name}/certificate.pem"
+Path(os.environ["SSL_CERT_FILE"]).write_text(_CERTIFICATES.partition(_END)[0] + _END, encoding="utf-8")
 # One thread for each test process: with more, they wait for each other. A worker has the variables of the process that
 # started it, which said 2.
 if "PYTEST_XDIST_WORKER" in os.environ:
