@@ -102,7 +102,8 @@ def demo() -> None:
         "dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
     }
     try:
-        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        names = ("chromium-headless-shell", "chromium", "google-chrome")
+        chromium = next(filter(None, map(shutil.which, names)), None)
         with sync_playwright() as started:
             browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             for name, look in looks.items():

@@ -7,8 +7,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from emo_r3.errors import EmoR3Error
 from emo_r3.formats import read_rows, write_rows
 from emo_r3.results import EmotionResult
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 STEPS = {"step1": "a wolf", "step2": "it frightens", "step3": "negative, excited"}
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
 
@@ -163,16 +160,6 @@ def test_a_page_of_somebody_else_is_not_written_over(
 
 
 # In the browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    options = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
-    with playwright.sync_playwright() as started, started.chromium.launch(**options) as running:
-        yield running
 
 
 @pytest.mark.slow
