@@ -149,6 +149,7 @@ def access_client(tokens: dict[str, str | None]) -> None:
         assert error.response.status_code == 401
 
 
+@pytest.mark.slow
 def test_access(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tokens = {user: f"hf_{user}0000000000" for user in ("owner", "reader", "stranger")}
@@ -183,6 +184,7 @@ def spaces_client() -> None:
         assert '"tags" must be' in str(error)
 
 
+@pytest.mark.slow
 def test_spaces_and_models(hub: HubServer, tmp_path: Path) -> None:
     run_client(hub, tmp_path / "home", spaces_client)
 
@@ -248,6 +250,7 @@ def pull_request_client(repo_id: str, reader: str) -> None:
     assert api.list_repo_refs(repo_id).pull_requests is None
 
 
+@pytest.mark.slow
 def test_a_pull_request_leaves_main_as_it_is(hub: HubServer, tmp_path: Path) -> None:
     run_client(hub, tmp_path / "home", pull_request_client, "emo-r3/asked", "hf_reader0000000000")
 
@@ -272,6 +275,7 @@ def ignored_client(repo_id: str) -> None:
     assert add(*names, **{".gitignore": b""}) == {".gitattributes", ".gitignore", *names}
 
 
+@pytest.mark.slow
 def test_a_repository_s_gitignore_leaves_files_out(hub: HubServer, tmp_path: Path) -> None:
     run_client(hub, tmp_path / "home", ignored_client, "emo-r3/ignoring")
 
@@ -312,6 +316,7 @@ def other_names_client(stranger: str) -> None:
     assert not api.file_exists("emo-r3/named", "0.txt", **where)
 
 
+@pytest.mark.slow
 def test_capital_letters_and_a_former_name_lead_to_the_repository(hub: HubServer, tmp_path: Path) -> None:
     run_client(hub, tmp_path / "home", other_names_client, "hf_stranger0000000000")
     assert any(seen.status == 307 for seen in hub.faults.seen)

@@ -94,6 +94,7 @@ def test_a_diagram_is_written_over_a_link_s_target_and_known_as_ours(kind: str, 
     assert (tmp_path / f".plot.{kind}").read_text() == "somebody's"
 
 
+@pytest.mark.slow
 def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:
     """Also in another process, at another time."""
     here, there = ([tmp_path / f"{place}.{kind}" for kind in ("png", "svg", "pdf")] for place in ("here", "there"))

@@ -516,6 +516,7 @@ def test_a_full_disk_is_one_line_and_the_rows_are_kept(style: str, count: int, d
     assert all(f"{number}.png" in text for number in range(count))
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_read_only_folder_is_one_line(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)

@@ -37,6 +37,7 @@ def rows_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_server_gives_the_rows_of_the_model(server: ChatServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.usual = answers_through(EmoR3Pipeline.from_pretrained())
     words = ["predict", *map(str, SAMPLES), "--format", "jsonl", "--calibration", "off"]

@@ -123,6 +123,7 @@ def test_the_pipeline_applies_it_to_its_own_way_of_asking_alone(
     assert EmoR3Pipeline.from_pretrained(model, prompts=prompts).info.calibrations == ()
 
 
+@pytest.mark.slow
 def test_evaluate_measures_before_and_after(
     answers: Path, model: Path, drawn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +219,7 @@ def test_what_cannot_be_calibrated(options: dict[str, Any], message: str, drawn:
     assert not (tmp_path / "calibration.json").exists()
 
 
+@pytest.mark.slow
 def test_several_chains_are_calibrated_as_such(drawn: str, tmp_path: Path) -> None:
     way: dict[str, Any] = {"num_candidates": 2, "aggregate": "self-consistency", "method": "direct"}
     [found] = calibrate([drawn], tmp_path, limit=10, max_new_tokens=16, **way)

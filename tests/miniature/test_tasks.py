@@ -37,6 +37,7 @@ def questions(tokenizer: PreTrainedTokenizerFast) -> Questions:
     return Questions(tokenizer, load_prompts().in_unit("pixels"), ImagePool(40, rng), rng)
 
 
+@pytest.mark.slow
 def test_each_telling_word_is_one_token_of_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = [word_id(tokenizer, word) for name in CONCEPT_NAMES for word in CONCEPTS[name]]
     assert len(ids) == len(set(ids))

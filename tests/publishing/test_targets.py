@@ -149,6 +149,7 @@ def test_killed_between_large_files(hub: HubServer, pusher: Pusher, tmp_path: Pa
     assert others and first not in others
 
 
+@pytest.mark.slow
 def test_rights(hub: HubServer, pusher: Pusher, folder: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     write_rows(index / "data/test-00000-of-00001.parquet", 3, pixels=False)

@@ -64,6 +64,7 @@ def names(output: Path) -> set[str]:
     return {path.stem for path in (output / "runs").glob("*.json")}
 
 
+@pytest.mark.slow
 def test_all_runs_in_their_order_and_the_rate_that_was_best(tmp_path: Path) -> None:
     place = make_study(tmp_path)
     failed, said = run_all(place, tmp_path)

@@ -31,6 +31,7 @@ def fixed() -> EmoR3Pipeline:
     return EmoR3Pipeline.from_pretrained(CHECKPOINT, dtype="float32")
 
 
+@pytest.mark.slow
 def test_a_model_that_writes_steps(drawn: Path, fixed: EmoR3Pipeline) -> None:
     found = measure_model(CHECKPOINT, "set", {"miniature-8": drawn}, sampled=2, fixed=fixed)["miniature-8"]
     assert found["count"] == COUNT and found["sampled"]["count"] == 2

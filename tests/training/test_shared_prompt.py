@@ -31,6 +31,11 @@ FAMILIES = ("internvl", "llava_next", "llava_onevision", "vipllava", "idefics2",
 LENGTHS = (5, 1, 12, 3)
 
 
+def mostly_slow(*cases: tuple[Any, ...]) -> list[Any]:
+    """Cases that begin with a model; all but those of one are marked slow."""
+    return [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] != "qwen2_5_vl")) for case in cases]
+
+
 def folder_of(name: str) -> Path:
     return tiny_checkpoint(name) if name in (*ARCHITECTURES, "llava_sliding") else tiny_family(name)
 
@@ -117,17 +122,17 @@ def assert_same(trainer: EmoR3Trainer, batch: dict[str, Any], shares: bool = Tru
 
 @pytest.mark.parametrize(
     ("name", "checkpointing"),
-    [
+    mostly_slow(
         *((name, False) for name in (*ARCHITECTURES, *FAMILIES)),
         *((name, True) for name in (*ARCHITECTURES, "internvl")),
-    ],
+    ),
 )
 def test_a_shared_prompt_gives_what_whole_rows_give(name: str, checkpointing: bool, tmp_path: Path) -> None:
     trainer = tiny_trainer(name, tmp_path, activation_checkpointing=checkpointing)
     assert_same(trainer, batch_of(trainer))
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "internvl"])
+@pytest.mark.parametrize("name", mostly_slow(("qwen2_5_vl",), ("qwen2_vl",), ("qwen3_vl",), ("llava",), ("internvl",)))
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_adapters(name: str, checkpointing: bool, tmp_path: Path) -> None:
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -244,14 +249,14 @@ def count_images(trainer: EmoR3Trainer) -> list[int]:
 
 @pytest.mark.parametrize(
     ("name", "forced", "checkpointing"),
-    [
+    mostly_slow(
         ("gemma3", False, False),
         ("gemma3", False, True),
         ("llava_sliding", False, False),
         *((name, True, False) for name in (*ARCHITECTURES, "internvl", "llava_next", "llava_onevision", "idefics2")),
         ("llava", True, True),
         ("qwen3_vl", True, True),
-    ],
+    ),
 )
 def test_vision_once_gives_what_whole_rows_give(
     name: str,
@@ -356,6 +361,7 @@ def test_groups_are_shuffled_whole(count: int, size: int, start: int, groups: li
     assert len(orders) == len(groups)
 
 
+@pytest.mark.slow
 def test_groups_stay_whole_in_a_microbatch(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path, training_rows(), per_device_train_batch_size=4, gradient_accumulation_steps=4, num_generations=4
