@@ -134,7 +134,7 @@ def drawn() -> None:
     from emo_r3.miniature.datasets import SIZES, drawn_folder, make_miniature
 
     for name in SIZES:
-        make_miniature(name, drawn_folder(name), sizes={"train": 64, "test": 10})
+        make_miniature(name, drawn_folder(name), sizes={"train": 64, "test": 24})
 
 
 @pytest.fixture(scope="session")
