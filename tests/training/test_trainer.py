@@ -44,6 +44,11 @@ def weights(trainer: EmoR3Trainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
 
 
+def short_answers(folder: Path, **fields: Any) -> EmoR3Trainer:
+    """A trainer of one step on labels alone, where neither steps nor reflection matter: it takes half as long."""
+    return make_trainer(folder, training_rows(method="direct"), method="direct", judge=None, max_steps=1, **fields)
+
+
 def history(trainer: EmoR3Trainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
@@ -73,9 +78,9 @@ def test_every_method_trains(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_seed_gives_the_same_run_and_another_another(tmp_path: Path) -> None:
-    runs, rows = [], training_rows(method="direct")
+    runs = []
     for number, seed in enumerate((1, 1, 2)):
-        trainer = make_trainer(tmp_path / str(number), rows, method="direct", judge=None, seed=seed, max_steps=1)
+        trainer = short_answers(tmp_path / str(number), seed=seed)
         trainer.train()
         runs.append(weights(trainer))
     assert all(torch.equal(runs[1][name], value) for name, value in runs[0].items())
@@ -148,16 +153,7 @@ def test_activation_checkpointing_gives_the_same_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_dynamic_sampling_keeps_informative_groups(tmp_path: Path) -> None:
-    trainer = make_trainer(
-        tmp_path,
-        training_rows(method="direct"),
-        method="direct",
-        judge=None,
-        dynamic_sampling="accuracy",
-        dynamic_sampling_tries=20,
-        max_steps=1,
-        temperature=1.5,
-    )
+    trainer = short_answers(tmp_path, dynamic_sampling="accuracy", dynamic_sampling_tries=20, temperature=1.5)
     batches: list[dict[str, Any]] = []
     inner = trainer._generate_and_score_completions
     trainer._generate_and_score_completions = lambda inputs: batches.append(inner(inputs)) or batches[-1]
@@ -174,16 +170,8 @@ def test_starvation_ends_and_holds_the_pixels_of_no_more_than_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Greedy rollouts are all the same, so that no group ever differs."""
-    trainer = make_trainer(
-        tmp_path,
-        training_rows(method="direct"),
-        method="direct",
-        judge=None,
-        dynamic_sampling="reward",
-        dynamic_sampling_tries=3,
-        max_steps=1,
-        generation_kwargs={"top_k": 1},
-    )
+    greedy = {"top_k": 1}
+    trainer = short_answers(tmp_path, dynamic_sampling="reward", dynamic_sampling_tries=3, generation_kwargs=greedy)
     before, held = weights(trainer), []
     inner = trainer._other_rows
 
