@@ -113,7 +113,7 @@ def launch(demo: gr.Blocks, **options: Any) -> None:
         demo.launch(**safe | options, prevent_thread_lock=True)
     except (OSError, OverflowError) as error:  # also of the variable GRADIO_SERVER_PORT
         raise EmoR3Error(f"the demo can't be served: {error}; give another --port") from error
-    # Else gradio looks for work a thousand times a second, which takes a twentieth of a core. So it is on Windows.
+    # gradio looks for work a thousand times a second, which takes a twentieth of a core; this is its value on Windows.
     demo._queue.sleep_when_free = 0.05
     demo.app.iterators = _Runs(demo.app.iterators)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the temporary folder goes then too
