@@ -27,8 +27,9 @@ gc.disable()
 # Before any test module imports a Hugging Face library: they read these once, at import.
 _HOME = tempfile.TemporaryDirectory(prefix="emo-r3-tests-")
 os.environ.update(HF_HOME=_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-_PERSONS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_", "SSL_")
-for _name in [name for name in os.environ if name.startswith(_PERSONS)]:
+# What a person has set is not for the tests.
+_PERSONAL = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "EMO_R3_", "SSL_")
+for _name in [name for name in os.environ if name.startswith(_PERSONAL)]:
     del os.environ[_name]
 os.environ["EMO_R3_CACHE"] = f"{_HOME.name}/emo_r3"
 # One of the world's certificates: no test needs any, and each client of httpx would read them all anew.
@@ -129,7 +130,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def drawn() -> None:
+def small_sets() -> None:
     """The miniature's data sets, of a few rows, where those lie that commands draw: they would draw thousands."""
     from emo_r3.miniature.datasets import SIZES, drawn_folder, make_miniature
 

@@ -89,7 +89,7 @@ def test_commands_parse() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_walk_with_photographs_can_be_walked(
-    drawn: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    small_sets: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Every command of photographs.md, with the miniature for the model and scikit-learn's photographs."""
     load = EmoR3Pipeline.from_pretrained

@@ -25,7 +25,7 @@ def read(path: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def kernel(drawn: None) -> Any:
+def kernel(small_sets: None) -> Any:
     """One for all: each would import the same libraries again."""
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {**made.SIZES, "PYTHONPATH": str(ROOT)}.items():

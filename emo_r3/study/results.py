@@ -105,6 +105,10 @@ def title_of(name: str) -> str:
     return f"{measure.title} {dataset}{unit}" if dataset else f"{measure.title}{unit}"
 
 
+_Items = tuple[str, bool]
+"""A data set, and whether it is about its sampled items."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a run left: see [`write_result`]."""
@@ -116,11 +120,6 @@ class Result:
     def failed(self) -> str | None:
         """Why there is nothing, where a run failed for good."""
         return self.facts.get("failed")
-
-    @cached_property
-    def sums(self) -> dict[_Items, dict[str, NDArray[np.float32]]]:
-        """Of what is kept of each item, its sums in the draws: [`Results`] puts them here."""
-        return {}
 
     @cached_property
     def items(self) -> dict[_Items, dict[str, NDArray[np.int64]]]:
@@ -142,10 +141,6 @@ class Result:
         return found
 
 
-_Items = tuple[str, bool]
-"""A data set, and whether it is about its sampled items."""
-
-
 class Results:
     """
     All results of a study, and what they say together.
@@ -163,6 +158,7 @@ class Results:
         known = set(study.runs())
         self.all = {one.run: one for one in sorted(results, key=lambda one: one.run) if one.run in known}
         self._kept: dict[tuple[Run, str, str], Array | None] = {}
+        self._sums: dict[tuple[Run, _Items], dict[str, NDArray[np.float32]]] = {}
         self._arms = {one.name: one for one in study.arms}
         self._by_arm: dict[str, dict[int, Result]] = {}
         for run, one in self.all.items():
@@ -240,24 +236,25 @@ class Results:
         items = result.items.get(key, {})
         if measure.parts not in items or measure.wholes not in items or not items[measure.wholes].sum():
             return None
-        if key not in result.sums:
+        if (result.run, key) not in self._sums:
             self._draw(key, len(items["all"]))
-        return shares(result.sums[key][measure.parts], result.sums[key][measure.wholes])
+        drawn = self._sums[result.run, key]
+        return shares(drawn[measure.parts], drawn[measure.wholes])
 
     def _draw(self, key: _Items, count: int) -> None:
         """Draws so many items of a set, for all results that have them: at once it takes half as long."""
         # Draws of the sampled items are others than those of all.
         number = list(self.study.datasets).index(key[0]) + 100 * key[1]
         columns = [
-            (one, name, values)
+            (one.run, name, values)
             for results in self._by_arm.values()
             for one in results.values()
             for name, values in one.items.get(key, {}).items()
             if len(values) == count
         ]
         drawn = sums([values for _, _, values in columns], number).T.copy()  # each column in one piece
-        for (one, name, _), series in zip(columns, drawn, strict=True):
-            one.sums.setdefault(key, {})[name] = series
+        for (run, name, _), series in zip(columns, drawn, strict=True):
+            self._sums.setdefault((run, key), {})[name] = series
 
     def row(
         self, arms: Sequence[str], measure: str, like: Sequence[str] = (), seeds: Sequence[int] = ()

@@ -27,7 +27,7 @@ def results(tmp_path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow(60)
-def test_the_study_at_toy_size(drawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_at_toy_size(small_sets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (figures, report):
         monkeypatch.setattr(module, "KINDS", ("svg",))  # the other takes as long again
     runs = load_study(STUDY, smoke=True).runs()

@@ -120,7 +120,7 @@ def test_predict_is_killed_and_goes_on(server: str, tmp_path: Path) -> None:
     assert [(row["text"], row["label"]) for row in rows[:-1]] == [(one.text, one.label) for one in local]
 
 
-def test_evaluate_measures_the_server_as_the_model(server: str, drawn: None, tmp_path: Path) -> None:
+def test_evaluate_measures_the_server_as_the_model(server: str, small_sets: None, tmp_path: Path) -> None:
     rows = {}
     for name, options in {"server": ["--endpoint", server], "local": ["--model", str(CHECKPOINT)]}.items():
         command = [sys.executable, "-m", "emo_r3", "evaluate", *options, "--datasets", "miniature-8"]
