@@ -21,7 +21,7 @@ from emo_r3.training import progress
 from emo_r3.training.progress import follow
 from emo_r3.training.saving import last_checkpoint
 
-KILLS, STEPS = 6, 30  # updates, two on each generation
+KILLS, STEPS = 6, 20  # updates, two on each generation
 
 
 def terminating_reward(completions: list[Any], **kwargs: Any) -> list[float]:

@@ -162,6 +162,7 @@ def test_killed_again_and_again(tmp_path):
     assert run.exitcode == 0
     moments = json.loads((tmp_path / "moments").read_text().splitlines()[-1])
     assert len(moments) == KILLS and len({step for step, _ in moments}) > KILLS // 4
+    assert any(saving for _, saving in moments), "a kill fell into a save"
     whole, killed = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "killed"))
     assert same(whole, killed)
     logs = []
